@@ -1,0 +1,104 @@
+"""`encode_conversation`: token ids and loss mask, born together.
+
+Invariant (token identity): for every assistant turn, the ids before its reply are exactly the ids of the conversation in which that
+reply is awaited. It holds by construction: text is cut where generation begins and ends and at control tokens, each cut piece
+is tokenised on its own, and an awaited reply cuts the list at such a place. The mask follows the pieces, so it cannot drift from
+the ids. The end-of-turn text inside a reply's generation span is trained with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from chaccu.conversation.format import ChatFormat, Rendering
+from chaccu.conversation.message import Conversation
+from chaccu.conversation.tokenizer import TextTokenizer
+
+
+class TokenSpan(msgspec.Struct, frozen=True):
+    """Tokens `[start, end)` that generate assistant reply number `reply` (from 0)."""
+
+    reply: int
+    start: int
+    end: int
+
+
+class Encoded(msgspec.Struct, frozen=True):
+    """`ids` of length T; `mask` of length T, 1 where the token is trained; one span a reply, in order."""
+
+    ids: list[int]
+    mask: list[int]
+    spans: tuple[TokenSpan, ...]
+
+
+class _Piece(msgspec.Struct):
+    text: str
+    token_id: int | None
+    reply: int | None
+    ids: list[int] = []
+
+
+def encode_conversation(
+    conversation: Conversation, chat_format: ChatFormat, tokenizer: TextTokenizer, *, pending: bool | None = None
+) -> Encoded:
+    """Encode one conversation; see `encode_conversations`."""
+    return encode_conversations([conversation], chat_format, tokenizer, pending=pending)[0]
+
+
+def encode_conversations(
+    conversations: Iterable[Conversation], chat_format: ChatFormat, tokenizer: TextTokenizer, *, pending: bool | None = None
+) -> list[Encoded]:
+    """Ids, mask and spans of each conversation, tokenised in one batch.
+
+    `pending` as in `ChatFormat.render`: an awaited reply ends the ids where it would begin. Raises `FormatError` when the
+    format refuses a conversation.
+    """
+    bos, eos = tokenizer.bos_token or None, tokenizer.eos_token or None
+    rows = [
+        _cut_pieces(chat_format.render(conversation, pending=pending, bos_token=bos, eos_token=eos), tokenizer)
+        for conversation in conversations
+    ]
+    plain = [(piece, index == 0) for row in rows for index, piece in enumerate(row) if piece.token_id is None]
+    ids = tokenizer.encode_texts([piece.text for piece, _ in plain], first=[first for _, first in plain])
+    for (piece, _), piece_ids in zip(plain, ids, strict=True):
+        piece.ids = piece_ids
+    return [_join_pieces(row, tokenizer) for row in rows]
+
+
+def _cut_pieces(rendering: Rendering, tokenizer: TextTokenizer) -> list[_Piece]:
+    """Join runs of text with the same `reply`; end a run at every control token that the template wrote."""
+    pieces: list[_Piece] = []
+    open_run = False
+    for segment in rendering.segments:
+        parts: Sequence[str | int] = [segment.text] if segment.content else tokenizer.split_control(segment.text)
+        for part in parts:
+            if isinstance(part, int):
+                pieces.append(_Piece("", part, segment.reply, [part]))
+                open_run = False
+            elif open_run and pieces[-1].reply == segment.reply:
+                pieces[-1].text += part
+            else:
+                pieces.append(_Piece(part, None, segment.reply))
+                open_run = True
+    return pieces
+
+
+def _join_pieces(pieces: list[_Piece], tokenizer: TextTokenizer) -> Encoded:
+    ids: list[int] = []
+    mask: list[int] = []
+    spans: list[TokenSpan] = []
+    if tokenizer.adds_bos and tokenizer.bos_id is not None and not (pieces and pieces[0].token_id == tokenizer.bos_id):
+        ids.append(tokenizer.bos_id)
+        mask.append(0)
+    for piece in pieces:
+        start = len(ids)
+        ids.extend(piece.ids)
+        mask.extend([int(piece.reply is not None)] * len(piece.ids))
+        if piece.reply is not None:
+            if spans and spans[-1].reply == piece.reply:
+                spans[-1] = TokenSpan(piece.reply, spans[-1].start, len(ids))
+            else:
+                spans.append(TokenSpan(piece.reply, start, len(ids)))
+    return Encoded(ids, mask, tuple(spans))

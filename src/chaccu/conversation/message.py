@@ -1,0 +1,107 @@
+"""What a conversation is: `Message` and `Conversation`, and their JSON form.
+
+Invariants: roles are `user`, `assistant` or `tool`; a `system` text belongs to the conversation, not to its messages; only the last
+message may be pending (`content` is None), and only when it is the assistant's. `parse_conversation` checks them; the
+types themselves are plain records.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from chaccu.errors import ConversationError
+
+Role = Literal["user", "assistant", "tool"]
+ROLES: tuple[str, ...] = get_args(Role)
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One turn. `content` is None for an answer that is still pending."""
+
+    role: Role
+    content: str | None
+
+
+class Conversation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Messages in order, with the system text beside them (None = the chat format's default).
+
+    `id` names the conversation and `source` the raw record it came from; parts split from one record share their `source`.
+    """
+
+    messages: tuple[Message, ...]
+    system: str | None = None
+    id: str = ""
+    source: str = ""
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether the next thing to come is an assistant's answer."""
+        return bool(self.messages) and (self.messages[-1].role != "assistant" or self.messages[-1].content is None)
+
+    def pending_at(self, turn: int) -> Conversation:
+        """The conversation as it stood when assistant message number `turn` (an index of `messages`) was awaited."""
+        awaited = Message("assistant", None)
+        return msgspec.structs.replace(self, messages=(*self.messages[:turn], awaited))
+
+
+def check_conversation(conversation: Conversation) -> Conversation:
+    """Return `conversation` if it can be rendered.
+
+    Raises `ConversationError` naming the message: empty list, a pending message that is not the last or not the assistant's.
+    """
+    messages = conversation.messages
+    if not messages:
+        raise ConversationError("the conversation has no messages.", remedy='give "messages": [{"role": "user", "content": …}, …]')
+    for index, message in enumerate(messages):
+        if message.content is None and (message.role != "assistant" or index != len(messages) - 1):
+            raise ConversationError(
+                f"message {index} ({message.role}) has content null.",
+                remedy="only the last message may be pending, and only an assistant's",
+            )
+    return conversation
+
+
+def parse_conversation(data: bytes | str) -> Conversation:
+    """A conversation from JSON: `{"system": str | null, "messages": [{"role": …, "content": str | null}]}`.
+
+    Raises `ConversationError` for bad JSON, unknown roles and misplaced pending messages.
+    """
+    try:
+        return check_conversation(_DECODER.decode(data))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConversationError(
+            f"this is not a conversation: {error}.",
+            remedy='the form is {"system": str | null, "messages": [{"role": "user" | "assistant" | "tool", "content": str | null}]}',
+        ) from error
+
+
+def conversation_from_openai(messages: list[dict[str, Any]]) -> Conversation:
+    """A conversation from OpenAI-style messages; `system` and `developer` messages are joined into the system text.
+
+    A content given as a list of parts is accepted when every part is text. Raises `ConversationError` naming the message.
+    """
+    system: list[str] = []
+    turns: list[Message] = []
+    for index, message in enumerate(messages):
+        role, text = message.get("role"), _text_of(message.get("content"), index)
+        if role in ("system", "developer"):
+            system.append(text)
+        elif role in ROLES:
+            turns.append(Message(role, text))
+        else:
+            known = ", ".join(("system", "developer", *ROLES))
+            raise ConversationError(f"message {index} has the role {role!r}.", remedy=f"use one of: {known}")
+    return check_conversation(Conversation(messages=tuple(turns), system="\n\n".join(system) if system else None))
+
+
+def _text_of(content: Any, index: int) -> str:
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+        return "".join(part["text"] for part in content)
+    raise ConversationError(f"the content of message {index} is not text.", remedy="give a string, or a list of text parts")
+
+
+_DECODER = msgspec.json.Decoder(Conversation)
