@@ -1,0 +1,196 @@
+"""Records to judgements, in this process or in several: what a worker does with a chunk, and in which order results come
+back.
+
+Invariants: results come in the order of the input whatever the number of workers, and hold everything that the one writing
+process needs, so output does not depend on that number. At most a few chunks are in flight, so memory does not grow with
+the input. Workers end with their parent, even when it is killed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import connection, get_context, parent_process
+from typing import Any, cast
+
+import msgspec
+
+from chaccu.conversation import Conversation
+from chaccu.data.config import CleanConfig
+from chaccu.data.ledger import Action
+from chaccu.data.outcome import Changed, ConversationStep, CorpusStep, DraftStep, Drop, Outcome
+from chaccu.data.readers import load_reader
+from chaccu.data.records import Draft, RawRecord, count_chars
+from chaccu.data.stats import Summary, summarise
+
+READ_STEP = "read"
+_SNIPPET_CHARS = 400
+
+
+class Note(msgspec.Struct, frozen=True):
+    """A ledger row to be."""
+
+    step: str
+    action: Action
+    reason: str
+    before_chars: int
+    after_chars: int
+
+
+class Check(msgspec.Struct, frozen=True):
+    """A question to the index of the corpus step at this place in the configuration."""
+
+    step: int
+    digest: Any
+    before_chars: int
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """One conversation to be written: its line (with newline), what it is a part of, its summary."""
+
+    line: bytes
+    source: str
+    summary: Summary
+
+
+class Judgement(msgspec.Struct, frozen=True):
+    """One record, judged: what happened to it in order; `kept` is empty exactly when the last event is a drop."""
+
+    id: str
+    events: tuple[Note | Check, ...]
+    kept: tuple[Kept, ...]
+    snippet: str
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """Records of one origin, for one reader."""
+
+    origin: str
+    reader: str
+    records: list[RawRecord]
+
+
+def judge_chunks(config: CleanConfig, chunks: Iterable[Chunk], workers: int) -> Generator[tuple[Chunk, list[Judgement]]]:
+    """Each chunk with the judgements of its records, in order. With one worker everything happens in this process."""
+    if workers <= 1:
+        for chunk in chunks:
+            yield chunk, judge_chunk(config, chunk)
+        return
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin_worker)
+    in_flight: deque[tuple[Chunk, Future[list[Judgement]]]] = deque()
+    try:
+        for chunk in chunks:
+            in_flight.append((chunk, pool.submit(judge_chunk, config, chunk)))
+            if len(in_flight) > 2 * workers:
+                done, future = in_flight.popleft()
+                yield done, future.result()
+        while in_flight:
+            done, future = in_flight.popleft()
+            yield done, future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    """Leave Ctrl-C to the parent, and end when the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os._exit(1)
+
+
+class _Stage(msgspec.Struct, frozen=True):
+    """A step after the first, by its kind: exactly one of `judge` and `corpus` is set."""
+
+    place: int
+    name: str
+    judge: ConversationStep | None
+    corpus: CorpusStep | None
+
+
+class _Plan(msgspec.Struct, frozen=True):
+    """The configuration's steps sorted out by kind, once a chunk: telling a protocol apart is slow."""
+
+    roles_name: str
+    roles: DraftStep
+    stages: list[_Stage]
+
+
+def _build_plan(config: CleanConfig) -> _Plan:
+    first = config.steps[0]
+    assert isinstance(first, DraftStep)
+    stages = [
+        _Stage(place, step.name, None, step)
+        if isinstance(step, CorpusStep)
+        else _Stage(place, step.name, cast(ConversationStep, step), None)
+        for place, step in enumerate(config.steps[1:], start=1)
+    ]
+    return _Plan(first.name, first, stages)
+
+
+def judge_chunk(config: CleanConfig, chunk: Chunk) -> list[Judgement]:
+    """Run the reader and the steps over every record of a chunk. Never raises for what a record holds."""
+    plan = _build_plan(config)
+    return [_judge_record(plan, chunk, record) for record in chunk.records]
+
+
+def _judge_record(plan: _Plan, chunk: Chunk, record: RawRecord) -> Judgement:
+    draft = _read_draft(chunk, record)
+    if isinstance(draft, Drop):
+        note = Note(READ_STEP, "dropped", draft.reason, len(record.payload), 0)
+        snippet = record.payload[:_SNIPPET_CHARS].decode("utf-8", errors="replace")
+        return Judgement(f"record-{record.number}", (note,), (), snippet)
+    events: list[Note | Check] = []
+    kept = _note_outcome(plan.roles_name, plan.roles.order_turns(draft), draft.chars, events)
+    for stage in plan.stages:
+        if not kept:
+            break
+        chars = count_chars(kept[0])
+        if stage.corpus is not None:
+            events.append(Check(stage.place, stage.corpus.digest(kept[0]), chars))
+        elif stage.judge is not None:
+            kept = _note_outcome(stage.name, stage.judge(kept[0]), chars, events)
+    return Judgement(draft.id, tuple(events), tuple(_keep(conversation) for conversation in kept), _snippet_of(draft))
+
+
+def _note_outcome(step: str, outcome: Outcome, before: int, events: list[Note | Check]) -> tuple[Conversation, ...]:
+    """Append the ledger rows of an outcome; returns what goes on."""
+    if isinstance(outcome, Drop):
+        events.append(Note(step, "dropped", outcome.reason, before, 0))
+        return ()
+    if isinstance(outcome, Changed):
+        after = sum(count_chars(conversation) for conversation in outcome.conversations)
+        events.extend(Note(step, "changed", reason, before, after) for reason in dict.fromkeys(outcome.reasons))
+        return outcome.conversations
+    return (outcome,)
+
+
+def _keep(conversation: Conversation) -> Kept:
+    return Kept(msgspec.json.encode(conversation) + b"\n", conversation.source, summarise(conversation))
+
+
+def _read_draft(chunk: Chunk, record: RawRecord) -> Draft | Drop:
+    try:
+        value = msgspec.json.decode(record.payload)
+    except UnicodeDecodeError:
+        return Drop("invalid UTF-8")
+    except RecursionError:
+        return Drop("nested too deeply")
+    except msgspec.DecodeError as error:
+        return Drop("lone surrogate" if "surrogate" in str(error) else "invalid JSON")
+    return load_reader(chunk.reader).parse(value, record.number, chunk.origin)
+
+
+def _snippet_of(draft: Draft) -> str:
+    """The beginning of the first turns, for the report's samples."""
+    share = _SNIPPET_CHARS // 2
+    return "\n".join(f"{turn.role or '?'}: {(turn.text or '')[:share]}" for turn in draft.turns[:2])

@@ -1,0 +1,42 @@
+"""Chaccu's own conversations: `{"id": …, "source": …, "system": …, "messages": [{"role": …, "content": …}, …]}`, usually
+one a line.
+
+A `source` that is already there is kept, so cleaning a cleaned file again changes nothing of its parts' kinship.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from chaccu.data.outcome import Drop
+from chaccu.data.readers.sharegpt import read_id
+from chaccu.data.records import Draft, Turn, qualified_source, source_of
+
+
+def recognises(value: Any) -> bool:
+    """An object with a list of messages."""
+    return isinstance(value, dict) and isinstance(value.get("messages"), list)
+
+
+def parse(value: Any, number: int, origin: str) -> Draft | Drop:
+    """The record's turns as found; a pending answer (null) is a turn without text."""
+    if not isinstance(value, dict):
+        return Drop("record is no object")
+    messages = value.get("messages")
+    if not isinstance(messages, list):
+        return Drop("record has no list of turns")
+    system = value.get("system")
+    if system is not None and not isinstance(system, str):
+        return Drop("system is no text")
+    record_id = read_id(value, number)
+    source = value.get("source")
+    if not isinstance(source, str) or not source:
+        source = qualified_source(origin, source_of(record_id))
+    return Draft(id=record_id, source=source, system=system, turns=tuple(_parse_message(message) for message in messages))
+
+
+def _parse_message(message: Any) -> Turn:
+    if not isinstance(message, dict):
+        return Turn("", None)
+    role, text = message.get("role"), message.get("content")
+    return Turn(role if isinstance(role, str) else "", text if isinstance(text, str) else None)

@@ -1,0 +1,140 @@
+"""SRC arguments to open byte streams: paths, globs, `package:NAME`; gzip and zstd told by their first bytes.
+
+Invariants: a source's `origin` is the name the user gave (a path, or `package:NAME`), which the ledger and the manifest
+carry. A stream whose compression is cut off or damaged ends where it can no longer be read and says so in `damage`; it does
+not raise. This module ignores what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import io
+import zlib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from chaccu.artifact import storage_errors
+from chaccu.errors import DataError, MissingDependencyError, StorageError
+
+_PACKAGE = "package:"
+_GZIP_MAGIC = b"\x1f\x8b"
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+
+
+class Source(msgspec.Struct, frozen=True):
+    """One input file. `size_bytes` is its size on disk, compressed or not."""
+
+    origin: str
+    path: Path
+    size_bytes: int
+
+
+def find_sources(arguments: Sequence[str]) -> list[Source]:
+    """The files that SRC arguments stand for, in the order given (a glob's matches sorted), each once.
+
+    Raises `StorageError` for a path or pattern that matches nothing and for an empty file, `MissingDependencyError` for a
+    package that is not installed, `DataError` for one without a data file.
+    """
+    found: dict[str, Source] = {}
+    for argument in arguments:
+        for origin, path in _expand(argument):
+            with storage_errors(path):
+                size = path.stat().st_size
+            if size == 0:
+                raise DataError(f"{path} is empty (0 bytes).", remedy="check how the file was made or downloaded")
+            found.setdefault(origin, Source(origin, path, size))
+    return list(found.values())
+
+
+def _expand(argument: str) -> list[tuple[str, Path]]:
+    if argument.startswith(_PACKAGE):
+        return [(argument, _package_file(argument[len(_PACKAGE) :]))]
+    path = Path(argument)
+    if path.is_file():
+        return [(argument, path)]
+    if path.is_dir():
+        raise StorageError(f"{argument} is a folder.", remedy=f"name its files, for example '{argument.rstrip('/')}/*.json'")
+    found = glob.glob(argument, recursive=True)  # noqa: PTH207 (an absolute pattern has no folder to begin from)
+    matches = [match for match in sorted(found) if Path(match).is_file()]
+    if not matches:
+        what = "no file matches" if glob.has_magic(argument) else "there is no file"
+        raise StorageError(f"{what} {argument}.", remedy="check the path for a typing error")
+    return [(match, Path(match)) for match in matches]
+
+
+def _package_file(name: str) -> Path:
+    """The largest *.json or *.jsonl under the data folder of an installed Python package."""
+    try:
+        folder = resources.files(name.replace("-", "_")) / "data"
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(f"the Python package {name}", extra="demo", needed_for=f"{_PACKAGE}{name}") from error
+    root = Path(str(folder))
+    files = sorted(file for file in root.rglob("*") if file.suffix in (".json", ".jsonl")) if root.is_dir() else []
+    if not files:
+        raise DataError(f"the package {name} ships no *.json or *.jsonl in its data folder.", remedy="name the file itself")
+    return max(files, key=lambda file: file.stat().st_size)
+
+
+class _Readable(Protocol):
+    def read1(self, size: int, /) -> bytes: ...
+
+
+class SourceStream:
+    """The decompressed bytes of a source; a context manager.
+
+    `position_bytes` is how far the file on disk has been read (for progress); `damage` is "" or says what ended the stream
+    early.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._path = source.path
+        self.damage = ""
+
+    def __enter__(self) -> SourceStream:
+        with storage_errors(self._path):
+            self._file = self._path.open("rb")
+            magic = self._file.read(4)
+            self._file.seek(0)
+        self._stream, self._damage_errors = _decompressed(self._file, magic)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @property
+    def position_bytes(self) -> int:
+        return self._file.tell()
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes; b"" at the end. Raises `StorageError` when the disk fails."""
+        pieces: list[bytes] = []
+        left = size
+        with storage_errors(self._path):
+            # In small pieces, so that what stands before a damaged place is not lost with it.
+            while left > 0 and not self.damage:
+                try:
+                    piece = self._stream.read1(left)
+                except self._damage_errors as error:
+                    self.damage = str(error)
+                    break
+                if not piece:
+                    break
+                pieces.append(piece)
+                left -= len(piece)
+        return b"".join(pieces)
+
+
+def _decompressed(file: io.BufferedReader, magic: bytes) -> tuple[_Readable, tuple[type[Exception], ...]]:
+    """The plain bytes of `file`, and the exceptions by which its compression says that it is damaged."""
+    if magic[:2] == _GZIP_MAGIC:
+        return gzip.GzipFile(fileobj=file), (EOFError, zlib.error, gzip.BadGzipFile)
+    if magic == _ZSTD_MAGIC:
+        import zstandard
+
+        return zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True), (zstandard.ZstdError,)
+    return file, ()

@@ -1,0 +1,81 @@
+"""Token limit: a conversation that is too long becomes several, cut only between rounds, so that no round is lost or
+shortened.
+
+Tokens are counted as the chat format writes them: beginning (BOS, system text) once a part, then its rounds. A round that
+alone is over the limit cannot be kept whole and is left out by name.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import msgspec
+
+from chaccu.conversation import Conversation, TextTokenizer, encode_conversations, load_format
+from chaccu.data.outcome import Changed, Drop, Outcome, Step
+from chaccu.data.rounds import Round, join_rounds, split_rounds
+
+
+class TokenLimit(Step, frozen=True):
+    """`tokenizer`: folder or file of a tokenizer.json; `max_tokens`: of a whole part; `chat_format`: which format writes it."""
+
+    name: ClassVar[str] = "token_limit"
+
+    tokenizer: str
+    max_tokens: Annotated[int, msgspec.Meta(ge=16)]
+    chat_format: str = "chatml"
+
+    def __call__(self, conversation: Conversation) -> Outcome:
+        rounds = split_rounds(conversation.messages)
+        head, costs = self._count_tokens(conversation, rounds)
+        parts: list[list[Round]] = [[]]
+        used = head
+        lost = 0
+        for turns, cost in zip(rounds, costs, strict=True):
+            if head + cost > self.max_tokens:
+                lost += 1
+                # What follows was said in sight of the lost round: it begins a part of its own.
+                used = self.max_tokens
+                continue
+            if used + cost > self.max_tokens and parts[-1]:
+                parts.append([])
+                used = head
+            parts[-1].append(turns)
+            used = used + cost if len(parts[-1]) > 1 else head + cost
+        if not parts[0]:
+            return Drop("every round is over the token limit")
+        reasons = (("round over the token limit",) if lost else ()) + (("split at the token limit",) if len(parts) > 1 else ())
+        if not reasons:
+            return conversation
+        named = [(f"/{number}" if len(parts) > 1 else "", part) for number, part in enumerate(parts, start=1)]
+        return Changed(tuple(join_rounds(conversation, part, id_suffix=suffix) for suffix, part in named), reasons)
+
+    def load_tokenizer(self) -> TextTokenizer:
+        """The tokenizer, loaded once a process. Raises `TokenizerError` when it is missing or unreadable."""
+        return _load_tokenizer(self.tokenizer)
+
+    def _count_tokens(self, conversation: Conversation, rounds: list[Round]) -> tuple[int, list[int]]:
+        """Tokens of a part's beginning and end, and of each round.
+
+        Ids are joined from pieces that are cut where replies begin and end, so the tokens of a part are the sum of these.
+        The first round is told from the beginning by writing it twice.
+        """
+        chat_format = load_format(self.chat_format)
+        twice = join_rounds(conversation, [rounds[0], *rounds])
+        encoded = encode_conversations([twice], chat_format, self.load_tokenizer())[0]
+        ends: list[int] = []
+        reply = -1
+        for turns in [rounds[0], *rounds]:
+            reply += sum(message.role == "assistant" for message in turns)
+            ends.append(next(span.end for span in encoded.spans if span.reply == reply))
+        costs = [end - begin for begin, end in pairwise(ends)]
+        head = ends[0] - costs[0] + len(encoded.ids) - ends[-1]
+        return head, costs
+
+
+@lru_cache(maxsize=4)
+def _load_tokenizer(path: str) -> TextTokenizer:
+    return TextTokenizer.load(Path(path))
