@@ -11,7 +11,7 @@ import traceback
 
 import typer
 
-from chaccu.cli import chat, data, demo, doctor, formats, serve, train, weights
+from chaccu.cli import data, formats, serve
 from chaccu.errors import ChaccuError
 
 app = typer.Typer(
@@ -22,10 +22,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for _group in (data.app, formats.app, weights.app):
+for _group in (data.app, formats.app):
     app.add_typer(_group)
-for _commands in (demo, doctor, train, serve, chat):
-    _commands.register(app)
+serve.register(app)
 
 
 def main() -> None:

@@ -105,16 +105,16 @@ class _Content(str):
 
     __slots__ = ()
 
-    def strip(self, chars: str | None = None, /) -> _Content:  # type: ignore[override]
+    def strip(self, chars: str | None = None, /) -> _Content:
         return _Content(str.strip(self, chars))
 
-    def lstrip(self, chars: str | None = None, /) -> _Content:  # type: ignore[override]
+    def lstrip(self, chars: str | None = None, /) -> _Content:
         return _Content(str.lstrip(self, chars))
 
-    def rstrip(self, chars: str | None = None, /) -> _Content:  # type: ignore[override]
+    def rstrip(self, chars: str | None = None, /) -> _Content:
         return _Content(str.rstrip(self, chars))
 
-    def replace(self, old: str, new: str, count: int = -1, /) -> _Content:  # type: ignore[override]
+    def replace(self, old: str, new: str, count: int = -1, /) -> _Content:
         return _Content(str.replace(self, old, new, count))
 
     def __add__(self, other: Any) -> str:

@@ -1,0 +1,147 @@
+"""`chaccu serve`, `chaccu gateway`, `chaccu worker`: models as a service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_Host = Annotated[str, typer.Option(help="Address to listen on; others than loopback need a join token.")]
+_Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 lets the system pick a free one.")]
+_PortFile = Annotated[Path | None, typer.Option(help="Write the URL here once it answers (for scripts).")]
+_Upstreams = Annotated[
+    list[str] | None, typer.Option("--upstream", help="NAME=URL of an OpenAI-compatible server; repeat for more.")
+]
+_Token = Annotated[str, typer.Option(envvar="CHACCU_JOIN_TOKEN", help="Secret that workers show to join.")]
+_Engine = Annotated[str, typer.Option(help="llamacpp, transformers, scripted, or auto: by what the weights are.")]
+_Format = Annotated[str | None, typer.Option("--format", help="Chat format, if the model's manifest names none.")]
+_Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the engine; default: all cores, 8 at most.")]
+_Slots = Annotated[int | None, typer.Option(min=1, help="Requests worked on at once.")]
+_Context = Annotated[int | None, typer.Option(min=16, help="Tokens of prompt and answer together, for each request.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.command("serve", epilog="Example: chaccu serve runs/demo/tuned --port 8000")(serve_command)
+    app.command("gateway", epilog="Example: chaccu gateway --port 8000 --upstream llama3=http://127.0.0.1:11434/v1")(
+        gateway_command
+    )
+    app.command("worker", epilog="Example: chaccu worker --model runs/demo/tuned --gateway http://127.0.0.1:8000")(
+        worker_command
+    )
+
+
+def serve_command(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Model folders, .gguf files or hub ids.")],
+    name: Annotated[list[str] | None, typer.Option(help="Name to serve under; repeat it once a MODEL, in order.")] = None,
+    host: _Host = "127.0.0.1",
+    port: _Port = 8000,
+    port_file: _PortFile = None,
+    upstream: _Upstreams = None,
+    join_token: _Token = "",
+    engine: _Engine = "auto",
+    chat_format: _Format = None,
+    threads: _Threads = None,
+    slots: _Slots = None,
+    context_tokens: _Context = None,
+) -> None:
+    """Serve models on this machine: a gateway and one worker a model, until Ctrl-C."""
+    from chaccu.engine import resolve_model
+    from chaccu.errors import UsageError
+    from chaccu.serve.local import LocalModel, serve_locally
+
+    names = name or []
+    if names and len(names) != len(models):
+        raise UsageError(f"{len(names)} --name for {len(models)} models.", remedy="give one --name a MODEL, or none")
+    # Found before anything starts: a wrong path is one message and no processes.
+    sources = [
+        resolve_model(model, chat_format=chat_format, name=names[index] if names else None)
+        for index, model in enumerate(models)
+    ]
+    served = [source.name for source in sources]
+    twice = sorted({one for one in served if served.count(one) > 1})
+    if twice:
+        raise UsageError(f"two models would be served as {twice[0]!r}.", remedy="tell them apart with --name, once a MODEL")
+    options = {
+        "--engine": engine,
+        "--format": chat_format,
+        "--threads": threads,
+        "--slots": slots,
+        "--context-tokens": context_tokens,
+    }
+    shared = [text for option, value in options.items() if value is not None for text in (option, str(value))]
+    _share_token(join_token)
+    serve_locally(
+        ["--host", host, "--port", str(port), *(text for one in upstream or [] for text in ("--upstream", one))],
+        [
+            LocalModel(name=source.name, worker_arguments=("--model", source.spec, "--name", source.name, *shared))
+            for source in sources
+        ],
+        _say,
+        port_file=port_file,
+    )
+
+
+def gateway_command(
+    host: _Host = "127.0.0.1",
+    port: _Port = 8000,
+    upstream: _Upstreams = None,
+    port_file: _PortFile = None,
+    join_token: _Token = "",
+    rejoin_wait: Annotated[
+        float, typer.Option(min=0, help="Seconds a request waits when its model has lost its last worker.")
+    ] = 5.0,
+) -> None:
+    """The one address for clients; workers join it."""
+    from chaccu.serve.gateway import GatewayConfig, parse_upstream, serve_gateway
+
+    config = GatewayConfig(
+        host=host,
+        port=port,
+        upstreams=tuple(parse_upstream(text) for text in upstream or []),
+        join_token=join_token,
+        rejoin_wait_s=rejoin_wait,
+    )
+    serve_gateway(config, _say, port_file=port_file)
+
+
+def worker_command(
+    model: Annotated[str, typer.Option(help="Model folder, .gguf file, hub id or scripted:NAME.")],
+    gateway: Annotated[str, typer.Option(help="URL of the gateway to join.")],
+    name: Annotated[str | None, typer.Option(help="Name to serve under; default: the model's own.")] = None,
+    engine: _Engine = "auto",
+    chat_format: _Format = None,
+    threads: _Threads = None,
+    slots: _Slots = None,
+    context_tokens: _Context = None,
+    join_token: _Token = "",
+    drain: Annotated[float, typer.Option(min=0, help="Seconds to finish answers in after SIGTERM.")] = 30.0,
+) -> None:
+    """Load one model and join a gateway with it; joins again whenever the gateway comes back."""
+    from chaccu.engine import EngineOptions
+    from chaccu.serve.worker import WorkerConfig, run_worker
+
+    config = WorkerConfig(
+        model=model,
+        gateway=gateway,
+        name=name,
+        engine=engine,
+        chat_format=chat_format,
+        options=EngineOptions(threads=threads, slots=slots, context_tokens=context_tokens),
+        join_token=join_token,
+        drain_s=drain,
+    )
+    run_worker(config, _say)
+
+
+def _share_token(join_token: str) -> None:
+    """Children get the token by their environment: a command line can be read by everyone on the machine."""
+    import os
+
+    if join_token:
+        os.environ["CHACCU_JOIN_TOKEN"] = join_token
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
