@@ -1,0 +1,28 @@
+"""Weights to a token stream: the `Engine` protocol, one file an engine, and the registry that names them."""
+
+from chaccu.engine.model_source import ModelSource, resolve_model
+from chaccu.engine.protocol import (
+    ContextOverflowError,
+    Engine,
+    EngineInfo,
+    EngineOptions,
+    GenerationDelta,
+    GenerationRequest,
+    Usage,
+)
+from chaccu.engine.registry import choose_engine, list_engines, load_engine
+
+__all__ = [
+    "ContextOverflowError",
+    "Engine",
+    "EngineInfo",
+    "EngineOptions",
+    "GenerationDelta",
+    "GenerationRequest",
+    "ModelSource",
+    "Usage",
+    "choose_engine",
+    "list_engines",
+    "load_engine",
+    "resolve_model",
+]

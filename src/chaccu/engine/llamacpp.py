@@ -1,0 +1,234 @@
+"""The llama.cpp engine: GGUF weights on a CPU or laptop, through xllamacpp.
+
+Its server runs inside this process on a loopback port of its own with a random key; requests go to it as token ids and come
+back as a stream, several at once over its slots. Invariants: prompts are never tokenised here; at most `slots` requests are in
+it, the others wait in order; leaving a stream closes its connection, which frees the slot.
+
+It ignores the chat template inside the GGUF.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import os
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from chaccu.engine.model_source import ModelSource
+from chaccu.engine.protocol import EngineInfo, EngineOptions, GenerationDelta, GenerationRequest, Usage, room_for_answer
+from chaccu.engine.stops import StopScanner
+from chaccu.errors import EngineError, MissingDependencyError
+
+if TYPE_CHECKING:
+    import aiohttp
+
+_DEFAULT_SLOTS = 4
+_DEFAULT_CONTEXT_TOKENS = 4096
+_MAX_AUTO_THREADS = 8
+_GGUF_MAGIC = b"GGUF"
+_DATA = b"data: "
+
+
+class _Chunk(msgspec.Struct):
+    """One event of llama.cpp's completion stream; `tokens_predicted` counts all so far, `stop` marks the last."""
+
+    content: str = ""
+    tokens: list[int] = []
+    stop: bool = False
+    stop_type: str = ""
+    tokens_predicted: int = 0
+
+
+class LlamaCppEngine:
+    """One GGUF model in llama.cpp's server, spoken to over loopback."""
+
+    def __init__(self, server: Any, info: EngineInfo, key: str) -> None:
+        self._server = server
+        self._url = server.listening_address
+        self._info = info
+        self._key = key
+        self._slots = asyncio.Semaphore(info.slots)
+        self._session: aiohttp.ClientSession | None = None
+
+    @classmethod
+    def load(cls, source: ModelSource, options: EngineOptions) -> LlamaCppEngine:
+        # OpenMP's spinning threads starve everything else on shared cores; the library reads this once, when it is loaded.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        try:
+            import xllamacpp
+        except ImportError as error:
+            raise MissingDependencyError("xllamacpp", extra="cpu-engine", needed_for="the engine llamacpp") from error
+        path = _check_gguf(source)
+        slots = options.slots or _DEFAULT_SLOTS
+        context_tokens = options.context_tokens or _DEFAULT_CONTEXT_TOKENS
+        key = secrets.token_urlsafe(24)
+        params = _build_params(
+            xllamacpp.CommonParams(), path, options.threads or _default_threads(), slots, context_tokens, key
+        )
+        try:
+            server = xllamacpp.Server(params)
+        except Exception as error:  # the binding raises whatever llama.cpp's loader met
+            raise EngineError(
+                f"llama.cpp cannot load {path}: {error}.", remedy="check the file; make it again if it is damaged"
+            ) from error
+        context_tokens = min(context_tokens, _trained_context(server.listening_address, key))
+        return cls(server, EngineInfo(engine="llamacpp", context_tokens=context_tokens, slots=slots), key)
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
+        limit = room_for_answer(request, self._info.context_tokens)
+        stop_ids = frozenset(request.stop_ids)
+        # llama.cpp's own stop strings lose the text they held back when an answer ends at its limit.
+        scanner = StopScanner(request.stop)
+        made = counted = 0
+        async with self._slots:
+            events = self._events(_request_body(request, limit))
+            try:
+                async for chunk in events:
+                    made = chunk.tokens_predicted
+                    # It ends by itself only at the end tokens that the GGUF names; the format may name others.
+                    ended = not stop_ids.isdisjoint(chunk.tokens)
+                    text, stopped = scanner.push("" if ended else chunk.content)
+                    if ended or stopped or chunk.stop:
+                        yield GenerationDelta(
+                            text=text + scanner.flush(),
+                            tokens=made - counted,
+                            finish_reason="length" if chunk.stop_type == "limit" and not (ended or stopped) else "stop",
+                            usage=Usage(len(request.prompt_ids), made),
+                        )
+                        return
+                    if text:
+                        yield GenerationDelta(text=text, tokens=made - counted)
+                        counted = made
+            finally:
+                await events.aclose()
+        raise EngineError("llama.cpp ended its stream without saying that the answer is complete.", remedy="ask again")
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+        # The server joins its threads when it is freed, which may take as long as one batch.
+        server, self._server = self._server, None
+        await asyncio.to_thread(_free, [server])
+
+    async def _events(self, body: dict[str, Any]) -> AsyncGenerator[_Chunk, None]:
+        import aiohttp
+
+        if self._session is None:
+            # A kept-alive connection of this server can break after a stream, and closing one is what cancels its work.
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, force_close=True),
+                timeout=aiohttp.ClientTimeout(total=None),
+                headers={"Authorization": f"Bearer {self._key}"},
+                trust_env=False,
+            )
+        try:
+            async with self._session.post(f"{self._url}/completion", json=body) as response:
+                if response.status != 200:
+                    raise EngineError(f"llama.cpp refused the request: {_error_text(await response.read())}")
+                async for line in _lines(response.content.iter_any()):
+                    if line.startswith(_DATA):
+                        yield msgspec.json.decode(line[len(_DATA) :], type=_Chunk)
+                    elif line.startswith(b"error: "):
+                        raise EngineError(f"llama.cpp failed while generating: {_error_text(line[len(b'error: ') :])}")
+        except aiohttp.ClientError as error:
+            raise EngineError(f"the connection to llama.cpp broke: {error}.", remedy="ask again") from error
+
+
+def _build_params(params: Any, path: Path, threads: int, slots: int, context_tokens: int, key: str) -> Any:
+    params.model.path = str(path)
+    params.n_parallel = slots
+    params.n_ctx = context_tokens * slots  # llama.cpp divides its context among the slots
+    params.ctx_shift = False
+    params.cpuparams.n_threads = threads
+    params.cpuparams_batch.n_threads = threads
+    params.hostnames = ["127.0.0.1"]
+    params.port = 0
+    params.api_keys = [key]
+    params.n_threads_http = slots + 2  # one a running stream, and some to refuse with
+    params.verbosity = -1
+    params.ui = False
+    params.endpoint_slots = False
+    params.endpoint_props = False
+    return params
+
+
+def _request_body(request: GenerationRequest, limit: int) -> dict[str, Any]:
+    return {
+        "prompt": request.prompt_ids + request.reply_ids,
+        "n_predict": limit,
+        "stream": True,
+        "return_tokens": True,
+        "cache_prompt": True,
+        "temperature": request.temperature,
+        "top_k": request.top_k,
+        "top_p": request.top_p,
+        "min_p": request.min_p,
+        "repeat_penalty": 1.0,
+        # Temperature first, as the other engines do: top_p then cuts the tempered distribution.
+        "samplers": ["temperature", "top_k", "top_p", "min_p"],
+        "seed": -1 if request.seed is None else request.seed % 2**32,
+    }
+
+
+async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Whole lines of a byte stream, however long (aiohttp's own reader refuses long ones)."""
+    rest = b""
+    async for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            yield line
+    if rest:
+        yield rest
+
+
+def _check_gguf(source: ModelSource) -> Path:
+    path = source.gguf
+    if path is None:
+        raise EngineError(f"{source.spec} holds no GGUF file.", remedy="`chaccu weights convert` makes one")
+    with path.open("rb") as file:
+        magic = file.read(len(_GGUF_MAGIC))
+    if magic != _GGUF_MAGIC:
+        raise EngineError(
+            f"{path} is no GGUF file: it begins with {magic!r}, not {_GGUF_MAGIC!r}.", remedy="make or fetch it again"
+        )
+    return path
+
+
+def _trained_context(url: str, key: str) -> int:
+    """The longest context the weights were trained for, in tokens, as the loaded server tells it."""
+    host = url.removeprefix("http://")
+    connection = http.client.HTTPConnection(host, timeout=30)
+    try:
+        connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {key}"})
+        models = msgspec.json.decode(connection.getresponse().read())
+    finally:
+        connection.close()
+    return int(models["data"][0]["meta"]["n_ctx_train"])
+
+
+def _default_threads() -> int:
+    """All cores this process may use, up to eight: generation is bound by memory, so more of them only compete."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return max(1, min(usable, _MAX_AUTO_THREADS))
+
+
+def _error_text(body: bytes) -> str:
+    try:
+        fields = msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        return body[:200].decode("utf-8", "replace")
+    error = fields.get("error", fields) if isinstance(fields, dict) else fields
+    return str(error.get("message", error) if isinstance(error, dict) else error)
+
+
+def _free(owners: list[Any]) -> None:
+    owners.clear()

@@ -1,0 +1,1 @@
+"""Engines to one service: workers that join a gateway, and the wire between them."""

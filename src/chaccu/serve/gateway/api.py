@@ -1,0 +1,160 @@
+"""The OpenAI endpoints.
+
+Invariants: a wrong request is answered with an error object before any worker hears of it; a stream's status is sent with its
+first text, so what fails before that is an HTTP error, and what fails later is an event in the stream. It ignores how an
+answer is made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Send
+
+from chaccu.serve.gateway.answer import AnswerPart, Job, stream_answer
+from chaccu.serve.gateway.config import GatewayConfig
+from chaccu.serve.gateway.errors import ApiError
+from chaccu.serve.gateway.metrics import GatewayMetrics
+from chaccu.serve.gateway.registry import WorkerRegistry
+from chaccu.serve.gateway.requests import ChatBody, CompletionBody, model_of, parse_body, read_fields
+from chaccu.serve.gateway.responses import AnswerWriter, error_event
+from chaccu.serve.gateway.until_disconnect import UntilDisconnect, send_piece, send_start
+from chaccu.serve.gateway.upstream import UpstreamRelay
+
+_UNKNOWN = "(unknown)"
+
+
+class OpenAIApi:
+    """`/v1/models`, `/v1/chat/completions` and `/v1/completions` over workers and upstreams."""
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        registry: WorkerRegistry,
+        upstreams: UpstreamRelay,
+        metrics: GatewayMetrics,
+        clock: Callable[[], float],
+    ) -> None:
+        self._config = config
+        self._registry = registry
+        self._upstreams = upstreams
+        self._metrics = metrics
+        self._clock = clock
+        self._began_s = int(time.time())
+
+    async def models(self, request: Request) -> Response:
+        """The models that answer now."""
+        contexts: dict[str, int | None] = {**dict.fromkeys(self._upstreams.names), **self._registry.models()}
+        entries = [
+            {"id": name, "object": "model", "created": self._began_s, "owned_by": "chaccu", "max_model_len": contexts[name]}
+            for name in sorted(contexts)
+        ]
+        return Response(msgspec.json.encode({"object": "list", "data": entries}), media_type="application/json")
+
+    async def chat(self, request: Request) -> UntilDisconnect | Response:
+        """`/v1/chat/completions`."""
+        return await self._endpoint(request, "chat/completions", ChatBody)
+
+    async def completions(self, request: Request) -> UntilDisconnect | Response:
+        """`/v1/completions`."""
+        return await self._endpoint(request, "completions", CompletionBody)
+
+    async def _endpoint(
+        self, request: Request, endpoint: str, body_type: type[ChatBody] | type[CompletionBody]
+    ) -> UntilDisconnect | Response:
+        model = _UNKNOWN
+        try:
+            data, fields = await read_fields(request.stream(), self._config.max_body_bytes)
+            named = model_of(fields)
+            if named in self._upstreams.names:
+                return UntilDisconnect(lambda send: self._relay(named, endpoint, data, send))
+            self._registry.check_known(named, self._upstreams.names)
+            model = named
+            body = parse_body(fields, body_type)
+            job = body.job()
+        except ApiError as error:
+            self._metrics.requests.labels(model, error.status).inc()
+            raise
+        writer = AnswerWriter(
+            answer_id=("chatcmpl-" if body_type is ChatBody else "cmpl-") + secrets.token_hex(12),
+            created_s=int(time.time()),
+            model=model,
+            chat=body_type is ChatBody,
+            with_usage=body.wants_stream and body.wants_usage,
+        )
+        return UntilDisconnect(lambda send: self._answer(job, writer, body.wants_stream, send))
+
+    async def _relay(self, model: str, endpoint: str, data: bytes, send: Send) -> None:
+        status = 499  # stays when the client leaves
+        try:
+            status = await self._upstreams.relay(model, endpoint, data, send)
+        except ApiError as error:
+            status = error.status
+            raise
+        finally:
+            self._metrics.requests.labels(model, status).inc()
+
+    async def _answer(self, job: Job, writer: AnswerWriter, stream: bool, send: Send) -> None:
+        status = 499  # stays when the client leaves
+        try:
+            async with contextlib.aclosing(self._parts(job)) as parts:
+                if stream:
+                    await self._send_stream(parts, writer, send)
+                else:
+                    await self._send_whole(parts, writer, send)
+            status = 200
+        except ApiError as error:
+            status = error.status
+            raise
+        finally:
+            self._metrics.requests.labels(job.model, status).inc()
+
+    async def _parts(self, job: Job) -> AsyncGenerator[AnswerPart, None]:
+        """The answer's parts, counted."""
+        began_s, first = self._clock(), True
+        parts = stream_answer(
+            self._registry,
+            job,
+            wait_s=self._config.rejoin_wait_s,
+            max_attempts=self._config.max_attempts,
+            on_continue=self._metrics.continued.labels(job.model).inc,
+        )
+        async with contextlib.aclosing(parts):
+            async for part in parts:
+                if first:
+                    self._metrics.first_text_s.labels(job.model).observe(self._clock() - began_s)
+                    first = False
+                if part.usage is not None:
+                    self._metrics.tokens.labels(job.model).inc(part.usage.completion_tokens)
+                yield part
+
+    async def _send_stream(self, parts: AsyncGenerator[AnswerPart, None], writer: AnswerWriter, send: Send) -> None:
+        opening = writer.opening()
+        part = await anext(parts)
+        await send_start(send, b"text/event-stream; charset=utf-8")
+        try:
+            while part.finish_reason is None or part.usage is None:
+                await send_piece(send, opening + writer.texts(part.texts))
+                opening = b""
+                part = await anext(parts)
+        except ApiError as error:
+            # The status has been sent; the client learns it from the stream.
+            await send_piece(send, error_event(error.to_json()), last=True)
+            return
+        await send_piece(send, opening + writer.ending(part.finish_reason, part.usage), last=True)
+
+    async def _send_whole(self, parts: AsyncGenerator[AnswerPart, None], writer: AnswerWriter, send: Send) -> None:
+        texts: list[str] = []
+        async for part in parts:
+            texts.extend(part.texts)
+            if part.finish_reason is not None and part.usage is not None:
+                body = writer.whole("".join(texts), part.finish_reason, part.usage)
+                await send_start(send, b"application/json")
+                await send_piece(send, body, last=True)
+                return

@@ -1,0 +1,96 @@
+"""`create_gateway`: the gateway as an ASGI app.
+
+Invariant: everything it holds is made here and lives in the app; two gateways in one process share nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, WebSocketRoute
+
+from chaccu.serve.gateway.api import OpenAIApi
+from chaccu.serve.gateway.config import GatewayConfig, check_config
+from chaccu.serve.gateway.errors import ApiError
+from chaccu.serve.gateway.joining import WorkerDoor
+from chaccu.serve.gateway.metrics import GatewayMetrics
+from chaccu.serve.gateway.registry import WorkerRegistry
+from chaccu.serve.gateway.upstream import UpstreamRelay
+from chaccu.serve.link import JOIN_PATH
+
+_RETRY_AFTER_S = "1"
+
+
+def create_gateway(config: GatewayConfig, *, clock: Callable[[], float] = time.monotonic) -> Starlette:
+    """The app for `config`; `clock` gives seconds. Raises `UsageError` for a configuration that must not be served."""
+    check_config(config)
+    registry = WorkerRegistry(clock)
+    upstreams = UpstreamRelay(config.upstreams)
+    metrics = GatewayMetrics()
+    api = OpenAIApi(config, registry, upstreams, metrics, clock)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        await upstreams.open()
+        try:
+            yield
+        finally:
+            await upstreams.close()
+
+    async def health(request: Request) -> Response:
+        return _json({"status": "ok"})
+
+    async def ready(request: Request) -> Response:
+        serves = bool(registry.models() or upstreams.names)
+        return _json({"status": "ready" if serves else "no worker has joined"}, status=200 if serves else 503)
+
+    async def workers(request: Request) -> Response:
+        return _json(registry.statuses())
+
+    async def metrics_text(request: Request) -> Response:
+        return Response(metrics.render(registry), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return Starlette(
+        routes=[
+            Route("/v1/models", api.models),
+            Route("/v1/chat/completions", api.chat, methods=["POST"]),
+            Route("/v1/completions", api.completions, methods=["POST"]),
+            Route("/health", health),
+            Route("/ready", ready),
+            Route("/admin/workers", workers),
+            Route("/metrics", metrics_text),
+            WebSocketRoute(JOIN_PATH, WorkerDoor(config, registry, clock).__call__),
+        ],
+        exception_handlers={ApiError: _show_api_error, HTTPException: _show_http_error, Exception: _show_crash},
+        lifespan=lifespan,
+    )
+
+
+def _json(value: object, *, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status_code=status, media_type="application/json")
+
+
+def _show_api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    headers = {"retry-after": _RETRY_AFTER_S} if error.status == 503 else None
+    return Response(error.to_json(), status_code=error.status, media_type="application/json", headers=headers)
+
+
+def _show_http_error(request: Request, error: Exception) -> Response:
+    """A wrong path or method."""
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail}."
+    wrong = ApiError(error.status_code, message, kind="invalid_request_error", code="unknown_url")
+    return Response(wrong.to_json(), status_code=error.status_code, media_type="application/json", headers=error.headers)
+
+
+def _show_crash(request: Request, error: Exception) -> Response:
+    crash = ApiError(500, "the gateway failed; its log has the details.", kind="server_error", code="internal_error")
+    return Response(crash.to_json(), status_code=500, media_type="application/json")

@@ -1,0 +1,57 @@
+"""`GatewayConfig`: what a gateway is told at its start."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+import msgspec
+
+from chaccu.errors import UsageError
+
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+class Upstream(msgspec.Struct, frozen=True):
+    """An OpenAI-compatible server that serves the model `name`; `url` is its base, ending in /v1 as a rule."""
+
+    name: str
+    url: str
+
+
+class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """`port` 0 lets the kernel pick. `join_token`: what workers must show; may be empty on loopback only.
+
+    `rejoin_wait_s`: how long a request waits for a worker of a model that has lost its last one. `max_attempts`: workers that
+    one answer may be given to in turn, so that a request which kills its worker cannot kill them all. `max_body_bytes`:
+    longest request body.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    upstreams: tuple[Upstream, ...] = ()
+    join_token: str = ""
+    rejoin_wait_s: float = 5.0
+    max_attempts: int = 3
+    max_body_bytes: int = 4 * 2**20
+
+
+def parse_upstream(text: str) -> Upstream:
+    """An upstream from `NAME=URL`. Raises `UsageError` when it is not of that form."""
+    name, _, url = text.partition("=")
+    parts = urlsplit(url)
+    if not name or parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UsageError(f"{text!r} is no upstream.", remedy="write it as NAME=http://HOST:PORT/v1")
+    return Upstream(name, url.rstrip("/"))
+
+
+def check_config(config: GatewayConfig) -> None:
+    """Raise `UsageError` for a configuration that must not be served."""
+    if config.host not in _LOOPBACK and not config.join_token:
+        raise UsageError(
+            f"the gateway would listen on {config.host} with no join token, so anyone who reaches it could join as a worker.",
+            remedy="set CHACCU_JOIN_TOKEN (or --join-token) here and for the workers, or listen on 127.0.0.1",
+        )
+    names = [upstream.name for upstream in config.upstreams]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(f"the upstream {twice[0]!r} is named twice.", remedy="give each --upstream its own name")

@@ -1,0 +1,97 @@
+"""What a client is told when something is wrong: OpenAI's error object with a fitting status.
+
+Invariant: a message names the value, the limit and what happened, and holds no path and no library's words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from chaccu.errors import ServeError, did_you_mean
+from chaccu.serve.link import Failure
+
+_AT = re.compile(r"^(.*?)(?: - at `\$\.?(.*)`)?$", re.DOTALL)
+_UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(.*)`")
+_MISSING_FIELD = re.compile(r"Object missing required field `(.*)`")
+
+
+class ApiError(ServeError):
+    """An error for an API client: `status` is the HTTP status, the rest fills OpenAI's error object."""
+
+    def __init__(self, status: int, message: str, *, kind: str, code: str | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+        self.code = code
+        self.param = param
+
+    def to_json(self) -> bytes:
+        """`{"error": {…}}`."""
+        fields = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return msgspec.json.encode({"error": fields})
+
+
+def bad_request(message: str, *, code: str | None = None, param: str | None = None) -> ApiError:
+    """The request itself is wrong (400)."""
+    return ApiError(400, message, kind="invalid_request_error", code=code, param=param)
+
+
+def unknown_model(name: str, known: Iterable[str]) -> ApiError:
+    """Nobody ever served this model (404), or any at all (503)."""
+    names = sorted(known)
+    if not names:
+        message = f"No model is served yet, so {name!r} is not either. Start a worker: chaccu worker --model M --gateway URL."
+        return ApiError(503, message, kind="service_unavailable", code="no_worker", param="model")
+    near = did_you_mean(name, names)
+    message = (
+        f"The model {name!r} does not exist; {near if near.startswith('did') else 'there are ' + near.removeprefix('one of: ')}"
+    )
+    return ApiError(
+        404, message + ("" if near.endswith("?") else "."), kind="invalid_request_error", code="model_not_found", param="model"
+    )
+
+
+def no_worker(model: str, waited_s: float) -> ApiError:
+    """The model is known, and its last worker has gone (503)."""
+    message = f"No worker serves {model!r} now; waited {waited_s:g} s for one to join."
+    return ApiError(503, message, kind="service_unavailable", code="no_worker", param="model")
+
+
+def worker_lost(model: str, why: str) -> ApiError:
+    """An answer was begun and its worker has gone (503)."""
+    message = f"The worker of {model!r} was lost while it answered, and {why}."
+    return ApiError(503, message, kind="service_unavailable", code="worker_lost", param="model")
+
+
+def from_failure(failure: Failure) -> ApiError:
+    """What a worker reported."""
+    if failure.kind == "context_overflow":
+        return bad_request(failure.message, code="context_length_exceeded", param="messages")
+    if failure.kind == "invalid_request":
+        return bad_request(failure.message, code="invalid_value", param="messages")
+    return ApiError(500, failure.message, kind="server_error", code="engine_failed")
+
+
+def from_validation(error: msgspec.ValidationError, fields: Mapping[str, Any], known: Iterable[str]) -> ApiError:
+    """A client's field that is missing, unknown, of a wrong type or out of range."""
+    match = _AT.match(str(error))
+    reason, path = (match[1], match[2] or "") if match else (str(error), "")
+    unknown, missing = _UNKNOWN_FIELD.match(reason), _MISSING_FIELD.match(reason)
+    if unknown is not None:
+        name = ".".join(filter(None, (path, unknown[1])))
+        hint = "" if path else f": {did_you_mean(name, known)}"
+        return bad_request(f"{name!r} is no parameter of this request{hint}", code="unknown_parameter", param=name)
+    if missing is not None:
+        name = ".".join(filter(None, (path, missing[1])))
+        return bad_request(f"{name!r} is missing.", code="missing_required_parameter", param=name)
+    value = fields.get(path.partition(".")[0].partition("[")[0])
+    shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
+    return bad_request(f"{path} = {shown}: {_lower(reason.replace('`', ''))}.", code="invalid_value", param=path or None)
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,46 @@
+"""`GatewayMetrics`: what the gateway counts, in Prometheus' text form.
+
+Invariant: the only label a client can choose is a model's name, and unknown ones are counted together, so no request can grow
+the set of series.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from chaccu.serve.gateway.registry import WorkerRegistry
+
+_FIRST_TOKEN_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class GatewayMetrics:
+    """Counters of one gateway; nothing is shared between two in one process."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self.requests = Counter("chaccu_requests", "Requests answered.", ["model", "status"], registry=self._registry)
+        self.tokens = Counter("chaccu_generated_tokens", "Tokens generated.", ["model"], registry=self._registry)
+        self.continued = Counter(
+            "chaccu_continued", "Answers that another worker went on with.", ["model"], registry=self._registry
+        )
+        self.first_text_s = Histogram(
+            "chaccu_first_text_seconds",
+            "Time from a request to the first text of its answer.",
+            ["model"],
+            registry=self._registry,
+            buckets=_FIRST_TOKEN_BUCKETS_S,
+        )
+        self._workers = Gauge("chaccu_workers", "Workers that serve now.", ["model"], registry=self._registry)
+        self._outstanding = Gauge(
+            "chaccu_outstanding_requests", "Requests that workers have.", ["model"], registry=self._registry
+        )
+
+    def render(self, workers: WorkerRegistry) -> bytes:
+        """The text that Prometheus reads."""
+        self._workers.clear()
+        self._outstanding.clear()
+        for status in workers.statuses():
+            gone = status.state == "lost"
+            self._workers.labels(status.model).inc(0 if gone else 1)
+            self._outstanding.labels(status.model).inc(0 if gone else status.outstanding)
+        return generate_latest(self._registry)

@@ -1,0 +1,133 @@
+"""`WorkerRegistry`: which workers serve which model now, and which ones were lost.
+
+Invariants: a model that was served once stays known, so its absence is a passing state and not a wrong name; a worker that
+joins again replaces what is left of its former self; the list of lost workers is bounded. It ignores how an answer is made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import msgspec
+
+from chaccu.serve.gateway.errors import no_worker, unknown_model
+from chaccu.serve.gateway.remote_worker import RemoteWorker
+from chaccu.serve.gateway.routing import choose_worker
+
+_LOST_REMEMBERED = 100
+
+
+class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One model of one worker, for people and scripts. `since_s`: seconds in this state."""
+
+    model: str
+    worker: str
+    engine: str
+    state: Literal["ready", "draining", "lost"]
+    device: str
+    slots: int
+    context_tokens: int
+    outstanding: int
+    tokens_per_s: float
+    since_s: float
+
+
+class WorkerRegistry:
+    """Joined workers by model."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._workers: dict[str, RemoteWorker] = {}
+        self._joined_s: dict[str, float] = {}
+        self._lost: deque[tuple[RemoteWorker, float]] = deque(maxlen=_LOST_REMEMBERED)
+        self._known: set[str] = set()
+        self._changed = asyncio.Event()
+
+    def add(self, worker: RemoteWorker) -> None:
+        """`worker` has joined."""
+        former = self._workers.pop(worker.identity, None)
+        if former is not None:
+            former.lose()
+        self._lost = deque((entry for entry in self._lost if entry[0].identity != worker.identity), maxlen=_LOST_REMEMBERED)
+        self._workers[worker.identity] = worker
+        self._joined_s[worker.identity] = self._clock()
+        self._known.update(worker.offers)
+        # Everyone who waits looks again; the next wait begins with a fresh event.
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def remove(self, worker: RemoteWorker) -> None:
+        """`worker` has gone; its open answers learn it."""
+        worker.lose()
+        if self._workers.get(worker.identity) is worker:
+            del self._workers[worker.identity]
+            del self._joined_s[worker.identity]
+            self._lost.append((worker, self._clock()))
+
+    def models(self) -> dict[str, int]:
+        """Models that a worker serves now, with the context in tokens that all of their workers have."""
+        contexts: dict[str, int] = {}
+        for worker in self._workers.values():
+            for offer in worker.offers.values():
+                contexts[offer.name] = min(offer.context_tokens, contexts.get(offer.name, offer.context_tokens))
+        return contexts
+
+    def knows(self, model: str) -> bool:
+        """Whether a worker serves or has served `model`."""
+        return model in self._known
+
+    def check_known(self, model: str, others: Iterable[str]) -> None:
+        """Raise `ApiError` unless `model` is known; `others` are names that exist beside the workers' models."""
+        if not self.knows(model):
+            raise unknown_model(model, [*self._known, *others])
+
+    async def acquire(self, model: str, wait_s: float) -> RemoteWorker:
+        """The worker to use for one more request; waits for one to join. Raises `ApiError` when none has joined after
+        `wait_s`.
+        """
+        try:
+            async with asyncio.timeout(wait_s):
+                while True:
+                    changed = self._changed
+                    worker = self._choose(model)
+                    if worker is not None:
+                        return worker
+                    await changed.wait()
+        except TimeoutError:
+            raise no_worker(model, wait_s) from None
+
+    def statuses(self) -> list[WorkerStatus]:
+        """All workers by model: those that serve first, then those lost, latest first."""
+        now = self._clock()
+        joined = [
+            _status(worker, "draining" if worker.draining else "ready", now - self._joined_s[worker.identity])
+            for worker in self._workers.values()
+        ]
+        lost = [_status(worker, "lost", now - at_s) for worker, at_s in reversed(self._lost)]
+        return [status for statuses in (*joined, *lost) for status in statuses]
+
+    def _choose(self, model: str) -> RemoteWorker | None:
+        candidates = [worker for worker in self._workers.values() if model in worker.offers]
+        chosen = choose_worker([worker.load(model) for worker in candidates])
+        return None if chosen is None else candidates[chosen]
+
+
+def _status(worker: RemoteWorker, state: Literal["ready", "draining", "lost"], since_s: float) -> list[WorkerStatus]:
+    return [
+        WorkerStatus(
+            model=offer.name,
+            worker=worker.identity,
+            engine=offer.engine,
+            state=state,
+            device=offer.device,
+            slots=offer.slots,
+            context_tokens=offer.context_tokens,
+            outstanding=worker.outstanding,
+            tokens_per_s=round(worker.speed.per_second(), 1),
+            since_s=round(since_s, 1),
+        )
+        for offer in worker.offers.values()
+    ]

@@ -1,0 +1,111 @@
+"""`RemoteWorker`: a joined worker as the gateway holds it, and the answers it is writing.
+
+Invariants: frames leave in the order they were put; an answer counts as outstanding until the worker says that it has ended,
+so a cancelled one that still occupies the engine is seen; when the worker is lost, every open answer learns it after the
+pieces that had arrived. It ignores sockets (`frames` is drained by the connection) and models' names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from chaccu.conversation import Conversation
+from chaccu.errors import ServeError
+from chaccu.serve.gateway.rate import RateMeter
+from chaccu.serve.gateway.routing import WorkerLoad
+from chaccu.serve.link import Cancel, Generate, ModelOffer, Piece, Sampling, ToWorker
+
+
+class WorkerLostError(ServeError):
+    """The worker has gone before the answer was complete."""
+
+
+class AnswerStream:
+    """The pieces of one answer, as they come from one worker."""
+
+    def __init__(self) -> None:
+        self._pieces: list[Piece] = []
+        self._changed = asyncio.Event()
+        self._lost = False
+
+    async def take(self) -> list[Piece]:
+        """All pieces that have come since the last call; waits for one. Raises `WorkerLostError` once there are no more."""
+        while not self._pieces:
+            if self._lost:
+                raise WorkerLostError("the worker has gone.")
+            await self._changed.wait()
+            self._changed.clear()
+        pieces, self._pieces = self._pieces, []
+        return pieces
+
+    def put(self, piece: Piece) -> None:
+        self._pieces.append(piece)
+        self._changed.set()
+
+    def lose(self) -> None:
+        self._lost = True
+        self._changed.set()
+
+
+class RemoteWorker:
+    """One connection's worker with what it offers."""
+
+    def __init__(self, identity: str, offers: tuple[ModelOffer, ...], clock: Callable[[], float]) -> None:
+        self.identity = identity
+        self.offers = {offer.name: offer for offer in offers}
+        self.frames: asyncio.Queue[ToWorker] = asyncio.Queue()
+        self.draining = False
+        self.speed = RateMeter(clock)
+        self._clock = clock
+        self._answers: dict[int, AnswerStream] = {}
+        self._number = 0
+        self._last_given_s = 0.0
+
+    @property
+    def outstanding(self) -> int:
+        return len(self._answers)
+
+    def load(self, model: str) -> WorkerLoad:
+        """This worker as routing sees it for `model`."""
+        return WorkerLoad(
+            slots=self.offers[model].slots,
+            outstanding=self.outstanding,
+            last_given_s=self._last_given_s,
+            draining=self.draining,
+        )
+
+    def open(
+        self, model: str, *, conversation: Conversation | None, prompt: str, begun: str, sampling: Sampling
+    ) -> tuple[int, AnswerStream]:
+        """Give the worker a request; returns its number and its pieces to come."""
+        self._number += 1
+        self._last_given_s = self._clock()
+        answer = self._answers[self._number] = AnswerStream()
+        frame = Generate(
+            request=self._number, model=model, conversation=conversation, prompt=prompt, begun=begun, sampling=sampling
+        )
+        self.frames.put_nowait(frame)
+        return self._number, answer
+
+    def cancel(self, number: int) -> None:
+        """Nobody waits for the answer any more; nothing happens when it has ended."""
+        if number in self._answers:
+            self.frames.put_nowait(Cancel(number))
+
+    def take_output(self, pieces: list[Piece]) -> None:
+        """Hand pieces to their answers; those of answers that have ended are dropped."""
+        self.speed.add(sum(piece.tokens for piece in pieces))
+        for piece in pieces:
+            answer = self._answers.get(piece.request)
+            if answer is None:
+                continue
+            answer.put(piece)
+            if piece.end is not None:
+                del self._answers[piece.request]
+
+    def lose(self) -> None:
+        """The connection has gone."""
+        for answer in self._answers.values():
+            answer.lose()
+        self._answers.clear()

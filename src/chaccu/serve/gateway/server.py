@@ -1,0 +1,102 @@
+"""`serve_gateway`: the app on a socket.
+
+Invariants: the port is bound before anything is said to be ready; a busy port is one clear error; the port file appears whole
+and only while the gateway listens.
+"""
+
+from __future__ import annotations
+
+import errno
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+
+from chaccu.artifact import atomic_file
+from chaccu.errors import ServeError
+from chaccu.serve.gateway.app import create_gateway
+from chaccu.serve.gateway.config import GatewayConfig
+from chaccu.serve.link import MAX_FRAME_BYTES, PING_INTERVAL_S, PING_TIMEOUT_S
+
+_BACKLOG = 2048
+_SHUTDOWN_S = 3
+
+
+def serve_gateway(config: GatewayConfig, announce: Callable[[str], None], *, port_file: Path | None = None) -> None:
+    """Serve until SIGTERM or Ctrl-C; `announce` gets the one line that says where.
+
+    Raises `ServeError` when the address cannot be listened on, `UsageError` for a configuration that must not be served.
+    """
+    app = create_gateway(config)
+    listener = listen(config.host, config.port)
+    if port_file is not None:
+        port_file.unlink(missing_ok=True)
+    shown_host = f"[{config.host}]" if ":" in config.host else config.host
+    url = f"http://{shown_host}:{listener.getsockname()[1]}"
+    settings = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        backlog=_BACKLOG,
+        ws_max_size=MAX_FRAME_BYTES,
+        ws_ping_interval=PING_INTERVAL_S,
+        ws_ping_timeout=PING_TIMEOUT_S,
+        ws_per_message_deflate=False,
+        timeout_graceful_shutdown=_SHUTDOWN_S,
+        server_header=False,
+    )
+    # uvicorn raises the signal that stopped it once more; a SIGTERM that has been obeyed is a normal end.
+    former = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    try:
+        _Server(settings, url, announce, port_file).run(sockets=[listener])
+    finally:
+        signal.signal(signal.SIGTERM, former)
+        listener.close()
+        if port_file is not None:
+            port_file.unlink(missing_ok=True)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to `host`:`port`. Raises `ServeError` when that is not possible."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ServeError(
+            f"cannot listen on {host}: {error.strerror or error}.", remedy="--host with an address of this machine"
+        ) from error
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Accepted sockets inherit it: an event must not wait for the acknowledgement of the one before.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ServeError(
+                f"port {port} on {host} is in use.", remedy="--port with another number (0 lets the system pick)"
+            ) from error
+        if error.errno == errno.EACCES:
+            raise ServeError(f"port {port} is reserved for the system.", remedy="--port with a number above 1023") from error
+        raise ServeError(f"cannot listen on {host}:{port}: {error.strerror or error}.", remedy="--host or --port") from error
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """Says that it is ready once it is."""
+
+    def __init__(self, settings: uvicorn.Config, url: str, announce: Callable[[str], None], port_file: Path | None) -> None:
+        super().__init__(settings)
+        self._url = url
+        self._announce = announce
+        self._port_file = port_file
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._port_file is not None:
+            with atomic_file(self._port_file) as file:
+                file.write(self._url.encode() + b"\n")
+        self._announce(f"gateway ready at {self._url}")

@@ -1,0 +1,160 @@
+"""The wire between gateway and worker: msgpack frames over one WebSocket, which the worker dials out to the gateway.
+
+One connection carries all requests of a worker, told apart by a number that the gateway gives. A worker opens with `Join`; the
+gateway answers `Welcome` or `Refused`. Then the gateway sends `Generate` and `Cancel`, the worker sends `Output` frames (each
+may carry pieces of many requests) and `Drain` when it wants no new work.
+
+Invariants: every frame is one tagged struct of this module, at most `MAX_FRAME_BYTES` long; each request that was generated
+ends with exactly one piece that has an `end`, a cancelled one too, so the gateway knows when the engine has really stopped. It
+ignores how either side works.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from chaccu.conversation import Conversation
+from chaccu.errors import ServeError
+
+PROTOCOL_VERSION = 1
+JOIN_PATH = "/workers/join"
+MAX_FRAME_BYTES = 16 * 2**20
+PING_INTERVAL_S = 5.0
+PING_TIMEOUT_S = 10.0
+JOIN_TIMEOUT_S = 10.0
+
+End = Literal["stop", "length", "cancelled", "failed"]
+FailureKind = Literal["context_overflow", "invalid_request", "engine_failed"]
+
+
+class ModelOffer(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that a worker serves. `context_tokens`: prompt and answer of one request together; `slots`: requests at once."""
+
+    name: str
+    engine: str
+    context_tokens: int
+    slots: int
+    chat_format: str
+    device: str = "cpu"
+
+
+class Join(msgspec.Struct, frozen=True, kw_only=True, tag="join"):
+    """A worker's first frame. `worker` stays the same when it joins again after a lost connection."""
+
+    protocol: int
+    worker: str
+    models: tuple[ModelOffer, ...]
+    token: str = ""
+
+
+class Drain(msgspec.Struct, frozen=True, tag="drain"):
+    """The worker finishes what it has and takes nothing new."""
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a request failed. `wanted_tokens` and `context_tokens` are set for a context overflow."""
+
+    kind: FailureKind
+    message: str
+    wanted_tokens: int = 0
+    context_tokens: int = 0
+
+
+class Piece(msgspec.Struct, frozen=True, array_like=True):
+    """Text of one request with the tokens it accounts for; the last piece has an `end`, and a `failure` if that is why."""
+
+    request: int
+    text: str = ""
+    tokens: int = 0
+    prompt_tokens: int = 0
+    end: End | None = None
+    failure: Failure | None = None
+
+
+class Output(msgspec.Struct, frozen=True, tag="output"):
+    """Pieces in the order they were made, of any number of requests."""
+
+    pieces: list[Piece]
+
+
+class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
+    """The worker has joined."""
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """The worker may not join; trying again changes nothing."""
+
+    reason: str
+    remedy: str = ""
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How to choose tokens; as in the engines' `GenerationRequest`."""
+
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate", omit_defaults=True):
+    """One request: a `conversation` whose answer is awaited, or a raw `prompt`.
+
+    `begun`: the answer's text so far, when another worker (or the client) has begun it; only what follows is sent.
+    """
+
+    request: int
+    model: str
+    sampling: Sampling
+    conversation: Conversation | None = None
+    prompt: str = ""
+    begun: str = ""
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
+    """Nobody waits for this request any more."""
+
+    request: int
+
+
+FromWorker = Join | Output | Drain
+ToWorker = Welcome | Refused | Generate | Cancel
+
+
+class LinkError(ServeError):
+    """The other side of a link sent what it must not: an oversized, malformed or unexpected frame."""
+
+
+def encode_frame(frame: FromWorker | ToWorker) -> bytes:
+    """The frame's bytes. Raises `LinkError` when they exceed `MAX_FRAME_BYTES`."""
+    data = msgspec.msgpack.encode(frame)
+    if len(data) > MAX_FRAME_BYTES:
+        raise LinkError(
+            f"a frame of {len(data):,} bytes exceeds the limit of {MAX_FRAME_BYTES:,}.", remedy="send less in one request"
+        )
+    return data
+
+
+def decode_from_worker(data: bytes) -> FromWorker:
+    """A worker's frame. Raises `LinkError` when it is malformed."""
+    try:
+        return _FROM_WORKER.decode(data)
+    except msgspec.DecodeError as error:
+        raise LinkError(f"a worker sent a malformed frame: {error}.") from error
+
+
+def decode_to_worker(data: bytes) -> ToWorker:
+    """A gateway's frame. Raises `LinkError` when it is malformed."""
+    try:
+        return _TO_WORKER.decode(data)
+    except msgspec.DecodeError as error:
+        raise LinkError(f"the gateway sent a malformed frame: {error}.", remedy="run the same version on both sides") from error
+
+
+_FROM_WORKER: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
+_TO_WORKER: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

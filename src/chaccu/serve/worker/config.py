@@ -1,0 +1,23 @@
+"""`WorkerConfig`: what a worker is told at its start."""
+
+from __future__ import annotations
+
+import msgspec
+
+from chaccu.engine import EngineOptions
+
+
+class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """`model`: a model spec; `gateway`: the gateway's http(s) URL; `name` and `chat_format` override the model's own.
+
+    `drain_s`: how long a worker that was told to end may finish what it has.
+    """
+
+    model: str
+    gateway: str
+    name: str | None = None
+    engine: str = "auto"
+    chat_format: str | None = None
+    options: EngineOptions = EngineOptions()
+    join_token: str = ""
+    drain_s: float = 30.0

@@ -1,0 +1,197 @@
+"""`WorkerSession`: the requests of one connection to a gateway.
+
+Invariants: each request that came in ends with exactly one piece with an `end`, sent after the engine has stopped working on
+it; when the connection goes, all its requests are ended in the engine, for nobody reads them any more. Pieces that are ready
+at the same time leave in one frame. It ignores how the connection was made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from chaccu.engine import ContextOverflowError, Engine, GenerationRequest
+from chaccu.errors import ChaccuError, ConversationError, FormatError
+from chaccu.serve.link import (
+    Cancel,
+    Drain,
+    Failure,
+    FromWorker,
+    Generate,
+    LinkError,
+    Output,
+    Piece,
+    decode_to_worker,
+    encode_frame,
+)
+from chaccu.serve.worker.prompt import Prompt, PromptBuilder
+
+# Longer texts are tokenised on a thread: below this the thread costs more than the work.
+_INLINE_CHARS = 20_000
+
+
+class Connection(Protocol):
+    """What a session needs of a WebSocket: `recv` raises when the connection is closed."""
+
+    async def send(self, message: bytes, /) -> None: ...
+    async def recv(self) -> str | bytes: ...
+
+
+class WorkerSession:
+    """Serves `Generate` frames from one connection until it closes or `draining` is set and all is done."""
+
+    def __init__(self, connection: Connection, engine: Engine, builder: PromptBuilder, announce: Callable[[str], None]) -> None:
+        self._connection = connection
+        self._engine = engine
+        self._builder = builder
+        self._announce = announce
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._pieces: list[Piece] = []
+        self._has_pieces = asyncio.Event()
+
+    async def run(self, draining: asyncio.Event, drain_s: float) -> None:
+        """Serve. Raises what the connection raises when it is lost, and `LinkError` for a wrong frame."""
+        parts = [
+            asyncio.create_task(self._receive()),
+            asyncio.create_task(self._send()),
+            asyncio.create_task(self._drain(draining, drain_s)),
+        ]
+        try:
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            for part in done:
+                part.result()
+        finally:
+            tasks = [*parts, *self._tasks.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _receive(self) -> None:
+        while True:
+            data = await self._connection.recv()
+            frame = decode_to_worker(data if isinstance(data, bytes) else data.encode())
+            if isinstance(frame, Generate):
+                task = asyncio.create_task(self._serve(frame))
+                self._tasks[frame.request] = task
+                task.add_done_callback(partial(self._forget, frame.request))
+            elif isinstance(frame, Cancel):
+                # A request that is unknown has ended while this frame was on its way.
+                if frame.request in self._tasks:
+                    self._tasks[frame.request].cancel()
+            else:
+                raise LinkError(f"the gateway sent an unexpected {type(frame).__name__} frame.")
+
+    def _forget(self, request: int, _: asyncio.Task[None]) -> None:
+        del self._tasks[request]
+
+    async def _send(self) -> None:
+        while True:
+            await self._has_pieces.wait()
+            await self._flush()
+
+    async def _flush(self) -> None:
+        self._has_pieces.clear()
+        pieces, self._pieces = self._pieces, []
+        if pieces:
+            await self._send_frame(Output(pieces))
+
+    async def _drain(self, draining: asyncio.Event, drain_s: float) -> None:
+        """Once told to end: take nothing new, finish what there is within `drain_s`; the gateway hands over the rest."""
+        await draining.wait()
+        await self._send_frame(Drain())
+        if self._tasks:
+            await asyncio.wait(self._tasks.values(), timeout=drain_s)
+        await self._flush()
+
+    async def _send_frame(self, frame: FromWorker) -> None:
+        await self._connection.send(encode_frame(frame))
+
+    def _put(self, piece: Piece) -> None:
+        self._pieces.append(piece)
+        self._has_pieces.set()
+
+    async def _serve(self, request: Generate) -> None:
+        try:
+            await self._generate(request)
+        except asyncio.CancelledError:
+            self._put(Piece(request.request, end="cancelled"))
+        except Exception as error:  # one request's failure must reach its client and leave the others alone
+            self._put(Piece(request.request, end="failed", failure=_explain(error)))
+            if not isinstance(error, (ContextOverflowError, ConversationError, FormatError)):
+                self._announce(f"a request failed: {type(error).__name__}: {error}")
+
+    async def _generate(self, request: Generate) -> None:
+        prompt = await self._build(request)
+        sampling = request.sampling
+        generation = GenerationRequest(
+            id=str(request.request),
+            prompt_ids=prompt.prompt_ids,
+            reply_ids=prompt.reply_ids,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            seed=sampling.seed,
+            stop=prompt.stop,
+            stop_ids=prompt.stop_ids,
+        )
+        prefix = _PrefixCutter(prompt.reply_prefix)
+        tokens, prompt_tokens = 0, len(prompt.prompt_ids)
+        async with contextlib.aclosing(self._engine.generate(generation)) as deltas:
+            async for delta in deltas:
+                tokens += delta.tokens
+                text = prefix.cut(delta.text)
+                if delta.finish_reason is not None:
+                    text += prefix.flush()
+                    self._put(Piece(request.request, text, tokens, prompt_tokens, delta.finish_reason))
+                elif text:
+                    self._put(Piece(request.request, text, tokens, prompt_tokens))
+                    tokens = 0
+
+    async def _build(self, request: Generate) -> Prompt:
+        turns = request.conversation.messages if request.conversation else ()
+        chars = len(request.prompt) + len(request.begun) + sum(len(turn.content or "") for turn in turns)
+        if chars < _INLINE_CHARS:
+            return self._builder.build(request)
+        return await asyncio.to_thread(self._builder.build, request)
+
+
+class _PrefixCutter:
+    """Cuts a format's own text from the beginning of an answer, if the answer begins with it."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._held = ""
+
+    def cut(self, text: str) -> str:
+        if not self._prefix:
+            return text
+        self._held += text
+        if len(self._held) < len(self._prefix) and self._prefix.startswith(self._held):
+            return ""
+        text, self._held = self._held.removeprefix(self._prefix), ""
+        self._prefix = ""
+        return text
+
+    def flush(self) -> str:
+        held, self._held = self._held, ""
+        return held
+
+
+def _explain(error: Exception) -> Failure:
+    if isinstance(error, ContextOverflowError):
+        return Failure(
+            kind="context_overflow",
+            message=error.message,
+            wanted_tokens=error.wanted_tokens,
+            context_tokens=error.context_tokens,
+        )
+    if isinstance(error, (ConversationError, FormatError)):
+        return Failure(kind="invalid_request", message=error.message)
+    if isinstance(error, ChaccuError):
+        return Failure(kind="engine_failed", message=error.message)
+    return Failure(kind="engine_failed", message=f"the engine failed ({type(error).__name__}).")

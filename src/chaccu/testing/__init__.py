@@ -1,0 +1,1 @@
+"""What tests build on: real processes to start and stop, models that cost nothing."""

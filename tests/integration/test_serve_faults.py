@@ -1,0 +1,181 @@
+"""What clients see when workers and gateways die: real processes, real signals."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from chaccu.testing.processes import Service, list_workers, start_gateway, start_worker
+
+STEADY = "?tokens=60&tokens_per_s=40"
+
+
+def client_of(gateway: Service) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0)
+
+
+def asking(model: str, text: str) -> dict[str, Any]:
+    return {"model": model, "messages": [{"role": "user", "content": text}]}
+
+
+async def stream(client: openai.AsyncOpenAI, model: str, text: str, pieces: list[str] | None = None) -> tuple[str, int]:
+    """The streamed answer and the completion tokens that its usage counts; `pieces` grows while it comes."""
+    pieces = [] if pieces is None else pieces
+    completion_tokens = -1
+    options = {"include_usage": True}
+    async for chunk in await client.chat.completions.create(**asking(model, text), stream=True, stream_options=options):
+        if chunk.choices and chunk.choices[0].delta.content:
+            pieces.append(chunk.choices[0].delta.content)
+        if chunk.usage is not None:
+            completion_tokens = chunk.usage.completion_tokens
+    return "".join(pieces), completion_tokens
+
+
+async def until(condition: Callable[[], bool], timeout_s: float) -> float:
+    """Wait for `condition`; returns the seconds it took."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < timeout_s, f"not within {timeout_s} s"
+        await asyncio.sleep(0.02)
+    return time.monotonic() - began
+
+
+async def test_a_lost_model_is_said_clearly_and_the_other_goes_on(tmp_path: Path) -> None:
+    with (
+        start_gateway(tmp_path, "--rejoin-wait", "0.5") as gateway,
+        start_worker(tmp_path, gateway, "scripted:left" + STEADY) as left,
+        start_worker(tmp_path, gateway, "scripted:right" + STEADY),
+    ):
+        client = client_of(gateway)
+        seen: dict[str, list[str]] = {"left": [], "right": []}
+        streams = {name: asyncio.create_task(stream(client, name, "hello", seen[name])) for name in seen}
+        await until(lambda: all(len(pieces) > 5 for pieces in seen.values()), 5)
+        left.kill()
+
+        with pytest.raises(openai.APIError, match="worker of 'left' was lost") as in_stream:
+            await streams["left"]
+        assert in_stream.value.code == "worker_lost"
+        assert len(seen["left"]) < 60
+
+        with pytest.raises(openai.InternalServerError, match="No worker serves 'left' now") as not_begun:
+            await client.chat.completions.create(**asking("left", "hello"))
+        assert not_begun.value.status_code == 503
+        assert "left" in [worker["model"] for worker in list_workers(gateway) if worker["state"] == "lost"]
+        assert [model.id for model in (await client.models.list()).data] == ["right"]
+
+        assert (await streams["right"])[1] == 60
+
+        with start_worker(tmp_path, gateway, "scripted:left" + STEADY):
+            began = time.monotonic()
+            assert (await client.chat.completions.create(**asking("left", "hi"), max_tokens=2)).usage.completion_tokens == 2
+            assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_killing_one_of_two_workers_cuts_and_doubles_nothing(tmp_path: Path, streamed: bool) -> None:
+    with (
+        start_gateway(tmp_path) as gateway,
+        start_worker(tmp_path, gateway, "scripted:twin" + STEADY) as first,
+        start_worker(tmp_path, gateway, "scripted:twin" + STEADY),
+    ):
+        client = client_of(gateway)
+        prompts = [f"question {index}" for index in range(16)]
+
+        async def ask(prompt: str) -> tuple[str, int]:
+            if streamed:
+                return await stream(client, "twin", prompt)
+            answer = await client.chat.completions.create(**asking("twin", prompt))
+            return answer.choices[0].message.content, answer.usage.completion_tokens
+
+        answers = asyncio.gather(*(ask(prompt) for prompt in prompts))
+        await until(lambda: [worker["outstanding"] for worker in list_workers(gateway)] == [8, 8], 5)
+        await asyncio.sleep(0.5)
+        first.kill()
+        disturbed = await answers
+        assert {worker["state"] for worker in list_workers(gateway)} == {"ready", "lost"}
+        undisturbed = await asyncio.gather(*(ask(prompt) for prompt in prompts))
+        assert disturbed == undisturbed
+        assert {tokens for _, tokens in disturbed} == {60}
+        assert len({text for text, _ in disturbed}) == 16
+
+
+async def test_an_answer_waits_for_its_worker_to_come_back(tmp_path: Path) -> None:
+    with start_gateway(tmp_path) as gateway, start_worker(tmp_path, gateway, "scripted:solo" + STEADY) as worker:
+        client = client_of(gateway)
+        undisturbed = await stream(client, "solo", "tell me")
+        pieces: list[str] = []
+        answer = asyncio.create_task(stream(client, "solo", "tell me", pieces))
+        await until(lambda: len(pieces) > 10, 5)
+        worker.kill()
+        with await asyncio.to_thread(start_worker, tmp_path, gateway, "scripted:solo" + STEADY):
+            assert await answer == undisturbed
+
+
+async def test_workers_are_back_after_a_gateway_restart(tmp_path: Path) -> None:
+    with start_gateway(tmp_path) as first:
+        port = int(first.url.rpartition(":")[2])
+        with start_worker(tmp_path, first, "scripted:a") as worker, start_worker(tmp_path, first, "scripted:b"):
+            first.kill()
+            await asyncio.sleep(1)
+            with start_gateway(tmp_path, port=port) as second:
+                assert await until(lambda: {w["model"] for w in list_workers(second)} == {"a", "b"}, 5) < 3
+                answer = await client_of(second).chat.completions.create(**asking("a", "hi"), max_tokens=3)
+                assert answer.usage.completion_tokens == 3
+                assert "lost; trying again" in worker.log or "not reachable" in worker.log
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_a_client_that_leaves_stops_the_engine(tmp_path: Path, streamed: bool) -> None:
+    slow = "scripted:slow?tokens=500&tokens_per_s=20&first_token_s=" + ("0" if streamed else "60")
+    with start_gateway(tmp_path) as gateway, start_worker(tmp_path, gateway, slow):
+        pieces: list[str] = []
+        client = client_of(gateway)
+        asked = (
+            stream(client, "slow", "go on", pieces) if streamed else client.chat.completions.create(**asking("slow", "go on"))
+        )
+        task = asyncio.create_task(asked)
+        await until(lambda: bool(pieces) if streamed else list_workers(gateway)[0]["outstanding"] == 1, 5)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        # A worker's request counts as outstanding until its engine has stopped.
+        assert await until(lambda: list_workers(gateway)[0]["outstanding"] == 0, 2) < 0.5
+
+
+async def test_a_worker_told_to_end_finishes_what_it_has(tmp_path: Path) -> None:
+    with (
+        start_gateway(tmp_path, "--rejoin-wait", "0.2") as gateway,
+        start_worker(tmp_path, gateway, "scripted:old" + STEADY) as worker,
+    ):
+        client = client_of(gateway)
+        pieces: list[str] = []
+        answer = asyncio.create_task(stream(client, "old", "hello", pieces))
+        await until(lambda: len(pieces) > 3, 5)
+        worker.signal(signal.SIGTERM)
+        await until(lambda: list_workers(gateway)[0]["state"] == "draining", 2)
+        with pytest.raises(openai.InternalServerError, match="No worker serves 'old' now"):
+            await client.chat.completions.create(**asking("old", "me too"))
+        assert (await answer)[1] == 60
+        assert worker.wait() == 0
+        assert "drained and stopped" in worker.log
+
+
+async def test_a_worker_that_may_not_finish_hands_over(tmp_path: Path) -> None:
+    with (
+        start_gateway(tmp_path) as gateway,
+        start_worker(tmp_path, gateway, "scripted:twin" + STEADY, "--drain", "0") as first,
+    ):
+        client = client_of(gateway)
+        undisturbed = await stream(client, "twin", "hello")
+        pieces: list[str] = []
+        answer = asyncio.create_task(stream(client, "twin", "hello", pieces))
+        await until(lambda: len(pieces) > 3, 5)
+        with await asyncio.to_thread(start_worker, tmp_path, gateway, "scripted:twin" + STEADY):
+            assert first.stop() == 0
+            assert await answer == undisturbed
