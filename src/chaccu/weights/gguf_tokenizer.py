@@ -1,0 +1,112 @@
+"""The tokenizer inside a GGUF file, as a `tokenizers.Tokenizer` and its configuration.
+
+Two kinds are known: SentencePiece vocabularies with scores (`llama`: LLaMA 1 and 2, Mistral, Gemma), turned into an equal BPE whose merges
+follow the scores, and byte-level BPE (`gpt2`) with the GPT-2 word pattern. Another word pattern is refused by name, never
+approximated: a tokenizer that is nearly right gives ids the model never saw.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from chaccu.errors import WeightsError
+from chaccu.weights.gguf_file import GgufFile
+
+_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
+_SPACE = "▁"
+_GPT2_PATTERNS = ("default", "gpt-2", "gpt2")
+
+
+def read_tokenizer(file: GgufFile) -> tuple[Tokenizer, dict[str, Any]]:
+    """The tokenizer and the contents of its `tokenizer_config.json`.
+
+    Raises `WeightsError` for a vocabulary kind or word pattern that is not known.
+    """
+    kind = file.require("tokenizer.ggml.model")
+    tokens = _read_tokens(file, kind)
+    if kind == "llama":
+        tokenizer = _build_sentencepiece(file, tokens)
+    elif kind == "gpt2" and file.get("tokenizer.ggml.pre", "default") in _GPT2_PATTERNS:
+        tokenizer = _build_byte_level(file, tokens)
+    else:
+        pattern = file.get("tokenizer.ggml.pre")
+        raise WeightsError(
+            f"{file.path} has a tokenizer of kind {kind!r} (word pattern {pattern!r}), which cannot be rebuilt exactly.",
+            remedy="use the model's Hugging Face folder, which ships a tokenizer.json",
+        )
+    _add_named_tokens(tokenizer, file, tokens)
+    special = {name: _token_at(tokens, file.get(f"tokenizer.ggml.{key}_token_id")) for name, key in _SPECIAL_KEYS.items()}
+    special = {name: text for name, text in special.items() if text is not None}
+    adds_bos = bool(file.get("tokenizer.ggml.add_bos_token", kind == "llama"))
+    bos = special.get("bos_token")
+    if adds_bos and bos is not None:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=[bos, "$A"], special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        )
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": adds_bos, **special}
+    if context := file.get(f"{file.architecture}.context_length"):
+        config["model_max_length"] = context
+    return tokenizer, config
+
+
+def _read_tokens(file: GgufFile, kind: str) -> list[str]:
+    """The vocabulary; SentencePiece's user-defined runs of spaces, which GGUF spells with spaces, get their mark back."""
+    tokens: list[str] = file.require("tokenizer.ggml.tokens")
+    if kind == "llama":
+        types = file.get("tokenizer.ggml.token_type", [])
+        for index, type_ in enumerate(types):
+            if type_ == _USER_DEFINED:
+                tokens[index] = tokens[index].replace(" ", _SPACE)
+    return tokens
+
+
+_SPECIAL_KEYS = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
+
+
+def _token_at(tokens: list[str], index: int | None) -> str | None:
+    return tokens[index] if index is not None and 0 <= index < len(tokens) else None
+
+
+def _build_sentencepiece(file: GgufFile, tokens: list[str]) -> Tokenizer:
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    unknown = _token_at(tokens, file.get("tokenizer.ggml.unknown_token_id", 0))
+    merges = merges_from_scores(vocabulary, file.require("tokenizer.ggml.scores"))
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    adds_space = bool(file.get("tokenizer.ggml.add_space_prefix", True))
+    replace = normalizers.Replace(" ", _SPACE)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), replace]) if adds_space else replace
+    steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if adds_space else steps)
+    return tokenizer
+
+
+def merges_from_scores(vocabulary: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
+    """BPE merges equal to a SentencePiece vocabulary: each token's splits into two known tokens, best score first; among equal scores
+    the longer left part first, then vocabulary order."""
+    merges: list[tuple[float, int, int, int, int, int, str, str]] = []
+    for token, index in vocabulary.items():
+        for cut in range(1, len(token)):
+            left, right = vocabulary.get(token[:cut]), vocabulary.get(token[cut:])
+            if left is not None and right is not None:
+                merges.append((-scores[index], -cut, cut - len(token), index, left, right, token[:cut], token[cut:]))
+    merges.sort()
+    return [(left, right) for *_, left, right in merges]
+
+
+def _build_byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    merges = [tuple(merge.split(" ", 1)) for merge in file.require("tokenizer.ggml.merges")]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _add_named_tokens(tokenizer: Tokenizer, file: GgufFile, tokens: list[str]) -> None:
+    """Control and user-defined tokens are matched in text before BPE; control ones are special."""
+    types = file.get("tokenizer.ggml.token_type", [])
+    named = [(token, kind) for token, kind in zip(tokens, types, strict=False) if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token, kind in named if kind != _USER_DEFINED])
+    tokenizer.add_tokens([AddedToken(token, normalized=_SPACE in token) for token, kind in named if kind == _USER_DEFINED])
