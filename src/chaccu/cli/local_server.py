@@ -1,0 +1,79 @@
+"""`serve_while`: one model served on this machine as long as a block runs, by the `chaccu serve` command.
+
+Invariants: when the block begins, the server answers; when it ends, by whatever exception or by SIGTERM or SIGHUP, the server
+has ended. The server is out of reach of the terminal's Ctrl-C, which is for the conversation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+from chaccu.errors import ServeError
+
+_POLL_S = 0.05
+_STOP_S = 15.0
+
+
+@contextlib.contextmanager
+def serve_while(model: str, announce: Callable[[str], None]) -> Iterator[str]:
+    """The URL of a gateway that serves `model`. Raises `ServeError` with the server's own words when it does not come up."""
+    with tempfile.TemporaryDirectory(prefix="chaccu-chat-") as folder, _ending_by_signals():
+        log_file, port_file = Path(folder, "serve.log"), Path(folder, "url")
+        announce(f"loading {model} …")
+        with log_file.open("wb") as log:
+            server = subprocess.Popen(
+                [sys.executable, "-m", "chaccu.cli.main", "serve", model, "--port", "0", "--port-file", str(port_file)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            while not port_file.is_file():
+                if server.poll() is not None:
+                    raise _explain(model, server.returncode, log_file)
+                time.sleep(_POLL_S)
+            yield port_file.read_text(encoding="utf-8").strip()
+        finally:
+            _stop(server)
+
+
+def _explain(model: str, exit_code: int, log_file: Path) -> ServeError:
+    said = log_file.read_text(encoding="utf-8", errors="replace").strip()
+    message, _, remedy = said.rpartition("chaccu: ")[2].partition("\n  try: ")
+    if not message:
+        message = f"the server of {model} ended with exit code {exit_code} and said nothing."
+    return ServeError(message, remedy=remedy)
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    if server.poll() is None:
+        server.terminate()
+    try:
+        server.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+
+
+@contextlib.contextmanager
+def _ending_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block like an exception, so that what it started ends too."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    former = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, action in former.items():
+            signal.signal(number, action)
