@@ -26,6 +26,7 @@ from chaccu.errors import ArtifactError, StorageError
 
 MANIFEST_NAME = "manifest.json"
 _TEMPORARY = ".tmp-"
+_OLD = "old-"
 
 
 class FileEntry(msgspec.Struct, frozen=True):
@@ -38,9 +39,9 @@ class FileEntry(msgspec.Struct, frozen=True):
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What an artifact is and where it came from.
 
-    `kind`: "base", "dataset", "adapter", "model" or "gguf". `parents`: the manifests' own SHA-256 by role ("base", "adapter",
-    "dataset"). `inputs`: SHA-256 of raw inputs by name. `settings`: the resolved configuration that made it. `facts`: what the
-    making measured (losses, counts). Unknown keys of a newer version are ignored on reading.
+    `kind`: "base", "dataset", "adapter", "model", "gguf" or "answers". `parents`: the manifests' own SHA-256 by role
+    ("base", "adapter", "dataset"). `inputs`: SHA-256 of raw inputs by name. `settings`: the resolved configuration that
+    made it. `facts`: what the making measured (losses, counts). Unknown keys of a newer version are ignored on reading.
     """
 
     kind: str
@@ -157,9 +158,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 if file.is_file():
                     _sync_file(file)
             if path.exists():
-                old = path.with_name(f".{path.name}{_TEMPORARY}old-{os.getpid()}")
+                old = path.with_name(f".{path.name}{_TEMPORARY}{_OLD}{os.getpid()}")
                 path.rename(old)
-                temporary.rename(path)
+                try:
+                    temporary.rename(path)
+                except BaseException:
+                    old.rename(path)
+                    raise
                 shutil.rmtree(old)
             else:
                 temporary.rename(path)
@@ -235,12 +240,18 @@ def _temporary_name(path: Path) -> Path:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what earlier, killed writers of `path` left; a living writer's temporary name stays."""
-    for leftover in path.parent.glob(f".{path.name}{_TEMPORARY}*"):
+    """Remove what earlier, killed writers of `path` left; a living writer's temporary name stays.
+
+    The old folder of a writer that was killed while it put the new one in its place is put back first.
+    """
+    prefix = f".{path.name}{_TEMPORARY}"
+    for leftover in [entry for entry in path.parent.iterdir() if entry.name.startswith(prefix)]:
         owner = leftover.name.rpartition("-")[2]
         if owner.isdigit() and int(owner) != os.getpid() and _is_running(int(owner)):
             continue
-        if leftover.is_dir():
+        if leftover.name.startswith(prefix + _OLD) and not path.exists():
+            leftover.rename(path)
+        elif leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)

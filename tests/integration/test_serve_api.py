@@ -93,6 +93,22 @@ def test_limits_stop_strings_and_seeds(client: openai.OpenAI) -> None:
     )
 
 
+def test_parameters_that_ask_for_nothing_are_accepted(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="fixed",
+        messages=HELLO,
+        n=1,
+        presence_penalty=0.0,
+        frequency_penalty=0,
+        logprobs=False,
+        tools=[],
+        response_format={"type": "text"},
+        user="someone",
+        metadata={"a": "b"},
+    )
+    assert answer.choices[0].message.content == ANSWER
+
+
 def test_an_answer_that_the_client_has_begun_is_gone_on_with(client: openai.OpenAI) -> None:
     begun = [*HELLO, {"role": "assistant", "content": ANSWER[:20]}]
     assert client.chat.completions.create(model="fixed", messages=begun).choices[0].message.content == ANSWER[20:]

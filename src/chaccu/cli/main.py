@@ -11,7 +11,7 @@ import traceback
 
 import typer
 
-from chaccu.cli import data, formats, serve
+from chaccu.cli import chat, data, doctor, formats, judge, rank, serve, web
 from chaccu.errors import ChaccuError
 
 app = typer.Typer(
@@ -22,9 +22,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for _group in (data.app, formats.app):
+for _group in (data.app, formats.app, judge.app):
     app.add_typer(_group)
-serve.register(app)
+for _commands in (doctor, serve, web, chat, rank):
+    _commands.register(app)
 
 
 def main() -> None:

@@ -64,6 +64,7 @@ class TransformersEngine:
         try:
             import torch
             from transformers import AutoModelForCausalLM
+            from transformers.utils import logging as transformers_logging
         except ImportError as error:
             raise MissingDependencyError(
                 "torch with transformers", extra="train", needed_for="the engine transformers"
@@ -72,6 +73,7 @@ class TransformersEngine:
             raise EngineError(f"{source.spec} holds no config.json with *.safetensors.", remedy="name a Hugging Face folder")
         if options.threads is not None:
             torch.set_num_threads(options.threads)
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         cuda = torch.cuda.is_available()
         try:
             tokenizer = Tokenizer.from_file(str(source.hf / "tokenizer.json"))

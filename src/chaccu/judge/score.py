@@ -1,0 +1,189 @@
+"""`score_reviews`: a judge's raw texts into pairs of scores, totals by pair of models, and what could not be read.
+
+Invariants: reviews = parsed + unparsed, and each unparsed one is named; a score that is on file beside the text is
+compared with the text, never taken for it. A pair of scores counts only where the judge states it: alone in a
+line ("8 7", "8.5, 7", "(8, 7)"), as two labelled lines ("Assistant 1: 8", "Assistant 2: 7"), or in a sentence that speaks of
+scores; other numbers in brackets, such as the points of a geometry task, do not. Of several statements the last holds, as
+a judge may work towards its verdict.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+
+from chaccu.artifact import storage_errors
+from chaccu.errors import DataError
+
+LOWEST, HIGHEST = 0.0, 10.0
+
+_NUMBER = r"(\d{1,2}(?:\.\d+)?)(?:/10)?"
+_PAIR = rf"{_NUMBER}(?:[ \t]*,[ \t]*|[ \t]+){_NUMBER}"
+_WHO = r"\b(?:Assistant|Answer|Model)[ \t]+"
+# Bold type around a score; a power, "2 ** 3", has spaces on both sides.
+_BOLD = re.compile(r"\*\*(?=\S)|(?<=\S)\*\*")
+_LINE = re.compile(
+    rf"^[ \t]*(?:(?:final[ \t]+)?(?:scores?|ratings?)[ \t]*[:=])?[ \t(\[]*{_PAIR}[ \t)\]]*\.?[ \t]*$", re.M | re.I
+)
+_LABELLED = re.compile(
+    rf"^[ \t•-]*(?:scores?[ \t]+(?:for|of)[ \t]+)?{_WHO}([12AB])[ \t]*[:=][ \t]*{_NUMBER}[ \t]*(?=[(.,;–\n-]|\Z)", re.M | re.I
+)
+# A score's bracket stands behind a word for it; behind "=" or a full stop a bracket may be a point of the plane.
+_BRACKET = re.compile(rf"\b(?:scores?|ratings?|tuple)\b[^\n=.()]*\([ \t]*{_PAIR}[ \t]*\)", re.I)
+_PROSE = re.compile(
+    rf"{_WHO}[1A][ \t]+a[ \t]+score[ \t]+of[ \t]+{_NUMBER}\b[^\n.]*{_WHO}[2B][ \t]+a[ \t]+score[ \t]+of[ \t]+{_NUMBER}\b", re.I
+)
+
+
+class Review(msgspec.Struct, frozen=True, kw_only=True):
+    """A judge's text about two answers. `score`: its scores as they are on file, if they are; `review_id`: its own name."""
+
+    question_id: int | str
+    text: str
+    review_id: str = ""
+    pair: str = ""
+    model_a: str = ""
+    model_b: str = ""
+    category: str = ""
+    score: tuple[float, float] | None = None
+
+    @property
+    def pair_name(self) -> str:
+        """The pair of models, by its own name or by theirs; "all" when the line names neither."""
+        return self.pair or (f"{self.model_a}__{self.model_b}" if self.model_a or self.model_b else "all")
+
+
+class PairScores(msgspec.Struct, kw_only=True):
+    """Sums over the parsed reviews of one pair. `ratio_b_over_a`: total of b over total of a, None when a has none."""
+
+    reviews: int = 0
+    unparsed: int = 0
+    total: tuple[float, float] = (0.0, 0.0)
+    a_win: int = 0
+    tie: int = 0
+    b_win: int = 0
+    ratio_b_over_a: float | None = None
+    by_category: dict[str, PairScores] = {}
+
+
+class NamedReview(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a review is to be found."""
+
+    question_id: int | str
+    pair: str
+    review_id: str = ""
+
+
+class Contradiction(NamedReview, frozen=True, kw_only=True):
+    """The scores on file are not those of the text."""
+
+    stored: tuple[float, float]
+    text: tuple[float, float]
+
+
+class ScoreReport(msgspec.Struct, frozen=True, kw_only=True):
+    """`reviews` = `parsed` + the number of `unparsed`. `unlike_first_line`: parsed reviews that do not
+    begin with their scores.
+    """
+
+    reviews: int
+    parsed: int
+    unparsed: list[NamedReview]
+    contradictions: list[Contradiction]
+    unlike_first_line: int
+    pairs: dict[str, PairScores]
+
+
+def parse_scores(text: str) -> tuple[float, float] | None:
+    """The scores that the judge states last, each from 0 to 10, or None when it states none."""
+    stated = [
+        (end, pair) for end, pair in _find_statements(_BOLD.sub("", text)) if all(LOWEST <= one <= HIGHEST for one in pair)
+    ]
+    return max(stated)[1] if stated else None
+
+
+def _find_statements(text: str) -> Iterator[tuple[int, tuple[float, float]]]:
+    """Each pair that is stated, with the place in `text` where its statement ends."""
+    for pattern in (_LINE, _BRACKET, _PROSE):
+        for match in pattern.finditer(text):
+            yield match.end(), (float(match[1]), float(match[2]))
+    for first, second in pairwise(_LABELLED.finditer(text)):
+        if first[1] in "1Aa" and second[1] in "2Bb":
+            yield second.end(), (float(first[2]), float(second[2]))
+
+
+def read_reviews(file: Path) -> list[Review]:
+    """Reviews out of JSONL: `{"question_id": …, "text": …}` and, if known, pair, models, category, score and review_id.
+
+    Raises `StorageError` for an unreadable file, `DataError` naming a bad line.
+    """
+    with storage_errors(file):
+        lines = file.read_bytes().splitlines()
+    decoder = msgspec.json.Decoder(Review)
+    reviews = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            reviews.append(decoder.decode(line))
+        except msgspec.DecodeError as error:
+            raise DataError(
+                f"line {number} of {file} is no review: {error}.", remedy='give {"question_id": 1, "text": "8 7 …"}'
+            ) from error
+    if not reviews:
+        raise DataError(f"{file} holds no review.", remedy="give at least one JSON line")
+    return reviews
+
+
+def score_reviews(reviews: Iterable[Review]) -> ScoreReport:
+    """Parse every review and add up, by pair and, where reviews name one, by category."""
+    pairs: dict[str, PairScores] = {}
+    unparsed: list[NamedReview] = []
+    contradictions: list[Contradiction] = []
+    parsed = elsewhere = 0
+    for review in reviews:
+        scores = parse_scores(review.text)
+        whole = pairs.setdefault(review.pair_name, PairScores(by_category={}))
+        _add(whole, scores)
+        if review.category:
+            _add(whole.by_category.setdefault(review.category, PairScores()), scores)
+        if scores is None:
+            unparsed.append(NamedReview(question_id=review.question_id, pair=review.pair_name, review_id=review.review_id))
+            continue
+        parsed += 1
+        elsewhere += parse_scores(review.text.lstrip().partition("\n")[0]) is None
+        if review.score is not None and review.score != scores:
+            contradictions.append(
+                Contradiction(
+                    question_id=review.question_id,
+                    pair=review.pair_name,
+                    review_id=review.review_id,
+                    stored=review.score,
+                    text=scores,
+                )
+            )
+    return ScoreReport(
+        reviews=parsed + len(unparsed),
+        parsed=parsed,
+        unparsed=unparsed,
+        contradictions=contradictions,
+        unlike_first_line=elsewhere,
+        pairs=pairs,
+    )
+
+
+def _add(sums: PairScores, scores: tuple[float, float] | None) -> None:
+    sums.reviews += 1
+    if scores is None:
+        sums.unparsed += 1
+        return
+    a, b = scores
+    sums.total = (sums.total[0] + a, sums.total[1] + b)
+    sums.a_win += a > b
+    sums.tie += a == b
+    sums.b_win += a < b
+    sums.ratio_b_over_a = sums.total[1] / sums.total[0] if sums.total[0] else None

@@ -1,0 +1,213 @@
+"""One answer out of several workers, with workers played by the test."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from chaccu.conversation import Conversation, Message
+from chaccu.serve.gateway.answer import AnswerPart, Job, stream_answer
+from chaccu.serve.gateway.errors import ApiError
+from chaccu.serve.gateway.registry import WorkerRegistry
+from chaccu.serve.gateway.remote_worker import RemoteWorker
+from chaccu.serve.link import Cancel, End, Failure, Generate, ModelOffer, Piece, Sampling
+
+ASKED = Conversation(messages=(Message("user", "hi"),))
+
+
+class Stage:
+    """A registry, its workers, and answers that the test writes."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.registry = WorkerRegistry(lambda: self.now_s)
+        self.continued = 0
+
+    def join(self, name: str, slots: int = 4) -> RemoteWorker:
+        offer = ModelOffer(name="m", engine="played", context_tokens=100, slots=slots, chat_format="chatml")
+        worker = RemoteWorker(name, (offer,), lambda: self.now_s)
+        self.registry.add(worker)
+        return worker
+
+    def ask(self, *, wait_s: float = 1.0, begun: str = "", **sampling: Any) -> asyncio.Task[list[AnswerPart]]:
+        job = Job(model="m", conversation=ASKED, begun=begun, sampling=Sampling(**sampling))
+
+        def count() -> None:
+            self.continued += 1
+
+        async def collect() -> list[AnswerPart]:
+            parts = stream_answer(self.registry, job, wait_s=wait_s, max_attempts=3, on_continue=count)
+            return [part async for part in parts]
+
+        return asyncio.create_task(collect())
+
+
+async def next_request(worker: RemoteWorker) -> Generate:
+    frame = await asyncio.wait_for(worker.frames.get(), 1)
+    assert isinstance(frame, Generate)
+    return frame
+
+
+def write(worker: RemoteWorker, request: Generate, *texts: str, end: End | None = None, failure: Failure | None = None) -> None:
+    pieces = [Piece(request.request, text, 1, 9) for text in texts]
+    if end is not None:
+        pieces.append(Piece(request.request, "", 0, 9, end, failure))
+    worker.take_output(pieces)
+
+
+def text_of(parts: list[AnswerPart]) -> str:
+    return "".join(text for part in parts for text in part.texts)
+
+
+async def test_the_next_worker_goes_on_from_the_text_given() -> None:
+    stage = Stage()
+    first = stage.join("first")
+    answer = stage.ask(max_tokens=10, seed=4)
+    request = await next_request(first)
+    write(first, request, "a", "b", "c")
+    second = stage.join("second")
+    stage.registry.remove(first)
+    resumed = await next_request(second)
+    assert (resumed.begun, resumed.sampling) == ("abc", Sampling(max_tokens=7, seed=4))
+    assert resumed.conversation == ASKED
+    write(second, resumed, "d", end="stop")
+    parts = await answer
+    assert text_of(parts) == "abcd"
+    assert parts[-1].usage is not None
+    assert (parts[-1].usage.prompt_tokens, parts[-1].usage.completion_tokens) == (9, 4)
+    assert stage.continued == 1
+
+
+async def test_what_the_client_began_comes_before_what_was_given() -> None:
+    stage = Stage()
+    first = stage.join("first")
+    answer = stage.ask(begun="The ")
+    request = await next_request(first)
+    assert request.begun == "The "
+    write(first, request, "end")
+    stage.registry.remove(first)
+    second = stage.join("second")
+    resumed = await next_request(second)
+    assert resumed.begun == "The end"
+    write(second, resumed, ".", end="stop")
+    assert text_of(await answer) == "end."
+
+
+async def test_an_answer_that_had_only_its_end_to_come_is_complete() -> None:
+    stage = Stage()
+    worker = stage.join("only")
+    answer = stage.ask(max_tokens=2)
+    write(worker, await next_request(worker), "a", "b")
+    await asyncio.sleep(0)
+    stage.registry.remove(worker)
+    parts = await answer
+    assert (text_of(parts), parts[-1].finish_reason) == ("ab", "length")
+    assert parts[-1].usage is not None
+    assert parts[-1].usage.prompt_tokens == 9
+
+
+async def test_with_no_other_worker_the_error_names_model_and_cause() -> None:
+    stage = Stage()
+    worker = stage.join("only")
+    answer = stage.ask(wait_s=0.05)
+    write(worker, await next_request(worker), "a")
+    stage.registry.remove(worker)
+    with pytest.raises(ApiError, match=r"worker of 'm' was lost .* no other one joined within 0.05 s") as lost:
+        await answer
+    assert (lost.value.status, lost.value.code) == (503, "worker_lost")
+    with pytest.raises(ApiError, match="No worker serves 'm' now") as absent:
+        await stage.ask(wait_s=0.01)
+    assert (absent.value.status, absent.value.code) == (503, "no_worker")
+
+
+async def test_a_request_that_kills_its_workers_does_not_kill_them_all() -> None:
+    stage = Stage()
+    answer = stage.ask()
+    for name in "abc":
+        worker = stage.join(name)
+        await next_request(worker)
+        stage.registry.remove(worker)
+    survivor = stage.join("d")
+    with pytest.raises(ApiError, match="3 in all"):
+        await answer
+    assert survivor.frames.empty()
+
+
+async def test_leaving_cancels_and_the_slot_counts_until_the_worker_says_so() -> None:
+    stage = Stage()
+    worker = stage.join("only")
+    answer = stage.ask()
+    request = await next_request(worker)
+    answer.cancel()
+    await asyncio.gather(answer, return_exceptions=True)
+    assert await worker.frames.get() == Cancel(request.request)
+    assert worker.outstanding == 1
+    write(worker, request, end="cancelled")
+    assert worker.outstanding == 0
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "code"),
+    [
+        (
+            Failure(kind="context_overflow", message="too long", wanted_tokens=9, context_tokens=5),
+            400,
+            "context_length_exceeded",
+        ),
+        (Failure(kind="invalid_request", message="no such role"), 400, "invalid_value"),
+        (Failure(kind="engine_failed", message="broken"), 500, "engine_failed"),
+    ],
+)
+async def test_a_workers_failure_becomes_the_clients_error(failure: Failure, status: int, code: str) -> None:
+    stage = Stage()
+    worker = stage.join("only")
+    answer = stage.ask()
+    write(worker, await next_request(worker), end="failed", failure=failure)
+    with pytest.raises(ApiError, match=failure.message) as caught:
+        await answer
+    assert (caught.value.status, caught.value.code) == (status, code)
+    assert worker.outstanding == 0
+
+
+async def test_a_worker_that_joins_again_replaces_itself() -> None:
+    stage = Stage()
+    former = stage.join("same")
+    answer = stage.ask()
+    write(former, await next_request(former), "a")
+    latter = stage.join("same")
+    stage.registry.remove(former)  # the old connection is noticed to be dead only now
+    resumed = await next_request(latter)
+    write(latter, resumed, "b", end="stop")
+    assert text_of(await answer) == "ab"
+    assert [status.state for status in stage.registry.statuses()] == ["ready"]
+
+
+async def test_lost_workers_are_remembered_and_bounded() -> None:
+    stage = Stage()
+    for index in range(150):
+        stage.registry.remove(stage.join(f"w{index}"))
+    statuses = stage.registry.statuses()
+    assert len(statuses) == 100
+    assert {status.state for status in statuses} == {"lost"}
+    assert statuses[0].worker == "w149"
+    assert stage.registry.models() == {}
+    assert stage.registry.knows("m")
+
+
+@pytest.mark.parametrize(
+    ("joined", "asked", "status", "text"),
+    [
+        ([], "m", 503, "No model is served yet"),
+        (["m"], "mm", 404, "'mm' does not exist; did you mean 'm'"),
+        (["m"], "other", 404, "'other' does not exist; there are m."),
+    ],
+)
+def test_unknown_models(joined: list[str], asked: str, status: int, text: str) -> None:
+    stage = Stage()
+    for name in joined:
+        stage.join(name)
+    with pytest.raises(ApiError, match=text) as caught:
+        stage.registry.check_known(asked, [])
+    assert caught.value.status == status

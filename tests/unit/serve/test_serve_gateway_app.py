@@ -1,0 +1,65 @@
+"""What holds of the gateway before any worker joins, and of its configuration."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from chaccu.errors import UsageError
+from chaccu.serve.gateway import GatewayConfig, Upstream, create_gateway, parse_upstream
+from chaccu.serve.link import MAX_FRAME_BYTES, Generate, LinkError, Output, Piece, Sampling, decode_from_worker, encode_frame
+from chaccu.serve.worker.run import join_url
+
+
+def test_the_gateway_needs_no_torch() -> None:
+    code = "import sys, chaccu.serve.gateway as g; g.create_gateway(g.GatewayConfig()); print({'torch'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+
+
+def test_two_gateways_share_nothing() -> None:
+    first, second = create_gateway(GatewayConfig()), create_gateway(GatewayConfig())
+    assert not {id(route) for route in first.routes} & {id(route) for route in second.routes}
+
+
+def test_an_open_address_needs_a_token() -> None:
+    with pytest.raises(UsageError, match="no join token"):
+        create_gateway(GatewayConfig(host="0.0.0.0"))
+    create_gateway(GatewayConfig(host="0.0.0.0", join_token="secret"))
+
+
+def test_upstreams_are_checked() -> None:
+    assert parse_upstream("llama3=http://127.0.0.1:11434/v1/") == Upstream("llama3", "http://127.0.0.1:11434/v1")
+    for wrong in ("llama3", "=http://h/v1", "a=ftp://h", "a=http://"):
+        with pytest.raises(UsageError, match="is no upstream"):
+            parse_upstream(wrong)
+    with pytest.raises(UsageError, match="named twice"):
+        create_gateway(GatewayConfig(upstreams=(Upstream("a", "http://h"), Upstream("a", "http://i"))))
+
+
+@pytest.mark.parametrize(
+    ("gateway", "url"),
+    [
+        ("http://127.0.0.1:8000", "ws://127.0.0.1:8000/workers/join"),
+        ("https://chat.example.org/llm/", "wss://chat.example.org/llm/workers/join"),
+        ("localhost:8000", "ws://localhost:8000/workers/join"),
+    ],
+)
+def test_where_workers_join(gateway: str, url: str) -> None:
+    assert join_url(gateway) == url
+
+
+def test_a_gateway_url_that_is_none_is_refused() -> None:
+    with pytest.raises(UsageError, match="is no gateway URL"):
+        join_url("ftp://host")
+
+
+def test_frames_are_bounded_and_checked() -> None:
+    frame = Output([Piece(1, "é🦙", 2), Piece(2, "", 0, 5, "stop")])
+    assert decode_from_worker(encode_frame(frame)) == frame
+    with pytest.raises(LinkError, match="exceeds the limit"):
+        encode_frame(Generate(request=1, model="m", sampling=Sampling(), prompt="x" * MAX_FRAME_BYTES))
+    for wrong in (b"", b"\x80", encode_frame(frame)[:-2]):
+        with pytest.raises(LinkError, match="malformed"):
+            decode_from_worker(wrong)

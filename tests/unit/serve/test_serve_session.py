@@ -1,0 +1,199 @@
+"""A worker's session over a connection made of queues."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from chaccu.conversation import Conversation, Message, load_format
+from chaccu.engine import EngineInfo, GenerationDelta, GenerationRequest, Usage
+from chaccu.engine.scripted import Script, ScriptedEngine, build_byte_tokenizer
+from chaccu.serve.link import (
+    Cancel,
+    Drain,
+    Generate,
+    LinkError,
+    Output,
+    Piece,
+    Sampling,
+    ToWorker,
+    Welcome,
+    decode_from_worker,
+    encode_frame,
+)
+from chaccu.serve.worker.prompt import PromptBuilder
+from chaccu.serve.worker.session import WorkerSession
+
+
+class Wire:
+    """Both ends of a connection in one process."""
+
+    def __init__(self) -> None:
+        self.to_worker: asyncio.Queue[bytes | Exception] = asyncio.Queue()
+        self.pieces: asyncio.Queue[Piece] = asyncio.Queue()
+        self.frames: list[Output | Drain] = []
+
+    async def send(self, message: bytes, /) -> None:
+        frame = decode_from_worker(message)
+        assert isinstance(frame, Output | Drain)
+        self.frames.append(frame)
+        for piece in frame.pieces if isinstance(frame, Output) else []:
+            self.pieces.put_nowait(piece)
+
+    async def recv(self) -> bytes:
+        data = await self.to_worker.get()
+        if isinstance(data, Exception):
+            raise data
+        return data
+
+    def give(self, frame: ToWorker) -> None:
+        self.to_worker.put_nowait(encode_frame(frame))
+
+    async def answer_to(self, request: int) -> list[Piece]:
+        """The pieces of `request`, the last included; those of others are dropped."""
+        pieces: list[Piece] = []
+        while not pieces or pieces[-1].end is None:
+            piece = await self.pieces.get()
+            if piece.request == request:
+                pieces.append(piece)
+        return pieces
+
+
+class Bench:
+    """A session that runs, with its wire, its announcements and the event that drains it."""
+
+    def __init__(self, engine: Any, format_name: str = "chatml") -> None:
+        self.wire = Wire()
+        self.said: list[str] = []
+        self.draining = asyncio.Event()
+        builder = PromptBuilder(load_format(format_name), build_byte_tokenizer())
+        self.session = WorkerSession(self.wire, engine, builder, self.said.append)
+        self.task = asyncio.create_task(self.session.run(self.draining, 5.0))
+
+
+@pytest_asyncio.fixture
+async def benches() -> AsyncIterator[list[Bench]]:
+    made: list[Bench] = []
+    yield made
+    for bench in made:
+        bench.task.cancel()
+    await asyncio.gather(*(bench.task for bench in made), return_exceptions=True)
+
+
+def ask(request: int, text: str = "hi", **fields: Any) -> Generate:
+    asked = Conversation(messages=(Message("user", text),))
+    return Generate(request=request, model="m", conversation=asked, sampling=Sampling(**fields))
+
+
+async def test_an_answer_comes_in_pieces_with_its_counts(benches: list[Bench]) -> None:
+    bench = Bench(ScriptedEngine(Script(text="one two three")))
+    benches.append(bench)
+    bench.wire.give(ask(7))
+    pieces = await bench.wire.answer_to(7)
+    assert "".join(piece.text for piece in pieces) == "one two three"
+    assert (sum(piece.tokens for piece in pieces), pieces[-1].end) == (3, "stop")
+    assert pieces[-1].prompt_tokens > 5
+
+
+async def test_a_cancelled_request_ends_once_its_engine_has_stopped(benches: list[Bench]) -> None:
+    bench = Bench(ScriptedEngine(Script(tokens=500, tokens_per_s=20, slots=1)))
+    benches.append(bench)
+    bench.wire.give(ask(1))
+    await bench.wire.pieces.get()
+    bench.wire.give(Cancel(1))
+    assert (await bench.wire.answer_to(1))[-1].end == "cancelled"
+    bench.wire.give(Cancel(1))  # too late, and harmless
+    bench.wire.give(ask(2, max_tokens=1))  # its only slot is free again
+    assert (await bench.wire.answer_to(2))[-1].end == "length"
+
+
+async def test_a_refused_request_leaves_the_others_alone(benches: list[Bench]) -> None:
+    bench = Bench(ScriptedEngine(Script(text="fine", context_tokens=60)))
+    benches.append(bench)
+    bench.wire.give(ask(1, "x" * 100))
+    bench.wire.give(ask(2))
+    (piece,) = await bench.wire.answer_to(1)
+    assert piece.end == "failed"
+    assert piece.failure is not None
+    assert piece.failure.kind == "context_overflow"
+    assert (piece.failure.wanted_tokens > 100, piece.failure.context_tokens) == (True, 60)
+    assert (await bench.wire.answer_to(2))[-1].end == "stop"
+    assert bench.said == []
+
+
+async def test_a_crashing_engine_is_reported_without_its_words(benches: list[Bench]) -> None:
+    class Crashing:
+        info = EngineInfo(engine="crashing", context_tokens=1, slots=1)
+
+        async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
+            yield GenerationDelta(text="so ", tokens=1)
+            raise RuntimeError("secret /path")
+
+    bench = Bench(Crashing())
+    benches.append(bench)
+    bench.wire.give(ask(1))
+    pieces = await bench.wire.answer_to(1)
+    assert [piece.text for piece in pieces] == ["so ", ""]
+    assert pieces[-1].failure is not None
+    assert "secret" not in pieces[-1].failure.message
+    assert "secret /path" in bench.said[0]
+
+
+@pytest.mark.parametrize(
+    ("texts", "seen"), [([" ", "Hello"], "Hello"), ([" Hello"], "Hello"), (["Hello"], "Hello"), ([" "], "")]
+)
+async def test_the_formats_own_text_is_cut_from_the_answer(benches: list[Bench], texts: list[str], seen: str) -> None:
+    class Fixed:
+        info = EngineInfo(engine="fixed", context_tokens=99, slots=1)
+
+        async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
+            for text in texts:
+                yield GenerationDelta(text=text, tokens=1)
+            yield GenerationDelta(text="", tokens=0, finish_reason="stop", usage=Usage(1, len(texts)))
+
+    bench = Bench(Fixed(), "vicuna_v1.1")
+    benches.append(bench)
+    bench.wire.give(ask(1))
+    pieces = await bench.wire.answer_to(1)
+    assert "".join(piece.text for piece in pieces) == seen
+    assert sum(piece.tokens for piece in pieces) == len(texts)
+
+
+async def test_draining_finishes_what_there_is(benches: list[Bench]) -> None:
+    bench = Bench(ScriptedEngine(Script(tokens=10, tokens_per_s=50)))
+    benches.append(bench)
+    bench.wire.give(ask(1))
+    await bench.wire.pieces.get()
+    bench.draining.set()
+    await asyncio.wait_for(bench.task, 3)
+    assert any(isinstance(frame, Drain) for frame in bench.wire.frames)
+    assert isinstance(bench.wire.frames[-1], Output)
+    assert bench.wire.frames[-1].pieces[-1].end == "stop"
+
+
+async def test_many_ready_pieces_share_frames(benches: list[Bench]) -> None:
+    bench = Bench(ScriptedEngine(Script(tokens=50)))
+    benches.append(bench)
+    for request in range(20):
+        bench.wire.give(ask(request))
+    ended = 0
+    while ended < 20:
+        ended += (await bench.wire.pieces.get()).end is not None
+    assert len(bench.wire.frames) < 20 * 50 / 4
+
+
+async def test_a_lost_connection_and_a_wrong_frame_end_the_session(benches: list[Bench]) -> None:
+    lost = Bench(ScriptedEngine(Script(tokens=500, tokens_per_s=20)))
+    lost.wire.give(ask(1))
+    await lost.wire.pieces.get()
+    lost.wire.to_worker.put_nowait(ConnectionResetError())
+    with pytest.raises(ConnectionResetError):
+        await lost.task
+    wrong = Bench(ScriptedEngine(Script()))
+    wrong.wire.give(Welcome())
+    with pytest.raises(LinkError, match="unexpected Welcome"):
+        await wrong.task
