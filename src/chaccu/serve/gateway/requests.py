@@ -165,7 +165,7 @@ def parse_body(fields: dict[str, Any], body_type: type[B]) -> B:
             continue
         if name not in _NEUTRAL:
             kept[name] = value
-        elif value is not None and not any(type(value) is type(neutral) and value == neutral for neutral in _NEUTRAL[name]):
+        elif value is not None and not _is_neutral(name, value):
             message = f"{name} = {value!r:.80} is not supported; leave it out."
             raise bad_request(message, code="unsupported_parameter", param=name)
     try:
@@ -173,6 +173,11 @@ def parse_body(fields: dict[str, Any], body_type: type[B]) -> B:
     except msgspec.ValidationError as error:
         known = [*body_type.__struct_fields__, *_NEUTRAL, *_ABOUT]
         raise from_validation(error, fields, known) from error
+
+
+def _is_neutral(name: str, value: object) -> bool:
+    """Whether `value` asks for nothing; 0 and 0.0 are the same, 1 and true are not."""
+    return any(value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in _NEUTRAL[name])
 
 
 def _json_name(value: object) -> str:

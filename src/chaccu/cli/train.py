@@ -1,0 +1,61 @@
+"""`chaccu train`: run a recipe, with a live bar."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("train", epilog="Example: chaccu train recipes/quickstart-cpu.yaml learning_rate=5e-4 output=runs/mine")(train_command)
+
+
+def train_command(
+    recipe: Annotated[Path, typer.Argument(help="A recipe in YAML.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="Values that take the file's place.")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Print the resolved recipe and stop.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Train again and replace an output that is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
+) -> None:
+    """Fine-tune a model on conversations; the result appears in the recipe's output folder once it is whole."""
+    import msgspec
+    import yaml
+
+    from chaccu.train.recipe import load_recipe
+
+    resolved = load_recipe(recipe, overrides or [])
+    if explain:
+        typer.echo(yaml.safe_dump(msgspec.to_builtins(resolved), sort_keys=False), nl=False)
+        return
+    result = _train_with_bar(resolved, fresh=fresh)
+    if as_json:
+        typer.echo(msgspec.json.encode(result).decode())
+        return
+    if result.reused:
+        typer.echo(f"{result.output} is there already, made by this recipe from this data.", err=True)
+    if result.loss_before is not None and result.loss_after is not None:
+        typer.echo(f"held-out loss {result.loss_before:.4f} -> {result.loss_after:.4f} nats a token")
+    typer.echo(
+        f"{result.steps} steps, {result.tokens:,} tokens ({result.trained_tokens:,} trained), rows {result.fill:.1%} full, "
+        f"{result.seconds:.0f} s -> {result.output}"
+    )
+
+
+def _train_with_bar(recipe, *, fresh):  # type: ignore[no-untyped-def]
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from chaccu.train.loop import StepReport, train
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("loading the model", total=None)
+
+        def show(step: StepReport) -> None:
+            text = f"loss {step.loss:.3f}  {step.tokens_per_s:,.0f} tok/s  lr {step.learning_rate:.1e}"
+            bar.update(task, description=text, total=step.steps, completed=step.step)
+
+        return train(recipe, report=show, fresh=fresh)

@@ -1,0 +1,1 @@
+"""Conversations to a trained model: recipe, packing, loss, optimizer, loop, checkpoint."""

@@ -1,0 +1,206 @@
+"""The training loop: rows to steps, losses to a log, and the result in an artifact folder.
+
+Invariants: the loss of a step is normalised by the trained tokens of the whole step, so accumulation does not change it; losses before and
+after are measured on the same held-out rows; what ends the run early (Ctrl-C, an error, a full disk) leaves no folder under
+the recipe's `output`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+import torch
+
+from chaccu.artifact import (
+    MANIFEST_NAME,
+    Manifest,
+    atomic_folder,
+    library_versions,
+    manifest_sha256,
+    read_manifest,
+    require_free_space,
+    sha256_file,
+    write_json,
+    write_manifest,
+)
+from chaccu.conversation import TextTokenizer, load_format
+from chaccu.errors import ArtifactError, RecipeError, TrainError
+from chaccu.train.model import TrainableModel
+from chaccu.train.optim import build_optimizer, learning_rate_at
+from chaccu.train.pack import PackedRow, encode_sources, pack_rows
+from chaccu.train.recipe import Recipe
+
+
+class StepReport(msgspec.Struct, frozen=True):
+    """One optimizer step. `loss`: nats a trained token; `tokens_per_s`: all packed tokens; `left_s`: expected time to the end."""
+
+    step: int
+    steps: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    tokens_per_s: float
+    left_s: float
+
+
+class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished run. Losses are nats a trained token on the validation rows (None without validation data)."""
+
+    output: str
+    steps: int
+    loss_before: float | None
+    loss_after: float | None
+    tokens: int
+    trained_tokens: int
+    seconds: float
+    fill: float
+    log: list[StepReport]
+    reused: bool = False
+
+
+def train(recipe: Recipe, *, report: Callable[[StepReport], None] | None = None, fresh: bool = False) -> TrainReport:
+    """Run a recipe and write its output folder; an output made by the same recipe from the same data is reused.
+
+    Raises `RecipeError`, `TrainError` or `StorageError` before the first step for whatever can be known by then.
+    """
+    output = Path(recipe.output)
+    base = Path(recipe.model)
+    chat_format = load_format(_format_name(recipe))
+    inputs = {source.path: sha256_file(Path(source.path)) for source in (*recipe.data, *recipe.validation)}
+    finished = None if fresh else _finished_run(output, recipe, inputs)
+    if finished is not None:
+        return finished
+    tokenizer = TextTokenizer.load(base)
+    encoded = encode_sources(recipe.data, chat_format, tokenizer, sequence_len=recipe.sequence_len, seed=recipe.seed)
+    held_out = encode_sources(recipe.validation, chat_format, tokenizer, sequence_len=recipe.sequence_len, seed=recipe.seed)
+    rows = pack_rows(encoded, recipe.sequence_len, seed=recipe.seed)
+    validation = pack_rows(held_out, recipe.sequence_len, seed=recipe.seed)
+    model = TrainableModel(recipe, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if tokenizer.vocab_size > model.vocab_size:
+        raise TrainError(f"the tokenizer has {tokenizer.vocab_size} ids and the model {model.vocab_size}.", remedy="use its own tokenizer")
+    require_free_space(output.parent, 4 * sum(parameter.numel() for parameter in model.parameters) + 64_000_000, "the result")
+    begun = time.monotonic()
+    before = evaluate(model, validation)
+    log = run_steps(model, rows, recipe, report)
+    after = evaluate(model, validation)
+    result = TrainReport(
+        output=str(output),
+        steps=len(log),
+        loss_before=before,
+        loss_after=after,
+        tokens=sum(len(row.ids_T) for row in rows),
+        trained_tokens=sum(row.trained_tokens for row in rows),
+        seconds=time.monotonic() - begun,
+        fill=sum(len(row.ids_T) for row in rows) / (len(rows) * recipe.sequence_len),
+        log=log,
+    )
+    _save(model, recipe, chat_format.name, tokenizer, inputs, result)
+    return result
+
+
+def run_steps(
+    model: TrainableModel, rows: Sequence[PackedRow], recipe: Recipe, report: Callable[[StepReport], None] | None = None
+) -> list[StepReport]:
+    """Train on `rows` for the recipe's epochs, `max_steps` or `max_minutes`, whichever ends first.
+
+    Raises `TrainError` when the loss or the gradient is not finite.
+    """
+    optimizer = build_optimizer(model.parameters, recipe)
+    group = recipe.gradient_accumulation_steps
+    schedule = [rows[start : start + group] for _ in range(recipe.num_train_epochs) for start in range(0, len(rows), group)]
+    schedule = schedule[: recipe.max_steps]
+    log: list[StepReport] = []
+    begun = time.monotonic()
+    for number, batch in enumerate(schedule, 1):
+        step_begun = time.monotonic()
+        spent = (step_begun - begun) / (60 * recipe.max_minutes) if recipe.max_minutes else 0.0
+        progress = max((number - 1) / len(schedule), spent)
+        if progress >= 1:
+            break
+        # The first step would otherwise be taken at a rate of 0.
+        rate = learning_rate_at(recipe, max(progress, min(1 / len(schedule), recipe.warmup_ratio)))
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = rate
+        trained = sum(row.trained_tokens for row in batch)
+        loss = 0.0
+        for row in batch:
+            row_loss = model.row_loss(row) / trained
+            row_loss.backward()  # type: ignore[no-untyped-call]
+            loss += row_loss.item()
+        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters, recipe.max_grad_norm))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainError(f"step {number}: loss {loss}, gradient norm {norm}.", remedy="lower learning_rate, or use precision=fp32")
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        now = time.monotonic()
+        tokens = sum(len(row.ids_T) for row in batch)
+        done = max(number / len(schedule), (now - begun) / (60 * recipe.max_minutes) if recipe.max_minutes else 0.0)
+        log.append(
+            StepReport(number, len(schedule), loss, norm, rate, tokens / (now - step_begun), (now - begun) * (1 / done - 1))
+        )
+        if report:
+            report(log[-1])
+    return log
+
+
+@torch.no_grad()
+def evaluate(model: TrainableModel, rows: Sequence[PackedRow]) -> float | None:
+    """Mean cross-entropy a trained token over `rows`, in nats; None when there are none."""
+    if not rows:
+        return None
+    model.full.eval()
+    total = sum(model.row_loss(row).item() for row in rows)
+    model.full.train()
+    return total / sum(row.trained_tokens for row in rows)
+
+
+def _format_name(recipe: Recipe) -> str:
+    if recipe.format is not None:
+        return recipe.format
+    folder = Path(recipe.model)
+    named = read_manifest(folder).chat_format if (folder / MANIFEST_NAME).is_file() else None
+    if named is None:
+        raise RecipeError(f"no chat format is named for {recipe.model}.", remedy="set format: to a name out of chaccu format list")
+    return named
+
+
+def _finished_run(output: Path, recipe: Recipe, inputs: dict[str, str]) -> TrainReport | None:
+    if not output.exists():
+        return None
+    manifest = read_manifest(output, kind=("adapter", "model"))
+    if manifest.settings == msgspec.to_builtins(recipe) and manifest.inputs == inputs:
+        return msgspec.convert({**manifest.facts, "reused": True}, TrainReport)
+    raise ArtifactError(
+        f"{output} holds the result of another recipe or other data.",
+        remedy="choose another output, or give --fresh to replace it",
+    )
+
+
+def _save(
+    model: TrainableModel, recipe: Recipe, chat_format: str, tokenizer: TextTokenizer, inputs: dict[str, str], result: TrainReport
+) -> None:
+    base = Path(recipe.model)
+    with atomic_folder(Path(recipe.output)) as folder:
+        model.full.save_pretrained(str(folder))
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            if (base / name).is_file():
+                (folder / name).write_bytes((base / name).read_bytes())
+        write_json(folder / "train_log.json", result.log)
+        write_manifest(
+            folder,
+            Manifest(
+                kind="adapter" if recipe.method == "lora" else "model",
+                name=Path(recipe.output).name,
+                chat_format=chat_format,
+                tokenizer_sha256=tokenizer.sha256,
+                parents={"base": manifest_sha256(base)} if (base / MANIFEST_NAME).is_file() else {},
+                inputs=inputs,
+                settings=msgspec.to_builtins(recipe),
+                facts=msgspec.to_builtins(result),
+                versions=library_versions("torch", "transformers", "peft", "tokenizers"),
+            ),
+        )
