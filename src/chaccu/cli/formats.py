@@ -23,8 +23,12 @@ def list_command() -> None:
 @app.command("render", epilog="Example: chaccu format render vicuna_v1.1 --pending < conversation.json")
 def render_command(
     name: Annotated[str, typer.Argument(help="A name out of `chaccu format list`.")],
-    tokenizer: Annotated[Path | None, typer.Option(help="A folder with tokenizer.json: print ids and loss mask as JSON.")] = None,
-    pending: Annotated[bool, typer.Option("--pending", help="End where the assistant's next (or last) answer would begin.")] = False,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="A folder with tokenizer.json: print ids and loss mask as JSON.")
+    ] = None,
+    pending: Annotated[
+        bool, typer.Option("--pending", help="End where the assistant's next (or last) answer would begin.")
+    ] = False,
 ) -> None:
     """Render a conversation read from stdin; prints exactly the text, with no newline added.
 

@@ -152,7 +152,7 @@ def _say_asked(asked: Asked, models: list[str], out: Path) -> None:
         failures = [one for one in asked.failures if one.model == model]
         tokens = sum(one.tokens or 0 for one in answers)
         spent_s = sum(one.total_s for one in answers)
-        rate = f", {tokens:,} tokens, {tokens / spent_s:,.0f} a second and answer" if tokens and spent_s else ""
+        rate = f", {tokens:,} tokens, {tokens / spent_s:,.0f} a second within an answer" if tokens and spent_s else ""
         typer.echo(f"{model:<{width}}  {len(answers)} answered, {len(failures)} failed{rate}")
     reused = f", {asked.reused} of them on file already" if asked.reused else ""
     typer.echo(f"{asked.asked} asked = {len(asked.answers)} answered{reused} + {len(asked.failures)} failed; see {out}")

@@ -11,7 +11,7 @@ import traceback
 
 import typer
 
-from chaccu.cli import chat, data, doctor, formats, judge, rank, serve, train, web, weights
+from chaccu.cli import chat, data, demo, doctor, formats, judge, rank, serve, train, web, weights
 from chaccu.errors import ChaccuError
 
 app = typer.Typer(
@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 for _group in (data.app, formats.app, judge.app, weights.app):
     app.add_typer(_group)
-for _commands in (doctor, train, serve, web, chat, rank):
+for _commands in (demo, doctor, train, serve, web, chat, rank):
     _commands.register(app)
 
 

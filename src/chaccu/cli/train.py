@@ -10,12 +10,16 @@ import typer
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("train", epilog="Example: chaccu train recipes/quickstart-cpu.yaml learning_rate=5e-4 output=runs/mine")(train_command)
+    app.command("train", epilog="Example: chaccu train recipes/quickstart-cpu.yaml learning_rate=5e-4 output=runs/mine")(
+        train_command
+    )
 
 
 def train_command(
     recipe: Annotated[Path, typer.Argument(help="A recipe in YAML.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="Values that take the file's place.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value]...", help="Values that take the file's place.")
+    ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print the resolved recipe and stop.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Train again and replace an output that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
@@ -50,7 +54,12 @@ def _train_with_bar(recipe, *, fresh):  # type: ignore[no-untyped-def]
 
     from chaccu.train.loop import StepReport, train
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("loading the model", total=None)
 

@@ -9,7 +9,9 @@ import typer
 
 from chaccu.cli.progress_bar import counting
 
-app = typer.Typer(name="weights", help="Weights: everything between a checkpoint and something that answers.", no_args_is_help=True)
+app = typer.Typer(
+    name="weights", help="Weights: everything between a checkpoint and something that answers.", no_args_is_help=True
+)
 _Out = Annotated[Path, typer.Option(help="Folder or file to write; it appears once it is whole.")]
 
 
@@ -48,12 +50,16 @@ def convert_command(
     typer.echo(f"{out}: {manifest.name}, {manifest.facts['parameters']:,} parameters")
 
 
-@app.command("merge", epilog="Example: chaccu weights merge --base runs/demo/base --adapter runs/demo/adapter --out runs/demo/merged")
+@app.command(
+    "merge", epilog="Example: chaccu weights merge --base runs/demo/base --adapter runs/demo/adapter --out runs/demo/merged"
+)
 def merge_command(
     base: Annotated[Path, typer.Option(help="The base model's Hugging Face folder.")],
     adapter: Annotated[Path, typer.Option(help="A LoRA adapter folder.")],
     out: _Out,
-    gguf: Annotated[Path | None, typer.Option(help="The GGUF file that base came from: write a GGUF folder for the CPU engine.")] = None,
+    gguf: Annotated[
+        Path | None, typer.Option(help="The GGUF file that base came from: write a GGUF folder for the CPU engine.")
+    ] = None,
 ) -> None:
     """Merge a LoRA adapter into its base."""
     from chaccu.weights.merge import merge_adapter, merge_into_gguf

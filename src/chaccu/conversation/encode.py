@@ -1,9 +1,9 @@
 """`encode_conversation`: token ids and loss mask, born together.
 
-Invariant (token identity): for every assistant turn, the ids before its reply are exactly the ids of the conversation in which that
-reply is awaited. It holds by construction: text is cut where generation begins and ends and at control tokens, each cut piece
-is tokenised on its own, and an awaited reply cuts the list at such a place. The mask follows the pieces, so it cannot drift from
-the ids. The end-of-turn text inside a reply's generation span is trained with it.
+Invariant (token identity): for every assistant turn, the ids before its reply are exactly the ids of the conversation in
+which that reply is awaited. It holds by construction: text is cut where generation begins and ends and at control tokens, each
+cut piece is tokenised on its own, and an awaited reply cuts the list at such a place. The mask follows the pieces, so it cannot
+drift from the ids. The end-of-turn text inside a reply's generation span is trained with it.
 """
 
 from __future__ import annotations

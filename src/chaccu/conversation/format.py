@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from importlib import resources
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jinja2
 import msgspec
@@ -33,8 +33,11 @@ _HEAD = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
 
 class Segment(msgspec.Struct, frozen=True):
-    """A run of rendered text. `content`: written by a message, not by the template. `reply`: number of the assistant reply (from 0)
-    that generates this text, or None where the model only reads."""
+    """A run of rendered text.
+
+    `content`: written by a message, not by the template. `reply`: number of the assistant reply (from 0) that generates this
+    text, or None where the model only reads.
+    """
 
     text: str
     content: bool
@@ -54,8 +57,8 @@ class Rendering(msgspec.Struct, frozen=True):
 class ChatFormat(msgspec.Struct, frozen=True, kw_only=True):
     """How one family of models writes a conversation.
 
-    `stop`: strings at which a server ends an answer. `bos_token` / `eos_token`: what the template's variables of that name stand for
-    when no tokenizer is given; with one, its own tokens take their place.
+    `stop`: strings at which a server ends an answer. `bos_token` / `eos_token`: what the template's variables of that name
+    stand for when no tokenizer is given; with one, its own tokens take their place.
     """
 
     name: str
@@ -114,7 +117,7 @@ class _Content(str):
     def rstrip(self, chars: str | None = None, /) -> _Content:
         return _Content(str.rstrip(self, chars))
 
-    def replace(self, old: str, new: str, count: int = -1, /) -> _Content:
+    def replace(self, old: str, new: str, count: SupportsIndex = -1, /) -> _Content:
         return _Content(str.replace(self, old, new, count))
 
     def __add__(self, other: Any) -> str:
@@ -207,7 +210,9 @@ def parse_format(text: str, *, name: str) -> ChatFormat:
     except (yaml.YAMLError, msgspec.ValidationError, TypeError, jinja2.TemplateSyntaxError) as error:
         raise FormatError(f"format {name!r} is malformed: {error}.") from error
     if "endgeneration" not in chat_format.template:
-        raise FormatError(f"format {name!r} marks no generated text.", remedy="enclose the reply in {% generation %} … {% endgeneration %}")
+        raise FormatError(
+            f"format {name!r} marks no generated text.", remedy="enclose the reply in {% generation %} … {% endgeneration %}"
+        )
     return chat_format
 
 

@@ -1,7 +1,7 @@
 """What a conversation is: `Message` and `Conversation`, and their JSON form.
 
-Invariants: roles are `user`, `assistant` or `tool`; a `system` text belongs to the conversation, not to its messages; only the last
-message may be pending (`content` is None), and only when it is the assistant's. `parse_conversation` checks them; the
+Invariants: roles are `user`, `assistant` or `tool`; a `system` text belongs to the conversation, not to its messages; only the
+last message may be pending (`content` is None), and only when it is the assistant's. `parse_conversation` checks them; the
 types themselves are plain records.
 """
 
@@ -53,7 +53,9 @@ def check_conversation(conversation: Conversation) -> Conversation:
     """
     messages = conversation.messages
     if not messages:
-        raise ConversationError("the conversation has no messages.", remedy='give "messages": [{"role": "user", "content": …}, …]')
+        raise ConversationError(
+            "the conversation has no messages.", remedy='give "messages": [{"role": "user", "content": …}, …]'
+        )
     for index, message in enumerate(messages):
         if message.content is None and (message.role != "assistant" or index != len(messages) - 1):
             raise ConversationError(
@@ -73,7 +75,8 @@ def parse_conversation(data: bytes | str) -> Conversation:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConversationError(
             f"this is not a conversation: {error}.",
-            remedy='the form is {"system": str | null, "messages": [{"role": "user" | "assistant" | "tool", "content": str | null}]}',
+            remedy='the form is {"system": str | null, "messages": [{"role": "user", "content": str | null}, …]}; '
+            'roles are "user", "assistant" and "tool"',
         ) from error
 
 

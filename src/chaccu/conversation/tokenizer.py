@@ -1,8 +1,9 @@
 """`TextTokenizer`: text pieces to token ids, with control tokens only where the caller put them.
 
-It reads a `tokenizer.json` through the `tokenizers` library (no torch, no transformers). Invariants: text that comes from a message
-never yields a special token, whatever it contains; a piece that continues earlier text is encoded without the leading space
-mark that SentencePiece-like tokenizers put before a text's first word, so ids of adjacent pieces may simply be joined.
+It reads a `tokenizer.json` through the `tokenizers` library (no torch, no transformers). Invariants: text that comes from a
+message never yields a special token, whatever it contains; a piece that continues earlier text is encoded without the leading
+space mark that SentencePiece-like tokenizers put before a text's first word, so ids of adjacent pieces may simply be joined.
+For those pieces the same tokenizer is used with that one rule taken out of its definition.
 """
 
 from __future__ import annotations
@@ -19,14 +20,12 @@ from tokenizers import Tokenizer
 
 from chaccu.errors import TokenizerError
 
-_ANCHOR = "\n"
-
 
 class TextTokenizer:
     """A tokenizer with its named special tokens.
 
-    `bos_token` and `eos_token` are texts ("" when the tokenizer has none). `adds_bos`: whether the tokenizer itself begins every
-    text with its BOS token.
+    `bos_token` and `eos_token` are texts ("" when the tokenizer has none). `adds_bos`: whether the tokenizer itself begins
+    every text with its BOS token.
     """
 
     def __init__(self, backend: Tokenizer, *, bos_token: str = "", eos_token: str = "") -> None:
@@ -39,7 +38,7 @@ class TextTokenizer:
         self.bos_id = backend.token_to_id(bos_token) if bos_token else None
         self.adds_bos = self.bos_id is not None and bool(bare) and bare[0] == self.bos_id
         backend.encode_special_tokens = True
-        self._marks_first_word = backend.encode("a", add_special_tokens=False).ids != self._encode_after_anchor(["a"])[0]
+        self._continuing = _without_first_word_mark(backend)
 
     @classmethod
     def load(cls, path: Path) -> TextTokenizer:
@@ -72,7 +71,9 @@ class TextTokenizer:
 
     @cached_property
     def _added(self) -> dict[str, int]:
-        return {token.content: token_id for token_id, token in self._backend.get_added_tokens_decoder().items() if token.content}
+        return {
+            token.content: token_id for token_id, token in self._backend.get_added_tokens_decoder().items() if token.content
+        }
 
     @cached_property
     def _added_pattern(self) -> re.Pattern[str]:
@@ -89,27 +90,45 @@ class TextTokenizer:
         return [self._added.get(part, part) for part in self._added_pattern.split(text) if part]
 
     def encode_texts(self, texts: Sequence[str], *, first: Sequence[bool]) -> list[list[int]]:
-        """Ids of each text, none of them special. `first[i]`: whether text i begins a sequence (and may get the first-word mark)."""
-        if not self._marks_first_word:
+        """Ids of each text, none of them special. `first[i]`: whether text i begins a sequence (and may get the mark)."""
+        if self._continuing is self._backend:
             return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
-        plain = iter(self._backend.encode_batch_fast([t for t, f in zip(texts, first, strict=True) if f], add_special_tokens=False))
-        continued = iter(self._encode_after_anchor([t for t, f in zip(texts, first, strict=True) if not f]))
-        return [next(plain).ids if is_first else next(continued) for is_first in first]
-
-    def _encode_after_anchor(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encode each text as if it followed a newline, and cut the newline's tokens off by their offsets."""
-        results = []
-        for text, encoding in zip(texts, self._backend.encode_batch([_ANCHOR + t for t in texts], add_special_tokens=False), strict=True):
-            cut = next((i for i, (_, end) in enumerate(encoding.offsets) if end > len(_ANCHOR)), len(encoding.ids))
-            if text and cut < len(encoding.ids) and encoding.offsets[cut][0] < len(_ANCHOR):
-                # The newline merged with the text: only a text that itself begins with white space can do that.
-                cut = -1
-            results.append(encoding.ids[cut:] if cut >= 0 else self._backend.encode(text, add_special_tokens=False).ids)
-        return results
+        begun = [text for text, is_first in zip(texts, first, strict=True) if is_first]
+        continued = [text for text, is_first in zip(texts, first, strict=True) if not is_first]
+        begun_ids = iter(self._backend.encode_batch_fast(begun, add_special_tokens=False))
+        continued_ids = iter(self._continuing.encode_batch_fast(continued, add_special_tokens=False))
+        return [next(begun_ids if is_first else continued_ids).ids for is_first in first]
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
         """The text of `ids`."""
         return str(self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+
+def _without_first_word_mark(backend: Tokenizer) -> Tokenizer:
+    """`backend` with nothing put before a text's first word; `backend` itself when it puts nothing there."""
+    # The state of a part is its definition in JSON: much quicker to read than a tokenizer with a large vocabulary.
+    parts = {
+        name: json.loads(part.__getstate__())
+        for name, part in (("normalizer", backend.normalizer), ("pre_tokenizer", backend.pre_tokenizer))
+        if part is not None
+    }
+    changed = {name: _drop_mark(definition) for name, definition in parts.items()}
+    if changed == parts:
+        return backend
+    continuing = Tokenizer.from_str(json.dumps({**json.loads(backend.to_str()), **changed}))
+    continuing.encode_special_tokens = backend.encode_special_tokens
+    return continuing
+
+
+def _drop_mark(step: Any) -> Any:
+    """A normalizer's or pre-tokenizer's definition without the rule that marks the first word; None if that was all."""
+    if step["type"] == "Prepend":
+        return None
+    if step["type"] == "Sequence":
+        key = "normalizers" if "normalizers" in step else "pretokenizers"
+        return {**step, key: [kept for kept in map(_drop_mark, step[key]) if kept is not None]}
+    never = {"prepend_scheme": "never", "add_prefix_space": False}
+    return {name: never.get(name, value) for name, value in step.items()}
 
 
 def _read_config(file: Path) -> dict[str, Any]:

@@ -100,8 +100,8 @@ def rank_battles(battles: Battles, *, bootstraps: int = 1000, seed: int = 0) -> 
         for tier_number, tier in enumerate(tiers, start=1):
             rated = _rate_tier(tier, cells, bootstraps, rng)
             tier_rows = [
-                _row(names[model], component_number, tier_number, rated.get(model, _Rated()), elo[model], _tally(cells,
-                model)) for model in tier
+                _row(names[model], component_number, tier_number, rated.get(model, _Rated()), elo[model], _tally(cells, model))
+                for model in tier
             ]
             rows += sorted(tier_rows, key=lambda row: (-(row.rating or 0.0), row.model))
     return Ranking(

@@ -81,7 +81,9 @@ def train(recipe: Recipe, *, report: Callable[[StepReport], None] | None = None,
     validation = pack_rows(held_out, recipe.sequence_len, seed=recipe.seed)
     model = TrainableModel(recipe, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if tokenizer.vocab_size > model.vocab_size:
-        raise TrainError(f"the tokenizer has {tokenizer.vocab_size} ids and the model {model.vocab_size}.", remedy="use its own tokenizer")
+        raise TrainError(
+            f"the tokenizer has {tokenizer.vocab_size} ids and the model {model.vocab_size}.", remedy="use its own tokenizer"
+        )
     require_free_space(output.parent, 4 * sum(parameter.numel() for parameter in model.parameters) + 64_000_000, "the result")
     begun = time.monotonic()
     before = evaluate(model, validation)
@@ -133,7 +135,9 @@ def run_steps(
             loss += row_loss.item()
         norm = float(torch.nn.utils.clip_grad_norm_(model.parameters, recipe.max_grad_norm))
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise TrainError(f"step {number}: loss {loss}, gradient norm {norm}.", remedy="lower learning_rate, or use precision=fp32")
+            raise TrainError(
+                f"step {number}: loss {loss}, gradient norm {norm}.", remedy="lower learning_rate, or use precision=fp32"
+            )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         now = time.monotonic()
@@ -164,7 +168,9 @@ def _format_name(recipe: Recipe) -> str:
     folder = Path(recipe.model)
     named = read_manifest(folder).chat_format if (folder / MANIFEST_NAME).is_file() else None
     if named is None:
-        raise RecipeError(f"no chat format is named for {recipe.model}.", remedy="set format: to a name out of chaccu format list")
+        raise RecipeError(
+            f"no chat format is named for {recipe.model}.", remedy="set format: to a name out of chaccu format list"
+        )
     return named
 
 
@@ -181,7 +187,12 @@ def _finished_run(output: Path, recipe: Recipe, inputs: dict[str, str]) -> Train
 
 
 def _save(
-    model: TrainableModel, recipe: Recipe, chat_format: str, tokenizer: TextTokenizer, inputs: dict[str, str], result: TrainReport
+    model: TrainableModel,
+    recipe: Recipe,
+    chat_format: str,
+    tokenizer: TextTokenizer,
+    inputs: dict[str, str],
+    result: TrainReport,
 ) -> None:
     base = Path(recipe.model)
     with atomic_folder(Path(recipe.output)) as folder:

@@ -20,7 +20,9 @@ class _FusedCrossEntropy(torch.autograd.Function):
     """Sum of the tokens' cross-entropies; gradients for hidden states and, if it is trained, the projection."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_TD: torch.Tensor, weight_VD: torch.Tensor, labels_T: torch.Tensor, softcap: float) -> torch.Tensor:
+    def forward(
+        ctx: Any, hidden_TD: torch.Tensor, weight_VD: torch.Tensor, labels_T: torch.Tensor, softcap: float
+    ) -> torch.Tensor:
         chunk = max(1, _CHUNK_BYTES // (4 * weight_VD.shape[0]))
         total = hidden_TD.new_zeros((), dtype=torch.float32)
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]

@@ -89,7 +89,7 @@ def _check_row(conversation: Conversation, encoded: Encoded, source: DataSource,
             f"conversation {conversation.id!r} of {source.path} has no trained token.",
             remedy="leave out conversations without a reply: chaccu data clean does",
         )
-    if source.max_tokens is None and len(encoded.ids) > sequence_len:
+    if sequence_len < len(encoded.ids) <= (source.max_tokens or len(encoded.ids)):
         raise TrainError(
             f"conversation {conversation.id!r} of {source.path} has {len(encoded.ids)} tokens; sequence_len is {sequence_len}.",
             remedy=f"split it with chaccu data clean --max-tokens {sequence_len}, raise sequence_len, or set max_tokens to leave it out",

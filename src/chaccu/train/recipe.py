@@ -6,9 +6,10 @@ follow the names that other trainers use.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import msgspec
 import yaml
@@ -16,23 +17,28 @@ import yaml
 from chaccu.artifact import storage_errors
 from chaccu.errors import RecipeError, did_you_mean
 
+Count = Annotated[int, msgspec.Meta(ge=1)]
+AboveZero = Annotated[float, msgspec.Meta(gt=0)]
+FromZero = Annotated[float, msgspec.Meta(ge=0)]
+BelowOne = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+
 
 class DataSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Conversations to train on. `conversations`: take so many, chosen by the seed (None = all). `max_tokens`: leave out those that
     are longer. `repeat`: times each is seen in one epoch."""
 
     path: str
-    conversations: int | None = None
-    max_tokens: int | None = None
-    repeat: int = 1
+    conversations: Count | None = None
+    max_tokens: Count | None = None
+    repeat: Count = 1
 
 
 class LoraOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): the update of a weight is `alpha / rank · B·A`."""
 
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
+    rank: Count = 8
+    alpha: AboveZero = 16.0
+    dropout: BelowOne = 0.0
     target_modules: str | list[str] = "all-linear"
 
 
@@ -46,21 +52,18 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     validation: list[DataSource] = []
     method: Literal["full", "lora"] = "lora"
     lora: LoraOptions = LoraOptions()
-    sequence_len: int = 2048
-    gradient_accumulation_steps: int = 1
-    learning_rate: float = 2e-5
+    sequence_len: Count = 2048
+    gradient_accumulation_steps: Count = 1
+    learning_rate: AboveZero = 2e-5
     lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_ratio: float = 0.03
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    num_train_epochs: int = 1
-    max_steps: int | None = None
-    max_minutes: float | None = None
+    warmup_ratio: BelowOne = 0.03
+    weight_decay: FromZero = 0.0
+    max_grad_norm: AboveZero = 1.0
+    num_train_epochs: Count = 1
+    max_steps: Count | None = None
+    max_minutes: AboveZero | None = None
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: int = 0
-
-
-_POSITIVE = ("sequence_len", "gradient_accumulation_steps", "learning_rate", "max_grad_norm", "num_train_epochs")
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -88,17 +91,33 @@ def parse_recipe(fields: dict[str, Any]) -> Recipe:
         if key not in known:
             raise RecipeError(f"the recipe key {key!r} is not known.", remedy=did_you_mean(str(key), known))
     try:
-        recipe = msgspec.convert(fields, Recipe)
+        # Not strict: YAML reads 1e-4 as text (it wants 1.0e-4); people write the former.
+        recipe = msgspec.convert(fields, Recipe, strict=False)
     except msgspec.ValidationError as error:
-        raise RecipeError(f"the recipe is not valid: {error}.") from error
-    for key in _POSITIVE:
-        if getattr(recipe, key) <= 0:
-            raise RecipeError(f"{key} is {getattr(recipe, key)}; it must be above 0.")
+        raise _explain(error, fields) from error
     if not recipe.data:
         raise RecipeError("the recipe names no data.", remedy="data: [{path: conversations.jsonl}]")
-    if not 0 <= recipe.warmup_ratio < 1:
-        raise RecipeError(f"warmup_ratio is {recipe.warmup_ratio}; it must be from 0 to below 1.")
     return recipe
+
+
+def _explain(error: msgspec.ValidationError, fields: dict[str, Any]) -> RecipeError:
+    """msgspec's message with what it leaves out: the value that was wrong and the nearest right name."""
+    problem, _, path = str(error).partition(" - at `$")
+    steps = re.findall(r"\w+", path)
+    hints = get_type_hints(Recipe)
+    value: Any = fields
+    for step in steps:
+        value = value[int(step) if isinstance(value, list) else step]
+    if (unknown := re.search("unknown field `(.*)`", problem)) is not None:
+        inner = LoraOptions if steps[0] == "lora" else DataSource
+        return RecipeError(
+            f"the key {unknown[1]!r} in {steps[0]} is not known.", remedy=did_you_mean(unknown[1], get_type_hints(inner))
+        )
+    if not steps or isinstance(value, dict):
+        return RecipeError(f"the recipe is not valid: {error}.")
+    choices = [choice for choice in get_args(hints[steps[0]]) if isinstance(choice, str)]
+    remedy = did_you_mean(str(value), choices) if choices else ""
+    return RecipeError(f"{'.'.join(steps)} is {value!r}: {problem}.", remedy=remedy)
 
 
 def _apply_override(fields: dict[str, Any], override: str) -> None:
@@ -110,11 +129,7 @@ def _apply_override(fields: dict[str, Any], override: str) -> None:
         fields = fields.setdefault(name, {})
         if not isinstance(fields, dict):
             raise RecipeError(f"{key!r} reaches into {name!r}, which has no keys inside.")
-    # YAML reads 1e-4 as text (it wants 1.0e-4); people write the former.
-    parsed = yaml.safe_load(value)
-    if isinstance(parsed, str):
-        try:
-            parsed = float(parsed)
-        except ValueError:
-            parsed = value
-    fields[last] = parsed
+    try:
+        fields[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"the value in {override!r} is not YAML: {error}.") from error

@@ -56,10 +56,14 @@ class GgufFile:
         try:
             self._read_tables()
         except (struct.error, IndexError, UnicodeDecodeError, KeyError) as error:
-            raise WeightsError(f"{path} is cut off or damaged in its header ({error}).", remedy="fetch the file again") from error
+            raise WeightsError(
+                f"{path} is cut off or damaged in its header ({error}).", remedy="fetch the file again"
+            ) from error
         end = max((self.data_start + entry.offset + entry.size_bytes for entry in self.tensors.values()), default=0)
         if end > size:
-            raise WeightsError(f"{path} is cut off: its tensors need {end:,} bytes and it has {size:,}.", remedy="fetch the file again")
+            raise WeightsError(
+                f"{path} is cut off: its tensors need {end:,} bytes and it has {size:,}.", remedy="fetch the file again"
+            )
 
     def _read_tables(self) -> None:
         version, tensor_count, pair_count = struct.unpack_from("<IQQ", self._map, 4)
@@ -134,7 +138,9 @@ class GgufFile:
     def require(self, key: str) -> Any:
         """As `get`; raises `WeightsError` when the key is absent."""
         if key not in self._pair_positions:
-            raise WeightsError(f"{self.path} has no {key!r} in its metadata.", remedy="use a GGUF file made by a current converter")
+            raise WeightsError(
+                f"{self.path} has no {key!r} in its metadata.", remedy="use a GGUF file made by a current converter"
+            )
         return self.get(key)
 
     @property

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from chaccu.artifact import Manifest, atomic_folder, library_versions, require_free_space, sha256_file, write_json, write_manifest
+from chaccu.artifact import (
+    Manifest,
+    atomic_folder,
+    library_versions,
+    require_free_space,
+    sha256_file,
+    write_json,
+    write_manifest,
+)
 from chaccu.conversation import TextTokenizer
 from chaccu.errors import WeightsError, did_you_mean
 from chaccu.weights.gguf_file import GgufFile
@@ -26,7 +34,11 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 _BLOCK = re.compile(r"blk\.(\d+)\.")
-_FLAT = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight", "output.weight": "lm_head.weight"}
+_FLAT = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
 
 
 class Architecture(msgspec.Struct, frozen=True):
@@ -76,7 +88,9 @@ def _shared_config(file: GgufFile) -> dict[str, Any]:
     prefix = file.architecture
     heads = file.require(f"{prefix}.attention.head_count")
     width = file.require(f"{prefix}.embedding_length")
-    special = {key: file.get(f"tokenizer.ggml.{gguf}_token_id") for key, gguf in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))}
+    special = {
+        key: file.get(f"tokenizer.ggml.{gguf}_token_id") for key, gguf in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
+    }
     return {
         "vocab_size": file.tensors["token_embd.weight"].shape[0],
         "hidden_size": width,
@@ -165,7 +179,9 @@ def swap_rotary_halves(values: np.ndarray, heads: int, *, inverse: bool) -> np.n
     return np.ascontiguousarray(values.reshape(*split, -1).swapaxes(1, 2).reshape(values.shape))
 
 
-def import_gguf(source: Path, out: Path, *, chat_format: str, dtype: str = "bfloat16", progress: Progress | None = None) -> Manifest:
+def import_gguf(
+    source: Path, out: Path, *, chat_format: str, dtype: str = "bfloat16", progress: Progress | None = None
+) -> Manifest:
     """Write `source` as a Hugging Face folder at `out` (config, one safetensors file, tokenizer, manifest), atomically.
 
     `progress(done, total)` counts tensors. Raises `WeightsError` for an unknown architecture or a damaged file, `StorageError` when

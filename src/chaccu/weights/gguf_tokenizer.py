@@ -108,5 +108,7 @@ def _add_named_tokens(tokenizer: Tokenizer, file: GgufFile, tokens: list[str]) -
     """Control and user-defined tokens are matched in text before BPE; control ones are special."""
     types = file.get("tokenizer.ggml.token_type", [])
     named = [(token, kind) for token, kind in zip(tokens, types, strict=False) if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)]
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token, kind in named if kind != _USER_DEFINED])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token, kind in named if kind != _USER_DEFINED]
+    )
     tokenizer.add_tokens([AddedToken(token, normalized=_SPACE in token) for token, kind in named if kind == _USER_DEFINED])

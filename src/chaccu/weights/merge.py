@@ -48,14 +48,18 @@ class Adapter:
         if not (config_file.is_file() and weights_file.is_file()):
             raise WeightsError(f"{folder} is no LoRA adapter: it needs {config_file.name} and {weights_file.name}.")
         config = json.loads(config_file.read_text(encoding="utf-8"))
-        odd = [key for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out") if config.get(key)]
+        odd = [
+            key for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out") if config.get(key)
+        ]
         if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or odd:
             raise WeightsError(f"{folder} uses {', '.join(odd) or config.get('peft_type')}, which merging does not know.")
         self.folder = folder
         self.scale = config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])
         self._tensors = load_file(str(weights_file))
         names = [name.removeprefix(_PREFIX) for name in self._tensors]
-        self.weights = sorted(name.removesuffix(".lora_A.weight") + ".weight" for name in names if name.endswith(".lora_A.weight"))
+        self.weights = sorted(
+            name.removesuffix(".lora_A.weight") + ".weight" for name in names if name.endswith(".lora_A.weight")
+        )
 
     def update(self, weight: str) -> np.ndarray:
         """ΔW of one Hugging Face weight, float32 (out × in)."""
@@ -163,7 +167,9 @@ def _check_parent(base: Path, adapter_folder: Path) -> None:
         return
     named = read_manifest(adapter_folder, kind="adapter").parents.get("base")
     if named is not None and named != manifest_sha256(base):
-        raise WeightsError(f"{adapter_folder} was trained on another base than {base}.", remedy="merge it into the base it was trained on")
+        raise WeightsError(
+            f"{adapter_folder} was trained on another base than {base}.", remedy="merge it into the base it was trained on"
+        )
 
 
 def _refuse_unknown(weights: set[str], base: Path) -> None:
