@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from chaccu.train.loop import TrainReport
+    from chaccu.train.recipe import Recipe
 
 
 def register(app: typer.Typer) -> None:
@@ -48,7 +52,7 @@ def train_command(
     )
 
 
-def _train_with_bar(recipe, *, fresh):  # type: ignore[no-untyped-def]
+def _train_with_bar(recipe: Recipe, *, fresh: bool) -> TrainReport:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

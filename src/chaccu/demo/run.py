@@ -150,9 +150,7 @@ def _read_comparisons(file: Path) -> list[Comparison]:
     answers = {(answer.question_id, answer.model): answer for answer in read_answers(file)}
     rows = []
     for question in load_questions():
-        pair = [answers.get((question.question_id, model)) for model in _MODELS]
-        if all(pair):
-            rows.append(
-                Comparison(question.turns[0], *(answer.text for answer in pair if answer), *(a.total_s for a in pair if a))
-            )
+        base, tuned = (answers.get((question.question_id, model)) for model in _MODELS)
+        if base is not None and tuned is not None:
+            rows.append(Comparison(question.turns[0], base.text, tuned.text, base.total_s, tuned.total_s))
     return rows

@@ -1,6 +1,7 @@
 """The stages of the demo as command lines, and how one is run.
 
-Invariant: a stage is exactly the command that its `command` shows, so everything the demo does can be done by hand. Stages reuse what
+Invariant: a stage is exactly the command that its `command` shows, so everything the demo does can be done by hand. Stages
+reuse what
 an earlier run left, since the commands themselves recognise their finished work.
 """
 
@@ -52,16 +53,16 @@ def build_recipe(folder: Path, base: str, chat_format: str | None) -> Path:
         "format": chat_format,
         "output": str(folder / "adapter"),
         "method": "lora",
-        "lora": {"rank": 8, "alpha": 16.0},
+        "lora": {"rank": 8, "alpha": 16},
         "data": [
-            {"path": str(folder / "identity.jsonl")},
-            {"path": str(folder / "data" / "train.jsonl"), "conversations": 40, "max_tokens": 200},
+            {"path": str(folder / "identity.jsonl"), "repeat": 2},
+            {"path": str(folder / "data" / "train.jsonl"), "conversations": 110, "max_tokens": 200},
         ],
         "validation": [{"path": str(folder / "data" / "validation.jsonl"), "conversations": 10, "max_tokens": 200}],
         "sequence_len": 512,
         "learning_rate": 1e-3,
         "warmup_ratio": 0.1,
-        "num_train_epochs": 2,
+        "num_train_epochs": 1,
         "max_minutes": 3.2,
     }
     path = folder / "recipe.yaml"

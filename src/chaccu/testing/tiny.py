@@ -1,6 +1,7 @@
 """A tokenizer and a LLaMA too small to be any good: real files in a real folder, built in well under a second.
 
-Invariant: equal calls write equal weights and an equal tokenizer. Both know the control tokens of the `chatml` and `gemma-3` formats.
+Invariant: equal calls write equal weights and an equal tokenizer, which knows the control tokens of the `chatml` and `gemma-3`
+formats.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def build_llama(folder: Path) -> Path:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = transformers.LlamaForCausalLM(config).float()
+        model = transformers.LlamaForCausalLM(config)
     model.save_pretrained(str(folder))
     manifest = Manifest(kind="base", name="tiny-llama", chat_format="chatml", tokenizer_sha256=tokenizer.sha256)
     write_manifest(folder, manifest)

@@ -1,6 +1,7 @@
 """The training loop: rows to steps, losses to a log, and the result in an artifact folder.
 
-Invariants: the loss of a step is normalised by the trained tokens of the whole step, so accumulation does not change it; losses before and
+Invariants: the loss of a step is normalised by the trained tokens of the whole step, so accumulation does not change it;
+losses before and
 after are measured on the same held-out rows; what ends the run early (Ctrl-C, an error, a full disk) leaves no folder under
 the recipe's `output`.
 """
@@ -36,7 +37,8 @@ from chaccu.train.recipe import Recipe
 
 
 class StepReport(msgspec.Struct, frozen=True):
-    """One optimizer step. `loss`: nats a trained token; `tokens_per_s`: all packed tokens; `left_s`: expected time to the end."""
+    """One optimizer step. `loss`: nats a trained token; `tokens_per_s`: all packed tokens; `left_s`: expected time to the
+    end."""
 
     step: int
     steps: int

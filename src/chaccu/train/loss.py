@@ -1,6 +1,7 @@
 """Cross-entropy over the trained tokens only, without ever holding all logits.
 
-The output projection is the dearest part of a small model with a large vocabulary (Gemma 3 270M: 168 of 268 million weights). Only the
+The output projection is the dearest part of a small model with a large vocabulary (Gemma 3 270M: 168 of 268 million weights).
+Only the
 hidden states that predict a trained token go through it, a chunk at a time, and the gradient is taken in the same pass: the
 softmax's derivative is at hand while the chunk's logits are, so nothing is recomputed and no logits are kept.
 
@@ -65,6 +66,7 @@ def summed_cross_entropy(
 ) -> torch.Tensor:
     """Sum over T of −log softmax(hidden·weightᵀ)[label], a float32 scalar.
 
-    `softcap` c > 0 replaces logits x by c·tanh(x / c) (Gemma 2 technical report, section 2.1). Divide by the step's trained tokens.
+    `softcap` c > 0 replaces logits x by c·tanh(x / c) (Gemma 2 technical report, section 2.1). Divide by the step's
+    trained tokens.
     """
-    return _FusedCrossEntropy.apply(hidden_TD, weight_VD.to(hidden_TD.dtype), labels_T, softcap)  # type: ignore[no-any-return]
+    return _FusedCrossEntropy.apply(hidden_TD, weight_VD.to(hidden_TD.dtype), labels_T, softcap)  # type: ignore[no-any-return,no-untyped-call]

@@ -1,6 +1,7 @@
 """The model to train: loaded through transformers, with LoRA through peft, and the two halves the loss needs.
 
-Invariants: a packed row's conversations do not see each other (positions restart and no cache or mask is given, so transformers builds
+Invariants: a packed row's conversations do not see each other (positions restart and no cache or mask is given, so
+transformers builds
 the block mask from the positions); before the first step the split into body and projection is compared with the model's
 own logits, so an architecture that does more in between is refused instead of trained wrongly.
 """
@@ -25,7 +26,7 @@ def choose_precision(recipe: Recipe, device: torch.device) -> torch.dtype:
         return {"bf16": torch.bfloat16, "fp32": torch.float32}[recipe.precision]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # type: ignore[no-untyped-call]
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
 
 
@@ -97,7 +98,7 @@ def _load_causal_lm(recipe: Recipe, dtype: torch.dtype) -> Any:
 
     if recipe.model.startswith((".", "/", "~")) and not Path(recipe.model).expanduser().exists():
         raise TrainError(f"there is no model at {recipe.model}.", remedy="check the path, or name a Hugging Face hub id")
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         return transformers.AutoModelForCausalLM.from_pretrained(recipe.model, dtype=dtype, attn_implementation="sdpa")
     except (OSError, ValueError) as error:

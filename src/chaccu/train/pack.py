@@ -92,7 +92,7 @@ def _check_row(conversation: Conversation, encoded: Encoded, source: DataSource,
     if sequence_len < len(encoded.ids) <= (source.max_tokens or len(encoded.ids)):
         raise TrainError(
             f"conversation {conversation.id!r} of {source.path} has {len(encoded.ids)} tokens; sequence_len is {sequence_len}.",
-            remedy=f"split it with chaccu data clean --max-tokens {sequence_len}, raise sequence_len, or set max_tokens to leave it out",
+            remedy=f"chaccu data clean --max-tokens {sequence_len} splits it; sequence_len takes it; max_tokens leaves it out",
         )
 
 

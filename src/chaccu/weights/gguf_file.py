@@ -1,7 +1,8 @@
 """GGUF files: read their metadata and tensors through a memory map, and write them tensor by tensor.
 
 Layout after the public GGUF v3 specification (ggml, docs/gguf.md): header, key-value pairs, tensor table, padding, tensor data.
-Its own reader, since the `gguf` package's takes a quarter of a minute for a vocabulary of 262,144 entries and this one half a second; the
+Its own reader, since the `gguf` package's takes a quarter of a minute for a vocabulary of 262,144 entries and this one half a
+second; the
 quantised block formats themselves are that package's (`gguf.quants`).
 
 Invariants: reading never copies tensor data; writing keeps one tensor in memory at a time. Key-value pairs are carried over as
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -33,7 +34,8 @@ _STRING, _ARRAY = 8, 9
 
 
 class TensorEntry(msgspec.Struct, frozen=True):
-    """One row of the tensor table. `shape` is in numpy's order (slowest axis first); `type_id` is ggml's; `offset` counts from the
+    """One row of the tensor table. `shape` is in numpy's order (slowest axis first); `type_id` is ggml's; `offset` counts
+    from the
     start of the data section; `size_bytes` is the packed size."""
 
     name: str
@@ -105,7 +107,7 @@ class GgufFile:
         item_kind, count = struct.unpack_from("<IQ", self._map, position)
         position += 12
         if item_kind in _SCALARS:
-            return position + count * struct.calcsize("<" + _SCALARS[item_kind])
+            return position + int(count) * struct.calcsize("<" + _SCALARS[item_kind])
         for _ in range(count):
             position = self._skip(item_kind, position)
         return position
@@ -162,7 +164,7 @@ class GgufFile:
         entry = self.tensors[name]
         kind = gguf.GGMLQuantizationType(entry.type_id)
         rows = entry.shape[0] if len(entry.shape) > 1 else 1
-        return gguf.quants.dequantize(self.packed(name).reshape(rows, -1), kind).reshape(entry.shape)  # type: ignore[no-any-return]
+        return gguf.quants.dequantize(self.packed(name).reshape(rows, -1), kind).reshape(entry.shape)
 
     def pairs_without(self, *dropped: str) -> tuple[int, bytes]:
         """Count and bytes of the key-value pairs but `dropped`, for `write_gguf`."""
@@ -202,7 +204,7 @@ def write_gguf(
     *,
     pairs: tuple[int, bytes],
     tensors: Iterable[tuple[str, tuple[int, ...], int]],
-    packed: Mapping[str, Any] | Any,
+    packed: Callable[[str], np.ndarray],
     alignment: int = _DEFAULT_ALIGNMENT,
 ) -> Iterator[int]:
     """Write a GGUF file; yields the bytes written after each tensor (drive it to the end).

@@ -1,6 +1,7 @@
 """GGUF → Hugging Face folder: config, safetensors, tokenizer and manifest.
 
-One small table per architecture says what its metadata and tensor names mean; tensor names come from the `gguf` package's own maps.
+One small table per architecture says what its metadata and tensor names mean.
+
 Invariants: tensors pass one at a time (peak memory: the largest tensor as float32, and the output dtype's copy of one
 shard); an architecture that is not in the table is refused by name.
 """
@@ -184,7 +185,8 @@ def import_gguf(
 ) -> Manifest:
     """Write `source` as a Hugging Face folder at `out` (config, one safetensors file, tokenizer, manifest), atomically.
 
-    `progress(done, total)` counts tensors. Raises `WeightsError` for an unknown architecture or a damaged file, `StorageError` when
+    `progress(done, total)` counts tensors. Raises `WeightsError` for an unknown architecture or a damaged file,
+    `StorageError` when
     the disk is full.
     """
     import torch

@@ -1,6 +1,7 @@
 """The tokenizer inside a GGUF file, as a `tokenizers.Tokenizer` and its configuration.
 
-Two kinds are known: SentencePiece vocabularies with scores (`llama`: LLaMA 1 and 2, Mistral, Gemma), turned into an equal BPE whose merges
+Two kinds are known: SentencePiece vocabularies with scores (`llama`: LLaMA 1 and 2, Mistral, Gemma), turned into an equal BPE
+whose merges
 follow the scores, and byte-level BPE (`gpt2`) with the GPT-2 word pattern. Another word pattern is refused by name, never
 approximated: a tokenizer that is nearly right gives ids the model never saw.
 """
@@ -83,7 +84,8 @@ def _build_sentencepiece(file: GgufFile, tokens: list[str]) -> Tokenizer:
 
 
 def merges_from_scores(vocabulary: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
-    """BPE merges equal to a SentencePiece vocabulary: each token's splits into two known tokens, best score first; among equal scores
+    """BPE merges equal to a SentencePiece vocabulary: each token's splits into two known tokens, best score first; among
+    equal scores
     the longer left part first, then vocabulary order."""
     merges: list[tuple[float, int, int, int, int, int, str, str]] = []
     for token, index in vocabulary.items():

@@ -1,6 +1,7 @@
 """LoRA into base weights: as a Hugging Face folder, or straight into a copy of the GGUF file that the base came from.
 
-An adapter's update of a weight W (out × in) is ΔW = alpha / rank · B·A (Hu et al. 2021, arXiv:2106.09685). In the GGUF copy only the adapted tensors
+An adapter's update of a weight W (out × in) is ΔW = alpha / rank · B·A (Hu et al. 2021, arXiv:2106.09685). In the GGUF copy
+only the adapted tensors
 change; they are written as Q8_0, and every other tensor, the tokenizer and the metadata are carried over byte for byte.
 """
 
@@ -67,7 +68,8 @@ class Adapter:
 
         stem = _PREFIX + weight.removesuffix(".weight")
         low, high = self._tensors[stem + ".lora_A.weight"], self._tensors[stem + ".lora_B.weight"]
-        return self.scale * (high.astype(np.float32) @ low.astype(np.float32))
+        update: np.ndarray = self.scale * (high.astype(np.float32) @ low.astype(np.float32))
+        return update
 
 
 def merge_adapter(base: Path, adapter_folder: Path, out: Path, *, progress: Progress | None = None) -> Manifest:
@@ -111,7 +113,8 @@ def merge_adapter(base: Path, adapter_folder: Path, out: Path, *, progress: Prog
 def merge_into_gguf(gguf: Path, base: Path, adapter_folder: Path, out: Path, *, progress: Progress | None = None) -> Manifest:
     """Write a servable folder: `model.gguf` = `gguf` with the adapted tensors merged and stored as Q8_0, and the tokenizer.
 
-    `gguf` must be the file that `base` was imported from. `progress(done, total)` counts bytes. Raises `WeightsError` or `StorageError`.
+    `gguf` must be the file that `base` was imported from. `progress(done, total)` counts bytes. Raises `WeightsError` or
+    `StorageError`.
     """
     import gguf as ggml
 
@@ -130,7 +133,7 @@ def merge_into_gguf(gguf: Path, base: Path, adapter_folder: Path, out: Path, *, 
         if name not in adapted or hf_name is None:
             return file.packed(name)
         merged = gguf_values(file, name, hf_tensor(file, name) + adapter.update(hf_name))
-        return ggml.quants.quantize(merged, ggml.GGMLQuantizationType.Q8_0)  # type: ignore[no-any-return]
+        return ggml.quants.quantize(merged, ggml.GGMLQuantizationType.Q8_0)
 
     table = [(entry.name, entry.shape, _Q8_0 if entry.name in adapted else entry.type_id) for entry in file.tensors.values()]
     require_free_space(out.parent, 2 * gguf.stat().st_size, "the merged GGUF model")

@@ -10,14 +10,14 @@ import msgspec
 import pytest
 
 from chaccu.artifact import manifest_sha256, read_manifest, verify_files
-from chaccu.conversation import Encoded
+from chaccu.conversation import Encoded, TextTokenizer, load_format
 from chaccu.errors import ArtifactError, RecipeError, TrainError
-from chaccu.train.pack import PackedRow, pack_rows
+from chaccu.train.pack import PackedRow, encode_sources, pack_rows
 from chaccu.train.recipe import Recipe
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
-from chaccu.train.loop import StepReport, run_steps, train  # noqa: E402 (torch may be absent)
+from chaccu.train.loop import StepReport, evaluate, run_steps, train  # noqa: E402 (torch may be absent)
 from chaccu.train.model import TrainableModel  # noqa: E402
 
 
@@ -61,10 +61,6 @@ def test_the_saved_adapter_is_the_trained_one(recipe: Recipe, llama: Path) -> No
     saved = peft.PeftModel.from_pretrained(base, recipe.output)
     model = TrainableModel(recipe, torch.device("cpu"))
     peft.set_peft_model_state_dict(model.full, peft.get_peft_model_state_dict(saved))
-    from chaccu.conversation import TextTokenizer, load_format
-    from chaccu.train.loop import evaluate
-    from chaccu.train.pack import encode_sources
-
     encoded = encode_sources(recipe.validation, load_format("chatml"), TextTokenizer.load(llama), sequence_len=256, seed=0)
     assert evaluate(model, pack_rows(encoded, 256, seed=0)) == pytest.approx(result.loss_after, rel=1e-5)
 

@@ -79,7 +79,7 @@ def random_conversations() -> list[Encoded]:
 
 def gradients_of(model: TrainableModel, rows: list[PackedRow]) -> tuple[float, list[Any]]:
     total = sum(model.row_loss(row) for row in rows)
-    return float(total), list(torch.autograd.grad(total, model.parameters))
+    return total.item(), list(torch.autograd.grad(total, model.parameters))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "gemma3-softcap", "gpt2"])
@@ -95,7 +95,7 @@ def test_a_packed_row_loses_what_its_conversations_lose_alone(architecture: str,
     torch.testing.assert_close(packed_gradients, alone_gradients, rtol=1e-3, atol=1e-3)
     # The comparison can fail: the same tokens as one conversation lose something else.
     joined = PackedRow(packed.ids_T, packed.mask_T, list(range(len(packed.ids_T))), [len(packed.ids_T)])
-    assert float(model.row_loss(joined)) != pytest.approx(alone_loss, rel=1e-2)
+    assert model.row_loss(joined).item() != pytest.approx(alone_loss, rel=1e-2)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
@@ -104,26 +104,26 @@ def test_a_row_loses_what_the_model_itself_says(architecture: str, tmp_path: Pat
     (row,) = pack_rows(random_conversations()[:1], 64, seed=0)
     labels = [token if trained else -100 for token, trained in zip(row.ids_T, row.mask_T, strict=True)]
     output = model.full(input_ids=torch.tensor([row.ids_T]), labels=torch.tensor([labels]))
-    assert float(model.row_loss(row)) / row.trained_tokens == pytest.approx(float(output.loss), rel=1e-5)
+    assert model.row_loss(row).item() / row.trained_tokens == pytest.approx(output.loss.item(), rel=1e-5)
 
 
 def test_lora_trains_adapters_alone_and_starts_where_the_base_is(llama: Path) -> None:
     row = pack_rows([Encoded(list(range(40)), [0, *[1] * 39], ())], 64, seed=0)[0]
     full = TrainableModel(full_recipe(llama), CPU)
     lora = TrainableModel(full_recipe(llama, method="lora"), CPU)
-    assert float(lora.row_loss(row)) == pytest.approx(float(full.row_loss(row)), rel=1e-6)
+    assert lora.row_loss(row).item() == pytest.approx(full.row_loss(row).item(), rel=1e-6)
     assert 0 < sum(p.numel() for p in lora.parameters) < sum(p.numel() for p in full.parameters)
     assert all("lora_" in name for name, p in lora.full.named_parameters() if p.requires_grad)
 
 
 def test_parameters_are_float32_even_when_computing_in_bfloat16(llama: Path) -> None:
     row = pack_rows([Encoded(list(range(40)), [0, *[1] * 39], ())], 64, seed=0)[0]
-    exact = float(TrainableModel(full_recipe(llama), CPU).row_loss(row))
+    exact = TrainableModel(full_recipe(llama), CPU).row_loss(row).item()
     for method in ("full", "lora"):
         model = TrainableModel(full_recipe(llama, method=method, precision="bf16"), CPU)
         assert {parameter.dtype for parameter in model.parameters} == {torch.float32}
         loss = model.row_loss(row)
-        assert float(loss) == pytest.approx(exact, rel=0.02)
+        assert loss.item() == pytest.approx(exact, rel=0.02)
         assert all(bool(torch.isfinite(gradient).all()) for gradient in torch.autograd.grad(loss, model.parameters))
 
 

@@ -94,7 +94,7 @@ def test_max_tokens_above_the_row_still_keeps_rows_whole(tmp_path: Path) -> None
 
 def test_no_trained_token_names_the_conversation(tmp_path: Path) -> None:
     source = write_conversations(tmp_path / "silent.jsonl", talk("mute", reply=None))
-    with pytest.raises(TrainError, match="'mute'.*no trained token"):
+    with pytest.raises(TrainError, match=r"'mute'.*no trained token"):
         encode_sources([source], CHATML, build_tokenizer(tmp_path), sequence_len=512, seed=0)
 
 

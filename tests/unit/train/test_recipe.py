@@ -25,7 +25,7 @@ def test_only_three_keys_are_needed() -> None:
 
 
 def test_an_unknown_key_names_the_nearest() -> None:
-    with pytest.raises(RecipeError, match="'learning_rat'.*\n.*'learning_rate'"):
+    with pytest.raises(RecipeError, match=r"'learning_rat'.*\n.*'learning_rate'"):
         parse_recipe({**FIELDS, "learning_rat": 1e-4})
 
 
