@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import time
 import urllib.request
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from chaccu.conversation import load_format
 from chaccu.demo.report import Comparison, write_report
 from chaccu.demo.services import Services, running_services
 from chaccu.demo.stages import Stage, StageResult, build_stages, run_stage
-from chaccu.errors import UsageError, WeightsError
+from chaccu.errors import ServeError, UsageError, WeightsError
 
 _NEEDED_BYTES = 2_000_000_000
 _MODELS = ("base", "tuned")
@@ -87,6 +88,8 @@ def _wait_for_interrupt() -> None:
 def _check_options(options: DemoOptions) -> None:
     if not options.name.strip():
         raise UsageError("the name is empty.", remedy="--name 'Vicky the vicuña'")
+    if options.stay and options.port:
+        _refuse_busy_port(options.port)
     if options.model is None:
         return
     if options.model.startswith((".", "/", "~")) and not Path(options.model).exists():
@@ -95,6 +98,18 @@ def _check_options(options: DemoOptions) -> None:
         raise UsageError(f"no chat format is known for {options.model}.", remedy="name one with --format (chaccu format list)")
     if options.chat_format is not None:
         load_format(options.chat_format)
+
+
+def _refuse_busy_port(port: int) -> None:
+    """The chat page comes last; a port that is taken is told before minutes of work."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ServeError(
+                f"port {port} is taken: {error.strerror}.", remedy="--port 0 lets the system pick a free one"
+            ) from error
 
 
 def _is_done(stage: Stage) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import socket
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,16 @@ def test_wrong_options_stop_before_anything_starts(tmp_path: Path, changed: dict
     with pytest.raises(ChaccuError, match=message):
         run_demo(options, lambda text: None, lambda rows: None)
     assert not folder.exists()
+
+
+def test_a_busy_port_is_told_first(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ChaccuError, match=f"port {port} is taken"):
+            run_demo(DemoOptions(folder=tmp_path / "demo", name="Ada", port=port), lambda text: None, lambda rows: None)
+    assert not (tmp_path / "demo").exists()
 
 
 def test_no_space_is_said_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
