@@ -26,6 +26,9 @@ def train_command(
     ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print the resolved recipe and stop.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Train again and replace an output that is there.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Reuse an output of this recipe and data; replace one of others.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
 ) -> None:
     """Fine-tune a model on conversations; the result appears in the recipe's output folder once it is whole."""
@@ -38,7 +41,7 @@ def train_command(
     if explain:
         typer.echo(yaml.safe_dump(msgspec.to_builtins(resolved), sort_keys=False), nl=False)
         return
-    result = _train_with_bar(resolved, fresh=fresh)
+    result = _train_with_bar(resolved, fresh=fresh, replace=replace)
     if as_json:
         typer.echo(msgspec.json.encode(result).decode())
         return
@@ -52,7 +55,7 @@ def train_command(
     )
 
 
-def _train_with_bar(recipe: Recipe, *, fresh: bool) -> TrainReport:
+def _train_with_bar(recipe: Recipe, *, fresh: bool, replace: bool) -> TrainReport:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -71,4 +74,4 @@ def _train_with_bar(recipe: Recipe, *, fresh: bool) -> TrainReport:
             text = f"loss {step.loss:.3f}  {step.tokens_per_s:,.0f} tok/s  lr {step.learning_rate:.1e}"
             bar.update(task, description=text, total=step.steps, completed=step.step)
 
-        return train(recipe, report=show, fresh=fresh)
+        return train(recipe, report=show, fresh=fresh, replace=replace)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import socket
 import time
 import urllib.request
@@ -59,6 +60,8 @@ def run_demo(options: DemoOptions, say: Callable[[str], None], show: Callable[[l
         say(f"[{total - 1}/{total}] serve: a gateway and two workers")
         url, commands = _start_serving(services, options)
         answers_folder = options.folder / "answers"
+        # Answers are kept by question and model name, and the tuned model behind that name may be a new one.
+        shutil.rmtree(answers_folder, ignore_errors=True)
         compare = Stage(
             "compare", ("judge", "run", "--url", url, *_named(_MODELS), "--max-tokens", "64", "--out", str(answers_folder))
         )

@@ -62,7 +62,7 @@ def build_recipe(folder: Path, base: str, chat_format: str | None) -> Path:
         "sequence_len": 512,
         "learning_rate": 1e-3,
         "warmup_ratio": 0.1,
-        "num_train_epochs": 1,
+        "num_train_epochs": 2,
         "max_minutes": 3.2,
     }
     path = folder / "recipe.yaml"
@@ -85,7 +85,7 @@ def build_stages(folder: Path, *, name: str, model: str | None, chat_format: str
         Stage("clean", ("data", "clean", DUMP, "--out", str(folder / "data"))),
     ]
     recipe = build_recipe(folder, base, chat_format)
-    train = [Stage("fine-tune", ("train", str(recipe)))]
+    train = [Stage("fine-tune", ("train", str(recipe), "--replace"))]
     adapter, tuned = str(folder / "adapter"), str(folder / "tuned")
     merged = ("weights", "merge", "--base", base, "--adapter", adapter, "--out")
     weights = [Stage("merge", (*merged, str(folder / "merged")))]

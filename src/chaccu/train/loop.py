@@ -64,8 +64,16 @@ class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
     reused: bool = False
 
 
-def train(recipe: Recipe, *, report: Callable[[StepReport], None] | None = None, fresh: bool = False) -> TrainReport:
+def train(
+    recipe: Recipe,
+    *,
+    report: Callable[[StepReport], None] | None = None,
+    fresh: bool = False,
+    replace: bool = False,
+) -> TrainReport:
     """Run a recipe and write its output folder; an output made by the same recipe from the same data is reused.
+
+    `fresh` trains in any case; `replace` trains only when the output is of another recipe or other data, and replaces it.
 
     Raises `RecipeError`, `TrainError` or `StorageError` before the first step for whatever can be known by then.
     """
@@ -73,7 +81,7 @@ def train(recipe: Recipe, *, report: Callable[[StepReport], None] | None = None,
     base = Path(recipe.model)
     chat_format = load_format(_format_name(recipe))
     inputs = {source.path: sha256_file(Path(source.path)) for source in (*recipe.data, *recipe.validation)}
-    finished = None if fresh else _finished_run(output, recipe, inputs)
+    finished = None if fresh else _finished_run(output, recipe, inputs, replace=replace)
     if finished is not None:
         return finished
     tokenizer = TextTokenizer.load(base)
@@ -176,15 +184,17 @@ def _format_name(recipe: Recipe) -> str:
     return named
 
 
-def _finished_run(output: Path, recipe: Recipe, inputs: dict[str, str]) -> TrainReport | None:
+def _finished_run(output: Path, recipe: Recipe, inputs: dict[str, str], *, replace: bool) -> TrainReport | None:
     if not output.exists():
         return None
     manifest = read_manifest(output, kind=("adapter", "model"))
     if manifest.settings == msgspec.to_builtins(recipe) and manifest.inputs == inputs:
         return msgspec.convert({**manifest.facts, "reused": True}, TrainReport)
+    if replace:
+        return None
     raise ArtifactError(
         f"{output} holds the result of another recipe or other data.",
-        remedy="choose another output, or give --fresh to replace it",
+        remedy="choose another output, or give --replace",
     )
 
 
