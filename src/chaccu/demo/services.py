@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from chaccu.errors import ServeError
@@ -47,9 +47,8 @@ class Services:
         self.wait(f"the {name}", file.exists, timeout_s)
         return file.read_text(encoding="utf-8").strip()
 
-    def wait(self, what: str, condition: object, timeout_s: float) -> None:
+    def wait(self, what: str, condition: Callable[[], bool], timeout_s: float) -> None:
         """Wait until `condition()` is true. Raises `ServeError` when a child has ended or the time is over."""
-        assert callable(condition)
         end = time.monotonic() + timeout_s
         while not condition():
             for name, child in self._children:

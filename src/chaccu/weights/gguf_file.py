@@ -11,6 +11,7 @@ the bytes they were, so nothing a file says about its tokenizer is lost in a rew
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -183,10 +184,7 @@ def packed_bytes(shape: tuple[int, ...], type_id: int) -> int:
     import gguf
 
     block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(type_id)]
-    count = 1
-    for side in shape:
-        count *= side
-    return count // block * block_bytes
+    return math.prod(shape) // block * block_bytes
 
 
 def string_pair(key: str, value: str) -> bytes:

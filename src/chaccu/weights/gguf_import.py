@@ -9,6 +9,7 @@ shard); an architecture that is not in the table is refused by name.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -195,7 +196,7 @@ def import_gguf(
     file = GgufFile(source)
     architecture = find_architecture(file)
     target = getattr(torch, dtype)
-    parameters = sum(_count(entry.shape) for entry in file.tensors.values())
+    parameters = sum(math.prod(entry.shape) for entry in file.tensors.values())
     require_free_space(out.parent, parameters * target.itemsize + 64_000_000, "the unpacked model")
     tokenizer, tokenizer_config = read_tokenizer(file)
     with atomic_folder(out) as folder:
@@ -224,10 +225,3 @@ def import_gguf(
                 versions=library_versions("gguf", "safetensors", "tokenizers"),
             ),
         )
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count

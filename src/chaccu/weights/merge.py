@@ -8,7 +8,6 @@ change; they are written as Q8_0, and every other tensor, the tokenizer and the 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,12 +26,11 @@ from chaccu.artifact import (
 )
 from chaccu.errors import WeightsError
 from chaccu.weights.gguf_file import GgufFile, write_gguf
-from chaccu.weights.gguf_import import find_architecture, gguf_values, hf_tensor
+from chaccu.weights.gguf_import import Progress, find_architecture, gguf_values, hf_tensor
 
 if TYPE_CHECKING:
     import numpy as np
 
-Progress = Callable[[int, int], None]
 _PREFIX = "base_model.model."
 _Q8_0 = 8
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -125,8 +123,9 @@ def merge_into_gguf(gguf: Path, base: Path, adapter_folder: Path, out: Path, *, 
     file = GgufFile(gguf)
     architecture = find_architecture(file)
     hf_names = {name: architecture.hf_name(name) for name in file.tensors}
-    _refuse_unknown(set(adapter.weights) - set(hf_names.values()), base)
-    adapted = {name for name, hf_name in hf_names.items() if hf_name in set(adapter.weights)}
+    wanted = set(adapter.weights)
+    _refuse_unknown(wanted - set(hf_names.values()), base)
+    adapted = {name for name, hf_name in hf_names.items() if hf_name in wanted}
 
     def packed(name: str) -> np.ndarray:
         hf_name = hf_names[name]
