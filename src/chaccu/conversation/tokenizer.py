@@ -80,10 +80,24 @@ class TextTokenizer:
         longest_first = sorted(self._added, key=len, reverse=True)
         return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")" if longest_first else "(?!)")
 
+    @property
+    def control_tokens(self) -> tuple[str, ...]:
+        """Texts of the tokens that stand outside the vocabulary of plain text, such as the end of a turn."""
+        return tuple(self._added)
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """Ids of `control_tokens`."""
+        return frozenset(self._added.values())
+
     def token_id(self, text: str) -> int | None:
         """The id of the single token `text`, or None."""
         token_id = self._backend.token_to_id(text)
         return None if token_id is None else int(token_id)
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one token as the vocabulary spells it; "" when there is no such id."""
+        return str(self._backend.id_to_token(token_id) or "")
 
     def split_control(self, text: str) -> list[str | int]:
         """Template text cut at the tokenizer's added tokens: runs of plain text, and ids where a control token stands."""

@@ -45,7 +45,7 @@ def build_tokenizer(folder: Path) -> TextTokenizer:
     return TextTokenizer.load(folder)
 
 
-def build_llama(folder: Path) -> Path:
+def build_llama(folder: Path, *, tie_word_embeddings: bool = False) -> Path:
     """Write a random LLaMA (float32, two layers, some 0.1 million weights) as a base model for `chatml`; returns `folder`.
 
     Draws from a generator of its own: torch's global one is left as it was.
@@ -62,7 +62,7 @@ def build_llama(folder: Path) -> Path:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tie_word_embeddings,
         bos_token_id=tokenizer.bos_id,
         eos_token_id=tokenizer.token_id(EOS),
         pad_token_id=tokenizer.token_id("<eos>"),

@@ -34,6 +34,7 @@ from chaccu.train.model import TrainableModel
 from chaccu.train.optim import build_optimizer, learning_rate_at
 from chaccu.train.pack import PackedRow, encode_sources, pack_rows
 from chaccu.train.recipe import Recipe
+from chaccu.train.token_rows import candidate_tokens
 
 
 class StepReport(msgspec.Struct, frozen=True):
@@ -50,7 +51,8 @@ class StepReport(msgspec.Struct, frozen=True):
 
 
 class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A finished run. Losses are nats a trained token on the validation rows (None without validation data)."""
+    """A finished run. Losses are nats a trained token on the validation rows (None without validation data); `token_rows`:
+    tokens whose rows were trained beside LoRA."""
 
     output: str
     steps: int
@@ -60,6 +62,7 @@ class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
     trained_tokens: int
     seconds: float
     fill: float
+    token_rows: list[str]
     log: list[StepReport]
     reused: bool = False
 
@@ -89,7 +92,8 @@ def train(
     held_out = encode_sources(recipe.validation, chat_format, tokenizer, sequence_len=recipe.sequence_len, seed=recipe.seed)
     rows = pack_rows(encoded, recipe.sequence_len, seed=recipe.seed)
     validation = pack_rows(held_out, recipe.sequence_len, seed=recipe.seed)
-    model = TrainableModel(recipe, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    candidates = candidate_tokens(recipe.lora, encoded, tokenizer) if recipe.method == "lora" else []
+    model = TrainableModel(recipe, torch.device("cuda" if torch.cuda.is_available() else "cpu"), candidates)
     if tokenizer.vocab_size > model.vocab_size:
         raise TrainError(
             f"the tokenizer has {tokenizer.vocab_size} ids and the model {model.vocab_size}.", remedy="use its own tokenizer"
@@ -108,6 +112,7 @@ def train(
         trained_tokens=sum(row.trained_tokens for row in rows),
         seconds=time.monotonic() - begun,
         fill=sum(len(row.ids_T) for row in rows) / (len(rows) * recipe.sequence_len),
+        token_rows=[tokenizer.token_text(token) for token in model.token_rows],
         log=log,
     )
     _save(model, recipe, chat_format.name, tokenizer, inputs, result)

@@ -5,7 +5,7 @@ Only the
 hidden states that predict a trained token go through it, a chunk at a time, and the gradient is taken in the same pass: the
 softmax's derivative is at hand while the chunk's logits are, so nothing is recomputed and no logits are kept.
 
-Tensor names: T trained tokens, C a chunk of them, D hidden width, V vocabulary.
+Tensor names: T trained tokens, C a chunk of them, D hidden width, V vocabulary, K rows that stand in for rows of the projection.
 """
 
 from __future__ import annotations
@@ -18,55 +18,82 @@ _CHUNK_BYTES = 128 * 2**20
 
 
 class _FusedCrossEntropy(torch.autograd.Function):
-    """Sum of the tokens' cross-entropies; gradients for hidden states and, if it is trained, the projection."""
+    """Sum of the tokens' cross-entropies; gradients for hidden states and for what of the projection is trained."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_TD: torch.Tensor, weight_VD: torch.Tensor, labels_T: torch.Tensor, softcap: float
+        ctx: Any,
+        hidden_TD: torch.Tensor,
+        weight_VD: torch.Tensor,
+        rows_KD: torch.Tensor,
+        labels_T: torch.Tensor,
+        ids_K: torch.Tensor,
+        softcap: float,
     ) -> torch.Tensor:
         chunk = max(1, _CHUNK_BYTES // (4 * weight_VD.shape[0]))
         total = hidden_TD.new_zeros((), dtype=torch.float32)
-        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        needs_hidden, needs_weight, needs_rows = ctx.needs_input_grad[:3]
         grad_hidden_TD = torch.empty_like(hidden_TD) if needs_hidden else None
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
+        grad_rows_KD = torch.zeros_like(rows_KD, dtype=torch.float32) if needs_rows else None
         for start in range(0, hidden_TD.shape[0], chunk):
             hidden_CD, labels_C = hidden_TD[start : start + chunk], labels_T[start : start + chunk, None]
             logits_CV = (hidden_CD @ weight_VD.T).float()
+            logits_CV[:, ids_K] = (hidden_CD @ rows_KD.T).float()
             if softcap:
                 logits_CV = softcap * torch.tanh(logits_CV / softcap)
-            norm_C = torch.logsumexp(logits_CV, dim=-1, keepdim=True)
-            total += (norm_C - logits_CV.gather(1, labels_C)).sum()
-            if not (needs_hidden or needs_weight):
-                continue
+            picked_C1 = logits_CV.gather(1, labels_C)
             slope_CV = 1 - (logits_CV / softcap) ** 2 if softcap else None
-            grad_CV = logits_CV.sub_(norm_C).exp_()
-            grad_CV.scatter_add_(1, labels_C, torch.full_like(norm_C, -1.0))
+            # In place from here: the chunk is as large as a small model's weights, and passing over it is what costs.
+            top_C1 = logits_CV.amax(dim=-1, keepdim=True)
+            exp_CV = logits_CV.sub_(top_C1).exp_()
+            sum_C1 = exp_CV.sum(dim=-1, keepdim=True)
+            total += (sum_C1.log() + top_C1 - picked_C1).sum()
+            if not (needs_hidden or needs_weight or needs_rows):
+                continue
+            grad_CV = exp_CV.div_(sum_C1)
+            grad_CV.scatter_add_(1, labels_C, torch.full_like(sum_C1, -1.0))
             if slope_CV is not None:
                 grad_CV *= slope_CV
             grad_CV = grad_CV.to(hidden_TD.dtype)
+            grad_CK = grad_CV[:, ids_K]
+            grad_CV[:, ids_K] = 0
             if grad_hidden_TD is not None:
-                grad_hidden_TD[start : start + chunk] = grad_CV @ weight_VD
+                grad_hidden_TD[start : start + chunk] = grad_CV @ weight_VD + grad_CK @ rows_KD
             if grad_weight_VD is not None:
                 grad_weight_VD += grad_CV.T @ hidden_CD
-        ctx.save_for_backward(grad_hidden_TD, grad_weight_VD)
-        ctx.weight_dtype = weight_VD.dtype
+            if grad_rows_KD is not None:
+                grad_rows_KD += grad_CK.T @ hidden_CD
+        ctx.save_for_backward(grad_hidden_TD, grad_weight_VD, grad_rows_KD)
+        ctx.dtypes = hidden_TD.dtype, weight_VD.dtype, rows_KD.dtype
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (grad,) = grad_outputs
-        grad_hidden_TD, grad_weight_VD = ctx.saved_tensors
-        scaled_hidden = None if grad_hidden_TD is None else grad_hidden_TD * grad.to(grad_hidden_TD.dtype)
-        scaled_weight = None if grad_weight_VD is None else (grad_weight_VD * grad).to(ctx.weight_dtype)
-        return scaled_hidden, scaled_weight, None, None
+        scaled = (
+            None if saved is None else (saved * grad.to(saved.dtype)).to(dtype)
+            for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return (*scaled, None, None, None)
 
 
 def summed_cross_entropy(
-    hidden_TD: torch.Tensor, weight_VD: torch.Tensor, labels_T: torch.Tensor, *, softcap: float = 0.0
+    hidden_TD: torch.Tensor,
+    weight_VD: torch.Tensor,
+    labels_T: torch.Tensor,
+    *,
+    rows_KD: torch.Tensor | None = None,
+    ids_K: torch.Tensor | None = None,
+    softcap: float = 0.0,
 ) -> torch.Tensor:
     """Sum over T of −log softmax(hidden·weightᵀ)[label], a float32 scalar.
 
-    `softcap` c > 0 replaces logits x by c·tanh(x / c) (Gemma 2 technical report, section 2.1). Divide by the step's
-    trained tokens.
+    `rows_KD` take the place of the rows `ids_K` of the projection, so that a few rows can be trained while the rest is frozen.
+    `softcap` c > 0 replaces logits x by c·tanh(x / c) (Gemma 2 technical report, section 2.1). Divide by the step's trained
+    tokens.
     """
-    return _FusedCrossEntropy.apply(hidden_TD, weight_VD.to(hidden_TD.dtype), labels_T, softcap)  # type: ignore[no-any-return,no-untyped-call]
+    if rows_KD is None or ids_K is None:
+        rows_KD, ids_K = hidden_TD.new_empty(0, hidden_TD.shape[1]), labels_T.new_empty(0)
+    weight_VD, rows_KD = weight_VD.to(hidden_TD.dtype), rows_KD.to(hidden_TD.dtype)
+    return _FusedCrossEntropy.apply(hidden_TD, weight_VD, rows_KD, labels_T, ids_K, softcap)  # type: ignore[no-any-return,no-untyped-call]

@@ -9,6 +9,8 @@ own logits, so an architecture that does more in between is refused instead of t
 from __future__ import annotations
 
 import contextlib
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from chaccu.errors import MissingDependencyError, TrainError
 from chaccu.train.loss import summed_cross_entropy
 from chaccu.train.pack import PackedRow
 from chaccu.train.recipe import Recipe
+from chaccu.train.token_rows import indistinct_tokens
 
 
 def choose_precision(recipe: Recipe, device: torch.device) -> torch.dtype:
@@ -33,27 +36,39 @@ def choose_precision(recipe: Recipe, device: torch.device) -> torch.dtype:
 class TrainableModel:
     """A causal language model with its trained parameters.
 
-    `full`: the module as loaded (or wrapped by peft); `parameters`: what the optimizer updates, in float32.
+    `full`: the module as loaded (or wrapped by peft); `parameters`: what the optimizer updates, in float32; `token_rows`: ids
+    whose rows of embedding and projection are trained beside LoRA.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, device: torch.device, candidates: Sequence[int] = ()) -> None:
+        """Load the recipe's model. `candidates`: control tokens whose rows are to be trained where LoRA cannot reach them."""
         self.device = device
         self.dtype = choose_precision(recipe, device)
         torch.manual_seed(recipe.seed)
         causal = _load_causal_lm(recipe, torch.float32 if recipe.method == "full" else self.dtype)
+        self._body = causal.get_decoder()
+        self._head = causal.get_output_embeddings()
+        self.token_rows: list[int] = []
         if recipe.method == "lora":
-            self.full = _add_lora(causal, recipe)
+            given = recipe.lora.trainable_tokens != "auto"
+            self.token_rows = list(candidates) if given else indistinct_tokens(self._head.weight.detach(), candidates)
+            self.full = _add_lora(causal, recipe, self.token_rows)
         else:
             self.full = causal
         self.full.to(device).train()
-        self._body = causal.get_decoder()
-        self._head = causal.get_output_embeddings()
         self._softcap = float(getattr(causal.config, "final_logit_softcapping", None) or 0.0)
         self._causal = causal
         self.vocab_size = int(self._head.weight.shape[0])
         for parameter in self.full.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+        self._rows: dict[str, torch.Tensor] = {}
+        if self.token_rows:
+            adapter = causal.get_output_embeddings().token_adapter
+            self._rows = {
+                "rows_KD": adapter.trainable_tokens_delta["default"],
+                "ids_K": torch.tensor(self.token_rows, device=device),
+            }
         self.parameters = [parameter for parameter in self.full.parameters() if parameter.requires_grad]
         self._check_halves()
 
@@ -67,7 +82,7 @@ class TrainableModel:
         with self.autocast():
             hidden_TD = self._body(input_ids=ids_1T, position_ids=positions_1T, use_cache=False).last_hidden_state[0]
             hidden_TD = hidden_TD[predicted - 1].to(self.dtype)
-        return summed_cross_entropy(hidden_TD, self._head.weight, ids_1T[0, predicted], softcap=self._softcap)
+        return summed_cross_entropy(hidden_TD, self._head.weight, ids_1T[0, predicted], softcap=self._softcap, **self._rows)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Mixed precision for the forward pass; nothing in float32."""
@@ -105,17 +120,31 @@ def _load_causal_lm(recipe: Recipe, dtype: torch.dtype) -> Any:
         raise TrainError(f"cannot load the model {recipe.model!r}: {error}") from error
 
 
-def _add_lora(causal: Any, recipe: Recipe) -> Any:
+def _add_lora(causal: Any, recipe: Recipe, token_rows: list[int]) -> Any:
     try:
         import peft
     except ImportError as error:
         raise MissingDependencyError("peft", extra="train", needed_for="method: lora") from error
     options = recipe.lora
+    embedding, head = causal.get_input_embeddings(), causal.get_output_embeddings()
+    # peft ties the rows of both by itself where the weights are tied.
+    ends = [embedding] if embedding.weight is head.weight else [embedding, head]
+    names = {module: name.rpartition(".")[2] for name, module in causal.named_modules() if module in ends}
     config = peft.LoraConfig(
         r=options.rank,
         lora_alpha=options.alpha,
         lora_dropout=options.dropout,
         target_modules=options.target_modules,
+        trainable_token_indices={names[module]: token_rows for module in ends} if token_rows else None,
         task_type="CAUSAL_LM",
     )
-    return peft.get_peft_model(causal, config)
+    with warnings.catch_warnings():
+        # Between two libraries: peft asks transformers by the old name.
+        warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)
+        adapted = peft.get_peft_model(causal, config)
+    if isinstance(causal.get_output_embeddings(), peft.tuners.lora.LoraLayer):
+        raise TrainError(
+            "lora.target_modules takes in the output projection, which the fused loss reads as it is.",
+            remedy="leave it out; lora.trainable_tokens trains single rows of it",
+        )
+    return adapted

@@ -34,12 +34,17 @@ class DataSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class LoraOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): the update of a weight is `alpha / rank · B·A`."""
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): the update of a weight is `alpha / rank · B·A`.
+
+    `trainable_tokens`: tokens whose embedding rows are trained too; `auto`: the control tokens of a reply that the base model
+    cannot tell from others.
+    """
 
     rank: Count = 8
     alpha: Count = 16
     dropout: BelowOne = 0.0
     target_modules: str | list[str] = "all-linear"
+    trainable_tokens: Literal["auto"] | list[str] = "auto"
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

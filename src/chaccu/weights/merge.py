@@ -1,8 +1,8 @@
 """LoRA into base weights: as a Hugging Face folder, or straight into a copy of the GGUF file that the base came from.
 
-An adapter's update of a weight W (out × in) is ΔW = alpha / rank · B·A (Hu et al. 2021, arXiv:2106.09685). In the GGUF copy
-only the adapted tensors
-change; they are written as Q8_0, and every other tensor, the tokenizer and the metadata are carried over byte for byte.
+An adapter's update of a weight W (out × in) is ΔW = alpha / rank · B·A (Hu et al. 2021, arXiv:2106.09685); the rows of single
+tokens that it trained take the place of the base's. In the GGUF copy only the adapted tensors change; they are written as Q8_0,
+and every other tensor, the tokenizer and the metadata are carried over byte for byte.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _PREFIX = "base_model.model."
+_LOW, _HIGH, _ROWS = ".lora_A.weight", ".lora_B.weight", ".token_adapter.trainable_tokens_delta"
 _Q8_0 = 8
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 _BASE_FILES = ("config.json", "generation_config.json", *_TOKENIZER_FILES)
@@ -54,20 +55,26 @@ class Adapter:
             raise WeightsError(f"{folder} uses {', '.join(odd) or config.get('peft_type')}, which merging does not know.")
         self.folder = folder
         self.scale = config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])
-        self._tensors = load_file(str(weights_file))
-        names = [name.removeprefix(_PREFIX) for name in self._tensors]
+        self._tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(str(weights_file)).items()}
+        self._row_ids: dict[str, list[int]] = config.get("trainable_token_indices") or {}
         self.weights = sorted(
-            name.removesuffix(".lora_A.weight") + ".weight" for name in names if name.endswith(".lora_A.weight")
+            name.removesuffix(ending) + ".weight" for name in self._tensors for ending in (_LOW, _ROWS) if name.endswith(ending)
         )
+        odd = [name for name in self._tensors if not name.endswith((_LOW, _HIGH, _ROWS))]
+        if odd:
+            raise WeightsError(f"{folder} holds {odd[0]}, which merging does not know.")
 
-    def update(self, weight: str) -> np.ndarray:
-        """ΔW of one Hugging Face weight, float32 (out × in)."""
+    def apply(self, weight: str, values: np.ndarray) -> np.ndarray:
+        """One Hugging Face weight, float32 (out × in), as the adapter makes it; `values` is the base's and may be written to."""
         import numpy as np
 
-        stem = _PREFIX + weight.removesuffix(".weight")
-        low, high = self._tensors[stem + ".lora_A.weight"], self._tensors[stem + ".lora_B.weight"]
-        update: np.ndarray = self.scale * (high.astype(np.float32) @ low.astype(np.float32))
-        return update
+        stem = weight.removesuffix(".weight")
+        if stem + _ROWS in self._tensors:
+            values[self._row_ids[stem.rpartition(".")[2]]] = self._tensors[stem + _ROWS]
+        if stem + _LOW in self._tensors:
+            low, high = self._tensors[stem + _LOW], self._tensors[stem + _HIGH]
+            values += self.scale * (high.astype(np.float32) @ low.astype(np.float32))
+        return values
 
 
 def merge_adapter(base: Path, adapter_folder: Path, out: Path, *, progress: Progress | None = None) -> Manifest:
@@ -95,7 +102,7 @@ def merge_adapter(base: Path, adapter_folder: Path, out: Path, *, progress: Prog
                     tensor = source.get_tensor(name)
                     if name in left:
                         left.remove(name)
-                        tensor = (tensor.float() + torch.from_numpy(adapter.update(name))).to(tensor.dtype)
+                        tensor = torch.from_numpy(adapter.apply(name, tensor.float().numpy())).to(tensor.dtype)
                     tensors[name] = tensor
                     done += 1
                     if progress:
@@ -131,7 +138,7 @@ def merge_into_gguf(gguf: Path, base: Path, adapter_folder: Path, out: Path, *, 
         hf_name = hf_names[name]
         if name not in adapted or hf_name is None:
             return file.packed(name)
-        merged = gguf_values(file, name, hf_tensor(file, name) + adapter.update(hf_name))
+        merged = gguf_values(file, name, adapter.apply(hf_name, hf_tensor(file, name)))
         return ggml.quants.quantize(merged, ggml.GGMLQuantizationType.Q8_0)
 
     table = [(entry.name, entry.shape, _Q8_0 if entry.name in adapted else entry.type_id) for entry in file.tensors.values()]
