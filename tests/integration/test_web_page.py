@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 import re
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from chat_page import choose, said, send, until
 
 from chaccu.testing.processes import start_command, start_gateway, start_with_url, start_worker
 
 pytest.importorskip("gradio")
-playwright = pytest.importorskip("playwright.sync_api")
-
-_CHROMIUM = Path("/usr/bin/chromium")
-_ARGUMENTS = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 _PICTURE = "![](http://tracker.example/pixel.png)"
 _TUNED = f"scripted:tuned?tokens_per_s=15&text={'The%20vicuna%20grazes. ' * 12}"
 _BASE = f"scripted:base?text=**Base** speaks. {_PICTURE}"
-
-pytestmark = pytest.mark.skipif(not _CHROMIUM.exists(), reason=f"there is no {_CHROMIUM}")
 
 
 class Stage(dict[str, Any]):
@@ -49,14 +33,6 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     ):
         yield (made := Stage(folder=folder, gateway=gateway, base=base, tuned=tuned, page=page))
         made["tuned"].stop()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=str(_CHROMIUM), args=_ARGUMENTS)
-        yield started
-        started.close()
 
 
 @pytest.fixture
@@ -80,30 +56,6 @@ def page(browser: Any, stage: Stage) -> Iterator[Any]:
     context.close()
     assert foreign == []
     assert failures == []
-
-
-def choose(page: Any, model: str) -> None:
-    page.locator("#chaccu-model input").click()
-    page.get_by_role("option", name=re.compile(rf"^(✓\s*)?{model}")).click()
-
-
-def send(page: Any, text: str) -> None:
-    page.locator("#chaccu-text textarea").fill(text)
-    page.keyboard.press("Enter")
-
-
-def said(page: Any) -> str:
-    text: str = page.locator("#chaccu-chat").inner_text()
-    return text
-
-
-def until(page: Any, condition: Callable[[str], bool], timeout_s: float = 15.0) -> str:
-    """The text of the conversation once `condition` holds for it."""
-    deadline_s = time.monotonic() + timeout_s
-    while not condition(text := said(page)):
-        assert time.monotonic() < deadline_s, f"after {timeout_s:g} s the page says:\n{text}"
-        page.wait_for_timeout(50)
-    return text
 
 
 def test_both_models_answer_and_an_answer_is_seen_to_grow(page: Any) -> None:

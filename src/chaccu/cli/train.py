@@ -14,13 +14,11 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("train", epilog="Example: chaccu train recipes/quickstart-cpu.yaml learning_rate=5e-4 output=runs/mine")(
-        train_command
-    )
+    app.command("train", epilog="Example: chaccu train quickstart-cpu learning_rate=5e-4 output=runs/mine")(train_command)
 
 
 def train_command(
-    recipe: Annotated[Path, typer.Argument(help="A recipe in YAML.")],
+    recipe: Annotated[Path, typer.Argument(help="A recipe in YAML, or the name of a shipped one: quickstart-cpu.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[key=value]...", help="Values that take the file's place.")
     ] = None,

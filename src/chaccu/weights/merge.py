@@ -65,7 +65,7 @@ class Adapter:
             raise WeightsError(f"{folder} holds {odd[0]}, which merging does not know.")
 
     def apply(self, weight: str, values: np.ndarray) -> np.ndarray:
-        """One Hugging Face weight, float32 (out × in), as the adapter makes it; `values` is the base's and may be written to."""
+        """One Hugging Face weight, float32 (out × in), as the adapter makes it; `values`, the base's, may be written to."""
         import numpy as np
 
         stem = weight.removesuffix(".weight")

@@ -6,17 +6,18 @@ import shlex
 import socket
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from chaccu.demo.report import Comparison, write_report
 from chaccu.demo.run import DemoOptions, run_demo
-from chaccu.demo.stages import DemoFailedError, Stage, build_stages, run_stage
+from chaccu.demo.stages import DemoFailedError, Stage, build_stages, run_stage, write_recipe
 from chaccu.errors import ChaccuError
 from chaccu.train.recipe import load_recipe
 
 
 def test_stages_are_commands_to_type(tmp_path: Path) -> None:
-    stages = build_stages(tmp_path, name="Ada L.", model=None, chat_format=None)
+    stages = build_stages(tmp_path, name="Ada L.", model=None)
     assert [stage.arguments[:2] for stage in stages][:4] == [
         ("weights", "fetch"),
         ("weights", "convert"),
@@ -24,13 +25,24 @@ def test_stages_are_commands_to_type(tmp_path: Path) -> None:
         ("data", "clean"),
     ]
     assert all(shlex.split(stage.command) == ["chaccu", *stage.arguments] for stage in stages)
-    assert load_recipe(tmp_path / "recipe.yaml").method == "lora"
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_recipe_is_the_shipped_one_over_this_folder(tmp_path: Path) -> None:
+    write_recipe(tmp_path, model=None, chat_format=None)
+    shipped, ours = load_recipe(Path("quickstart-cpu")), load_recipe(tmp_path / "recipe.yaml")
+    assert [source.path for source in ours.data] == [str(tmp_path / "identity.jsonl"), str(tmp_path / "data" / "train.jsonl")]
+    assert (ours.model, ours.output) == (str(tmp_path / "base"), str(tmp_path / "adapter"))
+    moved = msgspec.structs.replace(ours, **{key: getattr(shipped, key) for key in ("data", "validation", "model", "output")})
+    assert moved == shipped
 
 
 def test_a_base_of_ones_own_needs_no_gguf(tmp_path: Path) -> None:
-    stages = build_stages(tmp_path, name="Ada", model="some/model", chat_format="chatml")
+    stages = build_stages(tmp_path, name="Ada", model="some/model")
     assert not any("gguf" in argument for stage in stages for argument in stage.arguments[:2])
-    assert load_recipe(tmp_path / "recipe.yaml").model == "some/model"
+    write_recipe(tmp_path, model="some/model", chat_format="chatml")
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    assert (recipe.model, recipe.format) == ("some/model", "chatml")
 
 
 def test_a_failing_stage_names_itself_and_its_command(capfd: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from chaccu.train.loop import StepReport, evaluate, run_steps, train  # noqa: E402 (torch may be absent)
 from chaccu.train.model import TrainableModel  # noqa: E402
+
+ROW = PackedRow([7, 8, 9], [0, 1, 1], [0, 1, 2], [3])
 
 
 def change(recipe: Recipe, **fields: Any) -> Recipe:
@@ -120,10 +125,12 @@ def test_a_model_without_a_named_format_is_refused(recipe: Recipe, tmp_path: Pat
 
 
 def test_max_minutes_ends_the_run_at_the_end_of_its_schedule(recipe: Recipe) -> None:
-    result = train(change(recipe, num_train_epochs=100_000, max_minutes=0.01, validation=[]))
-    assert 1 <= result.steps < 100_000
-    assert result.log[-1].learning_rate < 0.3 * recipe.learning_rate
-    assert result.log[-1].left_s < 1
+    # A step takes two seconds of this clock: it is read when the step begins and when it ends.
+    log, _ = trajectory(change(recipe, num_train_epochs=100_000, max_minutes=1.0), clock=itertools.count().__next__)
+    assert len(log) == 30
+    assert log[-1].learning_rate < 0.01 * log[0].learning_rate
+    assert log[-1].left_s == pytest.approx(0)
+    assert log[9].left_s == pytest.approx(40)
 
 
 def test_how_a_step_is_split_into_rows_does_not_change_training(recipe: Recipe) -> None:
@@ -144,7 +151,9 @@ def test_how_a_step_is_split_into_rows_does_not_change_training(recipe: Recipe) 
     torch.testing.assert_close(four_weights, one_weights, rtol=1e-3, atol=1e-4)
 
 
-def trajectory(recipe: Recipe, rows: list[PackedRow], *, accumulation: int) -> tuple[list[StepReport], list[Any]]:
+def trajectory(
+    recipe: Recipe, rows: Sequence[PackedRow] = (ROW,), *, accumulation: int = 1, clock: Callable[[], float] = time.monotonic
+) -> tuple[list[StepReport], list[Any]]:
     recipe = change(recipe, method="full", learning_rate=1e-3, gradient_accumulation_steps=accumulation)
     model = TrainableModel(recipe, torch.device("cpu"))
-    return run_steps(model, rows, recipe), [parameter.detach() for parameter in model.parameters]
+    return run_steps(model, rows, recipe, clock=clock), [parameter.detach() for parameter in model.parameters]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from chaccu.errors import RecipeError, StorageError
+from chaccu.errors import RecipeError
 from chaccu.train.recipe import DataSource, LoraOptions, Recipe, load_recipe, parse_recipe
 
 FIELDS: dict[str, Any] = {"model": "base", "output": "out", "data": [{"path": "train.jsonl"}]}
@@ -109,8 +109,10 @@ def test_a_bad_override_is_named(tmp_path: Path, override: str, named: str) -> N
 
 
 def test_files_that_are_no_recipe(tmp_path: Path) -> None:
-    with pytest.raises(StorageError):
+    with pytest.raises(RecipeError, match=r"there is no recipe '.*absent.yaml'"):
         load_recipe(tmp_path / "absent.yaml")
+    with pytest.raises(RecipeError, match="did you mean 'quickstart-cpu'"):
+        load_recipe(Path("quickstart_cpu"))
     with pytest.raises(RecipeError, match="not YAML"):
         load_recipe(write_recipe(tmp_path, "model: [\n"))
     with pytest.raises(RecipeError, match="holds no keys"):

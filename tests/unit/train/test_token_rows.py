@@ -101,7 +101,7 @@ def test_the_recipe_may_name_the_tokens(base: Path) -> None:
     named = candidate_tokens(LoraOptions(trainable_tokens=["<bos>"]), [], tokenizer)
     assert named == [tokenizer.bos_id]
     assert TrainableModel(recipe(base, trainable_tokens=["<bos>"]), CPU, named).token_rows == named
-    with pytest.raises(RecipeError, match="im_stop.*the tokenizer does not have"):
+    with pytest.raises(RecipeError, match=r"im_stop.*the tokenizer does not have"):
         candidate_tokens(LoraOptions(trainable_tokens=["<|im_stop|>"]), [], tokenizer)
 
 

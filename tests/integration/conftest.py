@@ -1,0 +1,33 @@
+"""The system's browser, for the tests of pages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_CHROMIUM = Path("/usr/bin/chromium")
+_ARGUMENTS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A running Chromium; the tests that use it are skipped where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not _CHROMIUM.exists():
+        pytest.skip(f"there is no {_CHROMIUM}")
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=str(_CHROMIUM), args=_ARGUMENTS)
+        yield started
+        started.close()
