@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 UNIT := tests/unit
 ARGS ?=
 
-.PHONY: setup demo test check clean
+.PHONY: setup demo test check bench docs clean
 
 setup: $(STAMP)
 
@@ -26,6 +26,12 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(UNIT)
+
+bench: setup
+	for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
+
+docs: setup
+	$(BIN)/python docs/build_cli_reference.py
 
 clean:
 	rm -rf $(VENV) runs

@@ -57,7 +57,9 @@ def run_demo(options: DemoOptions, say: Callable[[str], None], show: Callable[[l
             continue
         say(f"[{number}/{total}] {stage.title}: {stage.command}")
         results.append(run_stage(stage))
-        say(f"      {results[-1].output.splitlines()[-1] if results[-1].output else 'done'} ({results[-1].seconds:.0f} s)")
+        for line in results[-1].output.splitlines():
+            say(f"      {line}")
+        say(f"      {results[-1].seconds:.0f} s")
     with running_services() as services:
         say(f"[{total - 1}/{total}] serve: a gateway and two workers")
         url, commands = _start_serving(services, options)
