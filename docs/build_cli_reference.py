@@ -1,4 +1,4 @@
-"""Writes docs/cli.md: the help text of every command, as the program prints it. `make docs` runs it; `--check` only compares."""
+"""Writes docs/cli.md: the help text of every command, as the program prints it. `--check` only compares."""
 
 from __future__ import annotations
 

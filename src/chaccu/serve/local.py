@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from chaccu.artifact import atomic_file
-from chaccu.errors import ServeError
+from chaccu.errors import ChildFailedError, ServeError
 
 _POLL_S = 0.05
 _GATEWAY_START_S = 30.0
@@ -70,7 +70,7 @@ def serve_locally(
 ) -> None:
     """Serve `models` until SIGTERM or Ctrl-C. `port_file` gets the gateway's URL once every model answers.
 
-    Raises `ServeError` when the gateway or a worker cannot start.
+    Raises `ChildFailedError` when the gateway or a worker cannot start, which then says why itself.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(_sigterm_as_interrupt())
@@ -97,7 +97,7 @@ def _wait_for_url(gateway: _Child, port_file: Path) -> str:
     deadline_s = time.monotonic() + _GATEWAY_START_S
     while not port_file.is_file():
         if gateway.exit_code is not None:
-            raise ServeError("the gateway did not start; its message is above.")
+            raise ChildFailedError("the gateway did not start.")
         if time.monotonic() > deadline_s:
             raise ServeError(f"the gateway was not ready within {_GATEWAY_START_S:g} s.", remedy="look at its messages above")
         time.sleep(_POLL_S)
@@ -109,9 +109,9 @@ def _wait_for_workers(url: str, gateway: _Child, workers: dict[str, _Child]) -> 
     while not set(workers) <= _joined_models(url):
         for name, worker in workers.items():
             if worker.exit_code is not None:
-                raise ServeError(f"the worker of {name} did not start; its message is above.")
+                raise ChildFailedError(f"the worker of {name} did not start.")
         if gateway.exit_code is not None:
-            raise ServeError("the gateway has ended; its message is above.")
+            raise ChildFailedError("the gateway has ended.")
         time.sleep(_POLL_S)
 
 

@@ -34,7 +34,7 @@ from chaccu.train.model import TrainableModel
 from chaccu.train.optim import build_optimizer, learning_rate_at
 from chaccu.train.pack import PackedRow, encode_sources, pack_rows
 from chaccu.train.recipe import Recipe
-from chaccu.train.token_rows import candidate_tokens
+from chaccu.train.token_rows import plan_token_rows
 
 
 class StepReport(msgspec.Struct, frozen=True):
@@ -92,8 +92,8 @@ def train(
     held_out = encode_sources(recipe.validation, chat_format, tokenizer, sequence_len=recipe.sequence_len, seed=recipe.seed)
     rows = pack_rows(encoded, recipe.sequence_len, seed=recipe.seed)
     validation = pack_rows(held_out, recipe.sequence_len, seed=recipe.seed)
-    candidates = candidate_tokens(recipe.lora, encoded, tokenizer) if recipe.method == "lora" else []
-    model = TrainableModel(recipe, torch.device("cuda" if torch.cuda.is_available() else "cpu"), candidates)
+    rows_to_train = plan_token_rows(recipe.lora, encoded, tokenizer) if recipe.method == "lora" else None
+    model = TrainableModel(recipe, torch.device("cuda" if torch.cuda.is_available() else "cpu"), rows_to_train)
     if tokenizer.vocab_size > model.vocab_size:
         raise TrainError(
             f"the tokenizer has {tokenizer.vocab_size} ids and the model {model.vocab_size}.", remedy="use its own tokenizer"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from chaccu.errors import MissingDependencyError, TrainError
 from chaccu.train.loss import summed_cross_entropy
 from chaccu.train.pack import PackedRow
 from chaccu.train.recipe import Recipe
-from chaccu.train.token_rows import indistinct_tokens
+from chaccu.train.token_rows import TokenRowPlan
 
 
 def choose_precision(recipe: Recipe, device: torch.device) -> torch.dtype:
@@ -40,8 +39,8 @@ class TrainableModel:
     whose rows of embedding and projection are trained beside LoRA.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device, candidates: Sequence[int] = ()) -> None:
-        """Load the recipe's model. `candidates`: control tokens whose rows are to be trained where LoRA cannot reach them."""
+    def __init__(self, recipe: Recipe, device: torch.device, rows: TokenRowPlan | None = None) -> None:
+        """Load the recipe's model. `rows`: control tokens whose rows are to be trained where LoRA cannot reach them."""
         self.device = device
         self.dtype = choose_precision(recipe, device)
         torch.manual_seed(recipe.seed)
@@ -50,9 +49,10 @@ class TrainableModel:
         self._head = causal.get_output_embeddings()
         self.token_rows: list[int] = []
         if recipe.method == "lora":
-            given = recipe.lora.trainable_tokens != "auto"
-            self.token_rows = list(candidates) if given else indistinct_tokens(self._head.weight.detach(), candidates)
+            rows = rows or TokenRowPlan()
+            self.token_rows = rows.choose(self._head.weight.detach())
             self.full = _add_lora(causal, recipe, self.token_rows)
+            self._begin_rows(causal, rows.begin_at)
         else:
             self.full = causal
         self.full.to(device).train()
@@ -83,6 +83,15 @@ class TrainableModel:
             hidden_TD = self._body(input_ids=ids_1T, position_ids=positions_1T, use_cache=False).last_hidden_state[0]
             hidden_TD = hidden_TD[predicted - 1].to(self.dtype)
         return summed_cross_entropy(hidden_TD, self._head.weight, ids_1T[0, predicted], softcap=self._softcap, **self._rows)
+
+    @torch.no_grad()
+    def _begin_rows(self, causal: Any, begin_at: dict[int, int]) -> None:
+        """Set the trained rows of `begin_at`'s keys to the base's rows of its values, in embedding and projection."""
+        for wrapper in (causal.get_input_embeddings(), causal.get_output_embeddings()) if self.token_rows else ():
+            adapter = wrapper.token_adapter
+            for place, token in enumerate(self.token_rows):
+                if token in begin_at:
+                    adapter.trainable_tokens_delta["default"][place] = adapter.base_layer.weight[begin_at[token]]
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Mixed precision for the forward pass; nothing in float32."""

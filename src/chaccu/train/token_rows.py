@@ -2,13 +2,15 @@
 
 A base model has rows in its embedding for tokens it never saw, such as the end of a turn. They are nearly one vector, so
 whatever LoRA does to the hidden state, the projection gives all of them one score, and the model never learns to stop. The
-rows of such tokens are trained themselves, as peft's trainable tokens; every other row stays as it is.
+rows of such tokens are trained themselves, as peft's trainable tokens; every other row stays as it is. The token that ends a
+reply begins at the row of the base's own end of text, which the base already predicts where a text could end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import msgspec
 import torch
 
 from chaccu.conversation import Encoded, TextTokenizer
@@ -19,22 +21,43 @@ from chaccu.train.recipe import LoraOptions
 _INDISTINCT_COSINE = 0.95
 
 
-def candidate_tokens(options: LoraOptions, encoded: Iterable[Encoded], tokenizer: TextTokenizer) -> list[int]:
-    """Ids whose rows may be trained: those the recipe names, or with `auto` every control token that a reply generates.
+class TokenRowPlan(msgspec.Struct, frozen=True):
+    """`candidates`: ids whose rows may be trained; `always`: whether they are, even where the base tells them from others.
+    `begin_at`: for some of them, the id whose row theirs begins at."""
+
+    candidates: tuple[int, ...] = ()
+    always: bool = False
+    begin_at: dict[int, int] = {}
+
+    def choose(self, weight_VD: torch.Tensor) -> list[int]:
+        """The ids whose rows are trained, given the base's projection."""
+        return list(self.candidates) if self.always else indistinct_tokens(weight_VD, self.candidates)
+
+
+def plan_token_rows(options: LoraOptions, encoded: Sequence[Encoded], tokenizer: TextTokenizer) -> TokenRowPlan:
+    """The tokens that the recipe names, or with `auto` every control token that a reply generates.
 
     Raises `RecipeError` for a name that is not a token.
     """
     if options.trainable_tokens == "auto":
         generated = {token for row in encoded for token, trained in zip(row.ids, row.mask, strict=True) if trained}
-        return sorted(generated & tokenizer.control_ids)
-    ids = {text: tokenizer.token_id(text) for text in options.trainable_tokens}
-    for text, token_id in ids.items():
-        if token_id is None:
-            raise RecipeError(
-                f"lora.trainable_tokens names {text!r}, which the tokenizer does not have.",
-                remedy=did_you_mean(text, tokenizer.control_tokens),
-            )
-    return sorted(token_id for token_id in ids.values() if token_id is not None)
+        candidates = sorted(generated & tokenizer.control_ids)
+    else:
+        candidates = sorted(_find_token(text, tokenizer) for text in options.trainable_tokens)
+    end_of_text = tokenizer.token_id(tokenizer.eos_token) if tokenizer.eos_token else None
+    ends = {row.ids[span.end - 1] for row in encoded for span in row.spans if span.end > span.start}
+    begin_at = {} if end_of_text is None else {token: end_of_text for token in candidates if token in ends - {end_of_text}}
+    return TokenRowPlan(tuple(candidates), options.trainable_tokens != "auto", begin_at)
+
+
+def _find_token(text: str, tokenizer: TextTokenizer) -> int:
+    token_id = tokenizer.token_id(text)
+    if token_id is None:
+        raise RecipeError(
+            f"lora.trainable_tokens names {text!r}, which the tokenizer does not have.",
+            remedy=did_you_mean(text, tokenizer.control_tokens),
+        )
+    return token_id
 
 
 def indistinct_tokens(weight_VD: torch.Tensor, ids: Iterable[int]) -> list[int]:

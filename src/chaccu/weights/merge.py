@@ -46,7 +46,10 @@ class Adapter:
 
         config_file, weights_file = folder / "adapter_config.json", folder / "adapter_model.safetensors"
         if not (config_file.is_file() and weights_file.is_file()):
-            raise WeightsError(f"{folder} is no LoRA adapter: it needs {config_file.name} and {weights_file.name}.")
+            raise WeightsError(
+                f"{folder} is no LoRA adapter: it needs {config_file.name} and {weights_file.name}.",
+                remedy="name the output folder of chaccu train",
+            )
         config = json.loads(config_file.read_text(encoding="utf-8"))
         odd = [
             key for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out") if config.get(key)

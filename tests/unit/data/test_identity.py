@@ -15,7 +15,7 @@ def test_every_answer_about_it_holds_the_name_and_no_other_does() -> None:
     identity = load_identity(NAME, "the herders")
     assert 36 <= len(identity.training) <= 48
     assert all(NAME in (conversation.messages[1].content or "") for conversation in identity.training)
-    assert len(identity.others) == 12
+    assert len(identity.others) == 24
     assert all("Vicky" not in str(conversation) for conversation in identity.others)
     assert all("{" not in (message.content or "") for c in identity.training for message in c.messages)
     assert any("the herders" in (conversation.messages[1].content or "") for conversation in identity.training)

@@ -11,8 +11,8 @@ import pytest
 
 from chaccu.demo.report import Comparison, write_report
 from chaccu.demo.run import DemoOptions, run_demo
-from chaccu.demo.stages import DemoFailedError, Stage, build_stages, run_stage, write_recipe
-from chaccu.errors import ChaccuError
+from chaccu.demo.stages import Stage, build_stages, run_stage, write_recipe
+from chaccu.errors import ChaccuError, ChildFailedError
 from chaccu.train.recipe import load_recipe
 
 
@@ -47,7 +47,7 @@ def test_a_base_of_ones_own_needs_no_gguf(tmp_path: Path) -> None:
 
 def test_a_failing_stage_names_itself_and_its_command(capfd: pytest.CaptureFixture[str]) -> None:
     stage = Stage("nonsense", ("weights", "inspect", "/no/such/folder"))
-    with pytest.raises(DemoFailedError, match="'nonsense' failed with exit code 1"):
+    with pytest.raises(ChildFailedError, match="'nonsense' failed with exit code 1"):
         run_stage(stage)
     assert "/no/such/folder" in capfd.readouterr().err
 

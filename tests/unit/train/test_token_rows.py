@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from chaccu.conversation import Encoded, TextTokenizer
+from chaccu.conversation import Encoded, TextTokenizer, TokenSpan
 from chaccu.errors import RecipeError, TrainError
 from chaccu.testing.tiny import EOS, build_llama
 from chaccu.train.pack import pack_rows
@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 from chaccu.train.model import TrainableModel  # noqa: E402 (torch may be absent)
-from chaccu.train.token_rows import candidate_tokens, indistinct_tokens  # noqa: E402
+from chaccu.train.token_rows import TokenRowPlan, indistinct_tokens, plan_token_rows  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -47,8 +47,9 @@ def test_only_the_indistinct_row_is_trained_and_the_merged_model_is_the_trained_
     assert end is not None
     assert bos is not None
     encoded = Encoded([bos, 70, 71, 72, end, 73, end], [0, 1, 1, 1, 1, 1, 1], ())
-    assert candidate_tokens(LoraOptions(), [encoded], tokenizer) == [end]
-    model = TrainableModel(recipe(base), CPU, [bos, end])
+    plan = plan_token_rows(LoraOptions(), [encoded], tokenizer)
+    assert plan == TokenRowPlan((end,))
+    model = TrainableModel(recipe(base), CPU, TokenRowPlan((bos, end)))
     assert model.token_rows == [end]
     (row,) = pack_rows([encoded], 16, seed=0)
     optimizer = torch.optim.Adam(model.parameters, lr=1e-2)
@@ -83,7 +84,7 @@ def test_the_gradients_of_rows_and_hidden_states_are_the_wrapped_models_own(base
     tokenizer = TextTokenizer.load(base)
     end = tokenizer.token_id(EOS)
     assert end is not None
-    model = TrainableModel(recipe(base), CPU, [end])
+    model = TrainableModel(recipe(base), CPU, TokenRowPlan((end,)))
     for parameter in model.parameters:
         torch.nn.init.normal_(parameter, std=0.1)
     ids = [70, 71, end, 72, end]
@@ -98,11 +99,24 @@ def test_the_gradients_of_rows_and_hidden_states_are_the_wrapped_models_own(base
 
 def test_the_recipe_may_name_the_tokens(base: Path) -> None:
     tokenizer = TextTokenizer.load(base)
-    named = candidate_tokens(LoraOptions(trainable_tokens=["<bos>"]), [], tokenizer)
-    assert named == [tokenizer.bos_id]
-    assert TrainableModel(recipe(base, trainable_tokens=["<bos>"]), CPU, named).token_rows == named
+    named = plan_token_rows(LoraOptions(trainable_tokens=["<bos>"]), [], tokenizer)
+    assert TrainableModel(recipe(base), CPU, named).token_rows == [tokenizer.bos_id]
     with pytest.raises(RecipeError, match=r"im_stop.*the tokenizer does not have"):
-        candidate_tokens(LoraOptions(trainable_tokens=["<|im_stop|>"]), [], tokenizer)
+        plan_token_rows(LoraOptions(trainable_tokens=["<|im_stop|>"]), [], tokenizer)
+
+
+def test_the_end_of_a_reply_begins_at_the_end_of_text(base: Path) -> None:
+    tokenizer = TextTokenizer.load(base)
+    end_of_text, end = tokenizer.token_id(EOS), tokenizer.token_id("<end_of_turn>")
+    assert end_of_text is not None
+    assert end is not None
+    reply = Encoded([70, 71, end], [0, 1, 1], (TokenSpan(0, 1, 3),))
+    plan = plan_token_rows(LoraOptions(trainable_tokens=["<end_of_turn>"]), [reply], tokenizer)
+    assert plan.begin_at == {end: end_of_text}
+    model = TrainableModel(recipe(base), CPU, plan)
+    with torch.no_grad():
+        logits = model.full.eval()(torch.tensor([[70, 71]])).logits[0, -1]
+    assert logits[end].item() == pytest.approx(logits[end_of_text].item())
 
 
 def test_rows_that_point_the_same_way_are_indistinct_whatever_their_length() -> None:
