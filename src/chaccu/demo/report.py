@@ -31,15 +31,31 @@ def write_report(path: Path, folder: Path, rows: list[Comparison], commands: lis
         (resources.files("chaccu.demo") / "report.html.jinja").read_text(encoding="utf-8")
     )
     page = template.render(
-        rows=rows, commands=commands, results=results, training=training, data=data, curve=_curve(losses), losses=losses
+        rows=rows,
+        commands=commands,
+        results=results,
+        training=training,
+        data=data,
+        losses=losses,
+        curve=_curve(losses, losses),
+        smooth_curve=_curve(_running_mean(losses), losses),
     )
     with atomic_file(path) as file:
         file.write(page.encode("utf-8"))
 
 
-def _curve(losses: list[float], width: int = 640, height: int = 160) -> str:
-    """The losses as the points of an SVG polyline."""
-    low, high = min(losses, default=0.0), max(losses, default=1.0)
+def _running_mean(losses: list[float], weight: float = 0.15) -> list[float]:
+    """Exponentially weighted mean up to each step, unbiased at the beginning (as Adam corrects its moments)."""
+    total, means = 0.0, []
+    for step, loss in enumerate(losses, 1):
+        total = (1 - weight) * total + weight * loss
+        means.append(total / (1 - (1 - weight) ** step))
+    return means
+
+
+def _curve(losses: list[float], scale: list[float], width: int = 640, height: int = 160) -> str:
+    """The losses as the points of an SVG polyline, on the scale from the least to the greatest of `scale`."""
+    low, high = min(scale, default=0.0), max(scale, default=1.0)
     spread = (high - low) or 1.0
     step = width / max(1, len(losses) - 1)
     return " ".join(f"{index * step:.1f},{height - (loss - low) / spread * height:.1f}" for index, loss in enumerate(losses))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -93,4 +94,4 @@ def run_stage(stage: Stage) -> StageResult:
     done = subprocess.run([sys.executable, "-m", "chaccu.cli.main", *stage.arguments], stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
         raise ChildFailedError(f"the stage {stage.title!r} failed with exit code {done.returncode}.")
-    return StageResult(stage, done.stdout.strip(), time.monotonic() - begun)
+    return StageResult(stage, textwrap.dedent(done.stdout).strip("\n"), time.monotonic() - begun)
