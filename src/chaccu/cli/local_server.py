@@ -7,10 +7,12 @@ has ended. The server is out of reach of the terminal's Ctrl-C, which is for the
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +22,8 @@ from chaccu.errors import ServeError
 
 _POLL_S = 0.05
 _STOP_S = 15.0
+_SEND_AGAIN_S = 0.3
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
@@ -69,11 +73,30 @@ def _ending_by_signals() -> Iterator[None]:
     """SIGTERM and SIGHUP end the block like an exception, so that what it started ends too."""
 
     def end(number: int, frame: FrameType | None) -> None:
+        for ending in _ENDING:
+            signal.signal(ending, signal.SIG_IGN)
         sys.exit(128 + number)
 
-    former = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    former = {number: signal.signal(number, end) for number in _ENDING}
+    reading_end, writing_end = os.pipe()
+    os.set_blocking(writing_end, False)
+    former_end = signal.set_wakeup_fd(writing_end, warn_on_full_buffer=False)
+    again = threading.Thread(target=_send_again, args=(reading_end, threading.get_ident()), daemon=True)
+    again.start()
     try:
         yield
     finally:
+        signal.set_wakeup_fd(former_end)
+        os.close(writing_end)
+        again.join()
+        os.close(reading_end)
         for number, action in former.items():
             signal.signal(number, action)
+
+
+def _send_again(reading_end: int, thread_id: int) -> None:
+    """Send an ending signal once more: `input` waits for a key in C, and one that comes just before it waits goes unseen."""
+    while number := os.read(reading_end, 1):
+        if number[0] in _ENDING:
+            time.sleep(_SEND_AGAIN_S)
+            signal.pthread_kill(thread_id, number[0])

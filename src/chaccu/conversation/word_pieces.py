@@ -1,0 +1,114 @@
+"""`WordPieces`: SentencePiece-like BPE a word at a time, with the ids of words seen before at hand.
+
+Such tokenizers take a whole text for one word, so nothing of it is ever found in a cache. But there are places that no token
+spans: between characters x and y where no token of the vocabulary holds x followed by y. A merge always makes a token of the
+vocabulary, so none ever joins the two sides, and a text cut there has the same ids. Most words of a text are then in a cache of
+modest size, which is quicker than the tokenizer by far.
+
+Invariants: ids are exactly the tokenizer's; the cache is bounded, and may be used by several threads.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+
+_MARK = "▁"
+_MAX_WORDS = 1 << 18
+_MAX_WORD_CHARS = 48  # longer ones, such as a sentence of Chinese, hardly come again
+_WORD_CHAR = re.compile(r"\w")
+
+
+class _Cache(dict[str, list[int]]):
+    """Ids by word; a word that is not there is encoded, and kept when it is likely to come again."""
+
+    def __init__(self, encode: Callable[[str], list[int]]) -> None:
+        super().__init__()
+        self._encode = encode
+
+    def __missing__(self, word: str) -> list[int]:
+        ids = self._encode(word)
+        if len(word) <= _MAX_WORD_CHARS:
+            self[word] = ids
+        return ids
+
+
+class WordPieces:
+    """Encodes texts that continue others. `encode`: the tokenizer, for one word; `pairs`: see `adjacent_characters`."""
+
+    def __init__(self, encode: Callable[[str], list[int]], pairs: Iterable[str]) -> None:
+        self._encode = encode
+        self._word = re.compile(_word_pattern(pairs))
+        self._cache = _Cache(encode)
+
+    def split(self, text: str) -> list[str]:
+        """The words of a text; joined they are the text."""
+        # A mark that the text itself holds is a space to the tokenizer, but not to the pattern.
+        return [text] if _MARK in text else self._word.findall(text)
+
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, none of them special."""
+        return [self._encode_words(self.split(text)) for text in texts]
+
+    def _encode_words(self, words: Iterable[str]) -> list[int]:
+        cache = self._cache
+        if len(cache) > _MAX_WORDS:
+            # A new one, not the old one emptied: another thread may be looking things up in that.
+            cache = self._cache = _Cache(self._encode)
+        return list(itertools.chain.from_iterable(map(cache.__getitem__, words)))
+
+
+def _word_pattern(pairs: Iterable[str]) -> str:
+    """What is never cut: a run of spaces with what follows it; letters; other signs; and where a pair may belong to a token."""
+    into_space: list[str] = []
+    into_sign: tuple[list[str], list[str]] = ([], [])
+    into_letter: tuple[list[str], list[str]] = ([], [])
+    newlines = True
+    for left, right in pairs:
+        if right == _MARK:
+            into_space.append(left)
+        if "\n" in (left, right) and left != right:
+            newlines = False
+        if _MARK not in (left, right) and bool(_WORD_CHAR.match(left)) != bool(_WORD_CHAR.match(right)):
+            lefts, rights = into_sign if _WORD_CHAR.match(left) else into_letter
+            lefts.append(left)
+            rights.append(right)
+    sign = r"[^\w \n]" if newlines else r"[^\w ]"
+    run = rf"(?:\w+|{sign}+)"
+    glue = [rf"(?<={_one_of(into_space)}) +{run}?"] if into_space else []
+    glue += [rf"(?<={_one_of(lefts)})(?={_one_of(rights)}){run}" for lefts, rights in (into_sign, into_letter) if lefts]
+    glued = rf"(?:{'|'.join(glue)})*" if glue else ""
+    return rf" *{run}{glued}| +|\n+"
+
+
+def _one_of(characters: Iterable[str]) -> str:
+    return f"[{''.join(re.escape(character) for character in sorted(set(characters)))}]"
+
+
+def adjacent_characters(backend: Tokenizer) -> set[str] | None:
+    """Every pair of characters that stand side by side in a token of `backend`, spaces as marks; None when it is of another
+    kind than BPE over the whole text, written with marks for spaces and nothing else done to it."""
+    model = backend.model
+    if not isinstance(model, BPE) or backend.pre_tokenizer is not None or not _only_marks_spaces(backend):
+        return None
+    if model.dropout or model.continuing_subword_prefix or model.end_of_word_suffix:
+        return None
+    added = backend.get_added_tokens_decoder().values()
+    if any(token.lstrip or token.rstrip or token.single_word for token in added):
+        return None
+    tokens = itertools.chain(backend.get_vocab(with_added_tokens=False), (token.content.replace(" ", _MARK) for token in added))
+    return {left + right for token in tokens for left, right in itertools.pairwise(token)}
+
+
+def _only_marks_spaces(backend: Tokenizer) -> bool:
+    if backend.normalizer is None:
+        return False
+    normalizer: dict[str, Any] = json.loads(backend.normalizer.__getstate__())
+    steps = normalizer["normalizers"] if normalizer["type"] == "Sequence" else [normalizer]
+    return bool(steps == [{"type": "Replace", "pattern": {"String": " "}, "content": _MARK}])
