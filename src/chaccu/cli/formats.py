@@ -1,4 +1,4 @@
-"""`chaccu format`: list chat formats, render a conversation."""
+"""`chaccu format`: list chat formats, show one, render a conversation."""
 
 from __future__ import annotations
 
@@ -20,9 +20,40 @@ def list_command() -> None:
         typer.echo(name)
 
 
+@app.command("show", epilog="Example: chaccu format show llama-2")
+def show_command(
+    name: Annotated[str, typer.Argument(help="A name out of `chaccu format list`, or `tokenizer`.")],
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="A model folder: the format is tried out with its tokenizer; `tokenizer` reads its template."),
+    ] = None,
+) -> None:
+    """Tell what a format is, where it stops, and how it writes a conversation.
+
+    With --tokenizer it also checks that the format keeps its promises with that tokenizer, and fails where it does not.
+    """
+    from chaccu.conversation import Conversation, Message, TextTokenizer, check_format, resolve_format
+
+    chat_format = resolve_format(name, tokenizer)
+    rounds = (Message("user", "QUESTION"), Message("assistant", "ANSWER")) * 2
+    example = chat_format.render(Conversation(messages=rounds))
+    lines = [
+        chat_format.description.strip(),
+        f"default system text: {chat_format.default_system!r}" if chat_format.default_system else "no default system text",
+        "stops at: " + (", ".join(map(repr, chat_format.stop)) or "the end-of-sequence token"),
+        "two rounds, the generated text between » and «:",
+        "".join(f"»{one.text}«" if one.reply is not None else one.text for one in example.segments).replace("«»", ""),
+    ]
+    for line in lines:
+        typer.echo(line)
+    if tokenizer is not None:
+        check_format(chat_format, TextTokenizer.load(tokenizer))
+        typer.echo("keeps token identity and its loss mask with this tokenizer")
+
+
 @app.command("render", epilog="Example: chaccu format render vicuna_v1.1 --pending < conversation.json")
 def render_command(
-    name: Annotated[str, typer.Argument(help="A name out of `chaccu format list`.")],
+    name: Annotated[str, typer.Argument(help="A name out of `chaccu format list`, or `tokenizer` for its own template.")],
     tokenizer: Annotated[
         Path | None, typer.Option(help="A folder with tokenizer.json: print ids and loss mask as JSON.")
     ] = None,
@@ -36,9 +67,9 @@ def render_command(
     """
     import msgspec
 
-    from chaccu.conversation import TextTokenizer, encode_conversation, load_format, parse_conversation
+    from chaccu.conversation import TextTokenizer, encode_conversation, parse_conversation, resolve_format
 
-    chat_format = load_format(name)
+    chat_format = resolve_format(name, tokenizer)
     conversation = parse_conversation(sys.stdin.buffer.read())
     awaited = True if pending else None
     if tokenizer is None:

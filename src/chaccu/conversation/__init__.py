@@ -1,7 +1,8 @@
 """What a conversation is, how it is written as text, and how that text becomes token ids with a loss mask."""
 
-from chaccu.conversation.encode import Encoded, TokenSpan, encode_conversation, encode_conversations
+from chaccu.conversation.encode import Encoded, TokenSpan, encode_conversation, encode_conversations, guard_tokenizer
 from chaccu.conversation.format import ChatFormat, Rendering, Segment, list_formats, load_format
+from chaccu.conversation.identity import check_format, check_token_identity
 from chaccu.conversation.message import (
     Conversation,
     Message,
@@ -9,9 +10,12 @@ from chaccu.conversation.message import (
     conversation_from_openai,
     parse_conversation,
 )
-from chaccu.conversation.tokenizer import TextTokenizer
+from chaccu.conversation.template_format import TOKENIZER_FORMAT, load_template_format, resolve_format
+from chaccu.conversation.tokenizer import TOKENIZER_FILES, TextTokenizer
 
 __all__ = [
+    "TOKENIZER_FILES",
+    "TOKENIZER_FORMAT",
     "ChatFormat",
     "Conversation",
     "Encoded",
@@ -21,10 +25,15 @@ __all__ = [
     "TextTokenizer",
     "TokenSpan",
     "check_conversation",
+    "check_format",
+    "check_token_identity",
     "conversation_from_openai",
     "encode_conversation",
     "encode_conversations",
+    "guard_tokenizer",
     "list_formats",
     "load_format",
+    "load_template_format",
     "parse_conversation",
+    "resolve_format",
 ]

@@ -3,17 +3,19 @@
 Invariant (token identity): for every assistant turn, the ids before its reply are exactly the ids of the conversation in
 which that reply is awaited. It holds by construction: text is cut where generation begins and ends and at control tokens, each
 cut piece is tokenised on its own, and an awaited reply cuts the list at such a place. The mask follows the pieces, so it cannot
-drift from the ids. The end-of-turn text inside a reply's generation span is trained with it.
+drift from the ids. The end-of-turn text inside a reply's generation span is trained with it. A token that the format writes is
+never read out of a message, whether the tokenizer calls it special or not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import msgspec
 
 from chaccu.conversation.format import ChatFormat, Rendering
-from chaccu.conversation.message import Conversation
+from chaccu.conversation.message import Conversation, Message
 from chaccu.conversation.tokenizer import TextTokenizer
 
 
@@ -55,16 +57,35 @@ def encode_conversations(
     `pending` as in `ChatFormat.render`: an awaited reply ends the ids where it would begin. Raises `FormatError` when the
     format refuses a conversation.
     """
+    tokenizer = guard_tokenizer(tokenizer, chat_format)
     bos, eos = tokenizer.bos_token or None, tokenizer.eos_token or None
     rows = [
         _cut_pieces(chat_format.render(conversation, pending=pending, bos_token=bos, eos_token=eos), tokenizer)
         for conversation in conversations
     ]
-    plain = [(piece, index == 0) for row in rows for index, piece in enumerate(row) if piece.token_id is None]
+    written = [[piece for piece in row if piece.text or piece.token_id is not None] for row in rows]
+    plain = [(piece, index == 0) for row in written for index, piece in enumerate(row) if piece.token_id is None]
     ids = tokenizer.encode_texts([piece.text for piece, _ in plain], first=[first for _, first in plain])
     for (piece, _), piece_ids in zip(plain, ids, strict=True):
         piece.ids = piece_ids
     return [_join_pieces(row, tokenizer) for row in rows]
+
+
+def guard_tokenizer(tokenizer: TextTokenizer, chat_format: ChatFormat) -> TextTokenizer:
+    """`tokenizer` such that no text yields a token that the format writes. Raises `FormatError` as `ChatFormat.render` does."""
+    return tokenizer.guarding(
+        _find_written_tokens(chat_format, tokenizer.control_tokens, tokenizer.bos_token, tokenizer.eos_token)
+    )
+
+
+@lru_cache(maxsize=64)
+def _find_written_tokens(chat_format: ChatFormat, tokens: tuple[str, ...], bos_token: str, eos_token: str) -> frozenset[str]:
+    """Those of `tokens` that the template spells out, or that it puts together when it writes a question and its answer."""
+    probe = Conversation(messages=(Message("user", "?"), Message("assistant", "!")))
+    rendering = chat_format.render(probe, bos_token=bos_token or None, eos_token=eos_token or None)
+    written = "".join(segment.text if not segment.content else "\n" for segment in rendering.segments)
+    known = "\n".join((chat_format.template, chat_format.default_system, *chat_format.stop, written))
+    return frozenset(token for token in tokens if token in known)
 
 
 def _cut_pieces(rendering: Rendering, tokenizer: TextTokenizer) -> list[_Piece]:
@@ -72,7 +93,8 @@ def _cut_pieces(rendering: Rendering, tokenizer: TextTokenizer) -> list[_Piece]:
     pieces: list[_Piece] = []
     open_run = False
     for segment in rendering.segments:
-        parts: Sequence[str | int] = [segment.text] if segment.content else tokenizer.split_control(segment.text)
+        whole = segment.content or not segment.text
+        parts: Sequence[str | int] = [segment.text] if whole else tokenizer.split_control(segment.text)
         for part in parts:
             if isinstance(part, int):
                 pieces.append(_Piece("", part, segment.reply, [part]))

@@ -1,12 +1,13 @@
 """`ChatFormat`: the one renderer, from a conversation to prompt text, for training, serving and judging.
 
-A format is one Jinja file under `formats/`: a YAML head (name, default system text, stop strings, special tokens) and a
-template. The template always writes whole turns and encloses what the model generates (the reply with its end-of-turn text) in
-`{% generation %}` … `{% endgeneration %}`; an awaited reply is rendered by cutting the text where its generation would
-begin, so prompt and training text cannot part.
+A format is one Jinja file under `formats/`: a YAML head (description, default system text, stop strings, special tokens) and a
+template, or the name of the format whose template it shares (`like`). The template always writes whole turns and encloses what
+the model generates (the reply with its end-of-turn text) in `{% generation %}` … `{% endgeneration %}`; an awaited reply is
+rendered by cutting the text where its generation would begin, so prompt and training text cannot part.
 
-Invariant: message texts never pass through the template's text. An output expression that yields a message's content becomes a
-numbered slot, so every character is known to be the template's or a message's, whatever the message contains.
+Invariant: message texts never pass through the template's text. They are `Content`s: the template writes their numbered
+marks, so every character is known to be the template's or a message's, whatever the message contains. The format's own default
+system text counts as the template's.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from importlib import resources
-from typing import Any, SupportsIndex
+from typing import Any
 
 import jinja2
 import msgspec
@@ -24,16 +25,18 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from chaccu.conversation.content import MARK, Contents
 from chaccu.conversation.message import Conversation, check_conversation
 from chaccu.errors import FormatError, UsageError, did_you_mean
 
-_GENERATION_BEGINS, _GENERATION_ENDS, _SLOT = "\x01", "\x02", "\x00"
-_MARKS = re.compile(f"({_GENERATION_BEGINS}|{_GENERATION_ENDS}|{_SLOT}[0-9]+{_SLOT})")
+GENERATION_BEGINS, GENERATION_ENDS = "\x01", "\x02"
+MARKS = re.compile(f"({GENERATION_BEGINS}|{GENERATION_ENDS}|{MARK}[0-9]+{MARK})")
+_FILTERS = ("trim", "upper", "lower", "length", "first", "last", "default")
 _HEAD = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
 
 class Segment(msgspec.Struct, frozen=True):
-    """A run of rendered text.
+    """A run of rendered text; an empty one stands for a reply of which nothing is written, not even an end.
 
     `content`: written by a message, not by the template. `reply`: number of the assistant reply (from 0) that generates this
     text, or None where the model only reads.
@@ -57,8 +60,10 @@ class Rendering(msgspec.Struct, frozen=True):
 class ChatFormat(msgspec.Struct, frozen=True, kw_only=True):
     """How one family of models writes a conversation.
 
-    `stop`: strings at which a server ends an answer. `bos_token` / `eos_token`: what the template's variables of that name
-    stand for when no tokenizer is given; with one, its own tokens take their place.
+    `stop`: strings at which a server ends an answer. `stop_token_ids`: the ids that say the same in the vocabulary of the
+    models that the format was published with; in another vocabulary they mean nothing, and `stop` does the work. `bos_token` /
+    `eos_token`: what the template's variables of that name stand for when no tokenizer is given; with one, its own tokens take
+    their place.
     """
 
     name: str
@@ -66,6 +71,7 @@ class ChatFormat(msgspec.Struct, frozen=True, kw_only=True):
     description: str = ""
     default_system: str = ""
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
     bos_token: str = ""
     eos_token: str = ""
 
@@ -87,46 +93,21 @@ class ChatFormat(msgspec.Struct, frozen=True, kw_only=True):
         texts = [(message.role, message.content or "") for message in messages]
         if awaited and messages[-1].role != "assistant":
             texts.append(("assistant", ""))
-        contents: list[str] = []
-        system = conversation.system if conversation.system is not None else self.default_system
+        contents = Contents()
         try:
             marked = _compile(self.template).render(
-                slots=contents,
-                system=_Content(system),
-                messages=[{"role": role, "content": _Content(text)} for role, text in texts],
+                system=self.default_system if conversation.system is None else contents.add(conversation.system, -1),
+                messages=[{"role": role, "content": contents.add(text, index)} for index, (role, text) in enumerate(texts)],
                 bos_token=self.bos_token if bos_token is None else bos_token,
                 eos_token=self.eos_token if eos_token is None else eos_token,
-                raise_exception=_raise_exception,
+                raise_exception=raise_template_error,
             )
         except jinja2.TemplateError as error:
             raise FormatError(f"format {self.name!r} cannot render this conversation: {error}.") from error
-        return _split_marks(marked, contents, cut_last=awaited)
+        return _split_marks(marked, contents.texts, cut_last=awaited)
 
 
-class _Content(str):
-    """A message's text inside a template: string methods keep the type, so it stays recognisable as content."""
-
-    __slots__ = ()
-
-    def strip(self, chars: str | None = None, /) -> _Content:
-        return _Content(str.strip(self, chars))
-
-    def lstrip(self, chars: str | None = None, /) -> _Content:
-        return _Content(str.lstrip(self, chars))
-
-    def rstrip(self, chars: str | None = None, /) -> _Content:
-        return _Content(str.rstrip(self, chars))
-
-    def replace(self, old: str, new: str, count: SupportsIndex = -1, /) -> _Content:
-        return _Content(str.replace(self, old, new, count))
-
-    def __add__(self, other: Any) -> str:
-        raise jinja2.TemplateRuntimeError("a message's content may not be joined to other text with '+'; write two expressions")
-
-    __radd__ = __add__
-
-
-class _GenerationTag(Extension):
+class GenerationTag(Extension):
     """`{% generation %}` … `{% endgeneration %}`: what the model writes."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja2's own declaration is a plain set)
@@ -134,21 +115,12 @@ class _GenerationTag(Extension):
     def parse(self, parser: Parser) -> list[nodes.Node]:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        begin = nodes.Output([nodes.TemplateData(_GENERATION_BEGINS)], lineno=line)
-        end = nodes.Output([nodes.TemplateData(_GENERATION_ENDS)], lineno=line)
+        begin = nodes.Output([nodes.TemplateData(GENERATION_BEGINS)], lineno=line)
+        end = nodes.Output([nodes.TemplateData(GENERATION_ENDS)], lineno=line)
         return [begin, *body, end]
 
 
-@jinja2.pass_context
-def _to_slot(context: jinja2.runtime.Context, value: Any) -> Any:
-    if not isinstance(value, _Content):
-        return value
-    slots = context["slots"]
-    slots.append(str(value))
-    return f"{_SLOT}{len(slots) - 1}{_SLOT}"
-
-
-def _raise_exception(message: str) -> None:
+def raise_template_error(message: str) -> None:
     raise jinja2.TemplateRuntimeError(message)
 
 
@@ -159,25 +131,28 @@ def _compile(template: str) -> jinja2.Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
-        extensions=[_GenerationTag],
-        finalize=_to_slot,
+        extensions=[GenerationTag],
     )
+    # Only the filters that keep a content a content: any other would write its mark wrong, without a word.
+    environment.filters = {name: environment.filters[name] for name in _FILTERS}
     return environment.from_string(template)
 
 
 def _split_marks(marked: str, contents: list[str], *, cut_last: bool) -> Rendering:
     segments: list[Segment] = []
     begun, inside = 0, False
-    last = marked.count(_GENERATION_BEGINS)
-    for piece in _MARKS.split(marked):
-        if piece == _GENERATION_BEGINS:
+    last = marked.count(GENERATION_BEGINS)
+    for piece in MARKS.split(marked):
+        if piece == GENERATION_BEGINS:
             begun, inside = begun + 1, True
             if cut_last and begun == last:
                 break
-        elif piece == _GENERATION_ENDS:
+        elif piece == GENERATION_ENDS:
+            if segments[-1:] == [] or segments[-1].reply != begun - 1:
+                segments.append(Segment("", False, begun - 1))
             inside = False
         elif piece:
-            content = piece[0] == _SLOT
+            content = piece[0] == MARK
             text = contents[int(piece[1:-1])] if content else piece
             if text:
                 segments.append(Segment(text, content, begun - 1 if inside else None))
@@ -204,7 +179,12 @@ def parse_format(text: str, *, name: str) -> ChatFormat:
     if head is None:
         raise FormatError(f"format {name!r} has no head.", remedy="begin the file with --- YAML ---")
     try:
-        fields = {"name": name, **yaml.safe_load(head[1]), "template": text[head.end() :]}
+        fields = {"name": name, **yaml.safe_load(head[1])}
+        template = text[head.end() :]
+        if "like" in fields:
+            fields = _share_template(fields, template)
+        else:
+            fields["template"] = template
         chat_format = msgspec.convert(fields, ChatFormat)
         _compile(chat_format.template)
     except (yaml.YAMLError, msgspec.ValidationError, TypeError, jinja2.TemplateSyntaxError) as error:
@@ -214,6 +194,17 @@ def parse_format(text: str, *, name: str) -> ChatFormat:
             f"format {name!r} marks no generated text.", remedy="enclose the reply in {% generation %} … {% endgeneration %}"
         )
     return chat_format
+
+
+def _share_template(fields: dict[str, Any], template: str) -> dict[str, Any]:
+    """The fields of the format that the head is `like`, with the head's own in front of them."""
+    name, like = fields["name"], str(fields.pop("like"))
+    if template.strip():
+        raise FormatError(f"format {name!r} is like {like!r} and has a template too.", remedy="leave one of them out")
+    if like == name or like not in list_formats():
+        others = [known for known in list_formats() if known != name]
+        raise FormatError(f"format {name!r} is like {like!r}, which is no other format.", remedy=did_you_mean(like, others))
+    return {**msgspec.structs.asdict(load_format(like)), **fields}
 
 
 def _folder() -> Any:

@@ -1,9 +1,10 @@
 """`TextTokenizer`: text pieces to token ids, with control tokens only where the caller put them.
 
 It reads a `tokenizer.json` through the `tokenizers` library (no torch, no transformers). Invariants: text that comes from a
-message never yields a special token, whatever it contains; a piece that continues earlier text is encoded without the leading
-space mark that SentencePiece-like tokenizers put before a text's first word, so ids of adjacent pieces may simply be joined.
-For those pieces the same tokenizer is used with that one rule taken out of its definition.
+message never yields a special token, whatever it contains (`guarding` extends this to tokens that a format writes though the
+tokenizer does not call them special); a piece that continues earlier text is encoded without the leading space mark that
+SentencePiece-like tokenizers put before a text's first word, so ids of adjacent pieces may simply be joined. For those pieces
+the same tokenizer is used with that one rule taken out of its definition.
 """
 
 from __future__ import annotations
@@ -16,9 +17,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
+from chaccu.conversation.word_pieces import WordPieces, adjacent_characters
 from chaccu.errors import TokenizerError
+
+# What a model folder holds of its tokenizer; the last two where it has them.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_MANY_CHARS = 2_000_000
 
 
 class TextTokenizer:
@@ -39,6 +45,8 @@ class TextTokenizer:
         self.adds_bos = self.bos_id is not None and bool(bare) and bare[0] == self.bos_id
         backend.encode_special_tokens = True
         self._continuing = _without_first_word_mark(backend)
+        self._chars = 0
+        self._guarding: dict[frozenset[str], TextTokenizer] = {}
 
     @classmethod
     def load(cls, path: Path) -> TextTokenizer:
@@ -90,6 +98,12 @@ class TextTokenizer:
         """Ids of `control_tokens`."""
         return frozenset(self._added.values())
 
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of those control tokens that no text yields."""
+        decoder = self._backend.get_added_tokens_decoder()
+        return frozenset(token_id for token_id, token in decoder.items() if token.special)
+
     def token_id(self, text: str) -> int | None:
         """The id of the single token `text`, or None."""
         token_id = self._backend.token_to_id(text)
@@ -99,6 +113,24 @@ class TextTokenizer:
         """The text of one token as the vocabulary spells it; "" when there is no such id."""
         return str(self._backend.id_to_token(token_id) or "")
 
+    def guarding(self, texts: frozenset[str]) -> TextTokenizer:
+        """This tokenizer with those of its added tokens that are among `texts` taken for special: text never yields them.
+
+        The ids are the same. Tokens of blank space alone are left as they are: to a model they are plain text.
+        """
+        if texts not in self._guarding:
+            self._guarding[texts] = self._build_guarding(texts)
+        return self._guarding[texts]
+
+    def _build_guarding(self, texts: frozenset[str]) -> TextTokenizer:
+        added = self._backend.get_added_tokens_decoder().values()
+        plain = {token.content for token in added if not token.special and token.content.strip(" \t\n\r▁")}
+        if plain.isdisjoint(texts):
+            return self
+        backend = Tokenizer.from_str(self._backend.to_str())
+        backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in sorted(plain & texts)])
+        return TextTokenizer(backend, bos_token=self.bos_token, eos_token=self.eos_token)
+
     def split_control(self, text: str) -> list[str | int]:
         """Template text cut at the tokenizer's added tokens: runs of plain text, and ids where a control token stands."""
         return [self._added.get(part, part) for part in self._added_pattern.split(text) if part]
@@ -106,16 +138,52 @@ class TextTokenizer:
     def encode_texts(self, texts: Sequence[str], *, first: Sequence[bool]) -> list[list[int]]:
         """Ids of each text, none of them special. `first[i]`: whether text i begins a sequence (and may get the mark)."""
         if self._continuing is self._backend:
-            return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+            return self._encode_continuing(texts)
         begun = [text for text, is_first in zip(texts, first, strict=True) if is_first]
         continued = [text for text, is_first in zip(texts, first, strict=True) if not is_first]
-        begun_ids = iter(self._backend.encode_batch_fast(begun, add_special_tokens=False))
-        continued_ids = iter(self._continuing.encode_batch_fast(continued, add_special_tokens=False))
-        return [next(begun_ids if is_first else continued_ids).ids for is_first in first]
+        begun_ids, continued_ids = iter(self._encode_beginning(begun)), iter(self._encode_continuing(continued))
+        return [next(begun_ids if is_first else continued_ids) for is_first in first]
+
+    def _encode_beginning(self, texts: Sequence[str]) -> list[list[int]]:
+        words = self._words_for(texts)
+        if words is None or self._marks_after_added:
+            return _encode_batch(self._backend, texts)
+        split = [words.split(text) for text in texts]
+        begun = _encode_batch(self._backend, ["".join(text[:1]) for text in split])
+        return [first + words.encode_words(text[1:]) for first, text in zip(begun, split, strict=True)]
+
+    @cached_property
+    def _marks_after_added(self) -> bool:
+        """Whether the first-word mark may stand elsewhere than at the beginning: behind an added token found in the text."""
+        return any(not token.special for token in self._backend.get_added_tokens_decoder().values())
+
+    def _encode_continuing(self, texts: Sequence[str]) -> list[list[int]]:
+        words = self._words_for(texts)
+        return _encode_batch(self._continuing, texts) if words is None else words.encode_texts(texts)
+
+    def _words_for(self, texts: Sequence[str]) -> WordPieces | None:
+        """The way by words, once there is so much text that looking through the vocabulary for it pays."""
+        if self._chars < _MANY_CHARS:
+            self._chars += sum(map(len, texts))
+            return None
+        return self._word_pieces
+
+    @cached_property
+    def _word_pieces(self) -> WordPieces | None:
+        pairs = adjacent_characters(self._continuing)
+        return None if pairs is None else WordPieces(self._encode_word, pairs)
+
+    def _encode_word(self, word: str) -> list[int]:
+        ids: list[int] = self._continuing.encode(word, add_special_tokens=False).ids
+        return ids
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
         """The text of `ids`."""
         return str(self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+
+def _encode_batch(backend: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
 def _without_first_word_mark(backend: Tokenizer) -> Tokenizer:

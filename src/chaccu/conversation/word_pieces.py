@@ -54,9 +54,10 @@ class WordPieces:
 
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, none of them special."""
-        return [self._encode_words(self.split(text)) for text in texts]
+        return [self.encode_words(self.split(text)) for text in texts]
 
-    def _encode_words(self, words: Iterable[str]) -> list[int]:
+    def encode_words(self, words: Iterable[str]) -> list[int]:
+        """Ids of one text that is split already."""
         cache = self._cache
         if len(cache) > _MAX_WORDS:
             # A new one, not the old one emptied: another thread may be looking things up in that.
@@ -70,7 +71,7 @@ def _word_pattern(pairs: Iterable[str]) -> str:
     into_sign: tuple[list[str], list[str]] = ([], [])
     into_letter: tuple[list[str], list[str]] = ([], [])
     newlines = True
-    for left, right in pairs:
+    for left, right in map(tuple, pairs):
         if right == _MARK:
             into_space.append(left)
         if "\n" in (left, right) and left != right:

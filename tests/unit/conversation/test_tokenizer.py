@@ -22,21 +22,23 @@ def save(kind: str, folder: Path, config: object = None) -> TextTokenizer:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_tokenizer_loads_with_its_named_tokens(kind: str, tmp_path: Path) -> None:
-    built = save(kind, tmp_path, {"bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": False}})
+    bos, eos = build_tokenizer(kind).bos_token, build_tokenizer(kind).eos_token
+    built = save(kind, tmp_path, {"bos_token": bos, "eos_token": {"content": eos, "lstrip": False}})
     loaded = TextTokenizer.load(tmp_path)
-    assert (loaded.bos_token, loaded.eos_token, loaded.bos_id) == ("<s>", "</s>", built.bos_id)
+    assert (loaded.bos_token, loaded.eos_token, loaded.bos_id) == (bos, eos, built.bos_id)
     assert (loaded.adds_bos, loaded.vocab_size, loaded.sha256) == (built.adds_bos, built.vocab_size, built.sha256)
     texts = ["Hello", " <s> there\n", ""]
     first = [True, False, False]
     assert loaded.encode_texts(texts, first=first) == built.encode_texts(texts, first=first)
 
 
-def test_only_the_sentencepiece_kind_adds_bos_and_marks_first_words() -> None:
-    assert [build_tokenizer(kind).adds_bos for kind in KINDS] == [False, True]
-    tokenizer = build_tokenizer("sentencepiece")
-    begun, continued = tokenizer.encode_texts(["user", "user"], first=[True, False])
-    assert tokenizer.decode(begun) == " user"
-    assert tokenizer.decode(continued) == "user"
+def test_only_some_kinds_add_bos_and_only_llama_s_marks_first_words() -> None:
+    assert [build_tokenizer(kind).adds_bos for kind in KINDS] == [False, True, True]
+    for kind in KINDS:
+        tokenizer = build_tokenizer(kind)
+        begun, continued = tokenizer.encode_texts(["user", "user"], first=[True, False])
+        assert tokenizer.decode(begun) == (" user" if kind == "sentencepiece" else "user")
+        assert tokenizer.decode(continued) == "user"
 
 
 def test_without_a_configuration_no_token_is_named(tmp_path: Path) -> None:
