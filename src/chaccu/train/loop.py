@@ -28,7 +28,7 @@ from chaccu.artifact import (
     write_json,
     write_manifest,
 )
-from chaccu.conversation import TextTokenizer, load_format
+from chaccu.conversation import TOKENIZER_FILES, TextTokenizer, check_format, resolve_format
 from chaccu.errors import ArtifactError, RecipeError, TrainError
 from chaccu.train.model import TrainableModel
 from chaccu.train.optim import build_optimizer, learning_rate_at
@@ -82,12 +82,13 @@ def train(
     """
     output = Path(recipe.output)
     base = Path(recipe.model)
-    chat_format = load_format(_format_name(recipe))
+    chat_format = resolve_format(_format_name(recipe), base)
     inputs = {source.path: sha256_file(Path(source.path)) for source in (*recipe.data, *recipe.validation)}
     finished = None if fresh else _finished_run(output, recipe, inputs, replace=replace)
     if finished is not None:
         return finished
     tokenizer = TextTokenizer.load(base)
+    check_format(chat_format, tokenizer)
     encoded = encode_sources(recipe.data, chat_format, tokenizer, sequence_len=recipe.sequence_len, seed=recipe.seed)
     held_out = encode_sources(recipe.validation, chat_format, tokenizer, sequence_len=recipe.sequence_len, seed=recipe.seed)
     rows = pack_rows(encoded, recipe.sequence_len, seed=recipe.seed)
@@ -219,7 +220,7 @@ def _save(
     base = Path(recipe.model)
     with atomic_folder(Path(recipe.output)) as folder:
         model.full.save_pretrained(str(folder))
-        for name in ("tokenizer.json", "tokenizer_config.json"):
+        for name in TOKENIZER_FILES:
             if (base / name).is_file():
                 (folder / name).write_bytes((base / name).read_bytes())
         write_json(folder / "train_log.json", result.log)

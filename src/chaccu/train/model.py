@@ -74,10 +74,10 @@ class TrainableModel:
 
     def row_loss(self, row: PackedRow) -> torch.Tensor:
         """Summed cross-entropy of a row's trained tokens, a float32 scalar on the device."""
-        ids_1T = torch.tensor([row.ids_T], device=self.device)
+        ids_1T = torch.tensor(row.ids_T, dtype=torch.long, device=self.device)[None]
         positions_1T = torch.tensor([row.positions_T], device=self.device)
         # Token t is predicted at t - 1; a conversation's first token (position 0) is predicted by nobody.
-        trained_T = torch.tensor(row.mask_T, device=self.device).bool() & (positions_1T[0] > 0)
+        trained_T = torch.tensor(row.mask_T, dtype=torch.bool, device=self.device) & (positions_1T[0] > 0)
         predicted = trained_T.nonzero().squeeze(1)
         with self.autocast():
             hidden_TD = self._body(input_ids=ids_1T, position_ids=positions_1T, use_cache=False).last_hidden_state[0]
@@ -103,7 +103,7 @@ class TrainableModel:
     def _check_halves(self) -> None:
         self.full.eval()
         ids = (torch.arange(8, device=self.device) * 7 + 3) % self.vocab_size
-        row = PackedRow(ids.tolist(), [1] * 8, list(range(8)), [8])
+        row = PackedRow(ids.tolist(), [1] * 8, [8])
         ours = float(self.row_loss(row))
         with self.autocast():
             logits_TV = self._causal(input_ids=ids[None], use_cache=False).logits[0, :-1].float()

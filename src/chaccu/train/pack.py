@@ -1,15 +1,19 @@
 """Conversations → packed rows: several whole conversations to a row, never one that sees another.
 
-Packing is first-fit decreasing (Johnson 1973), which wastes at most 11/9 of the best; here rows end more than 99 % full when
-conversations are short beside the row. This module is free of torch; the model turns a row into tensors.
+Packing is best-fit decreasing (Johnson et al. 1974), which needs at most 11/9 of the fewest rows, as first-fit does; here
+rows end more than 99 % full when conversations are short beside the row. This module is free of torch; the model turns a row
+into tensors.
 
-Invariants: a conversation is never cut; one that is longer than a row, or has no trained token, stops the run with its id.
+Invariants: a conversation is never cut; one that is longer than a row, or has no trained token, stops the run with its id. In
+memory stand the tokens, five bytes each, not the texts.
 """
 
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -19,17 +23,28 @@ from chaccu.conversation import ChatFormat, Conversation, Encoded, TextTokenizer
 from chaccu.errors import TrainError
 from chaccu.train.recipe import DataSource
 
+_BATCH = 64
+
+
+class TokenSequence(msgspec.Struct, frozen=True):
+    """One encoded conversation of T tokens: `ids` (int32) and `mask` (int8, 1 = trained)."""
+
+    ids: array[int]
+    mask: array[int]
+
 
 class PackedRow(msgspec.Struct, frozen=True):
-    """Whole conversations laid end to end; T tokens in all.
+    """Whole conversations laid end to end; T tokens in all: `ids_T`, `mask_T` (1 = trained), and the conversations' `lengths`,
+    which sum to T."""
 
-    `ids_T`, `mask_T` (1 = trained), `positions_T` (from 0 in each conversation); `lengths` of the conversations, summing to T.
-    """
-
-    ids_T: list[int]
-    mask_T: list[int]
-    positions_T: list[int]
+    ids_T: Sequence[int]
+    mask_T: Sequence[int]
     lengths: list[int]
+
+    @property
+    def positions_T(self) -> list[int]:
+        """Each token's place in its own conversation, from 0."""
+        return [position for length in self.lengths for position in range(length)]
 
     @property
     def trained_tokens(self) -> int:
@@ -41,46 +56,59 @@ class PackedRow(msgspec.Struct, frozen=True):
         return count
 
 
-def read_source(source: DataSource) -> Iterator[Conversation]:
-    """Conversations of a JSON-lines file. Raises `StorageError` or, with the line's number, `TrainError`."""
+def read_source(source: DataSource, *, shuffle_seed: int | None = None) -> Iterator[Conversation]:
+    """Conversations of a JSON-lines file, in the file's order or shuffled; only the lines' places are held in memory.
+
+    Raises `StorageError` or, with the line's number, `TrainError`.
+    """
     path = Path(source.path)
-    with storage_errors(path), path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
+    with storage_errors(path), path.open("rb") as file:
+        places, place = [], 0
+        for number, line in enumerate(file, 1):
             if line.strip():
-                try:
-                    yield parse_conversation(line)
-                except Exception as error:
-                    raise TrainError(f"{path}, line {number}: {error}") from error
+                places.append((number, place))
+            place += len(line)
+        if shuffle_seed is not None:
+            random.Random(shuffle_seed).shuffle(places)
+        for number, place in places:
+            file.seek(place)
+            try:
+                yield parse_conversation(file.readline())
+            except Exception as error:
+                raise TrainError(f"{path}, line {number}: {error}") from error
 
 
 def encode_sources(
     sources: Sequence[DataSource], chat_format: ChatFormat, tokenizer: TextTokenizer, *, sequence_len: int, seed: int
-) -> list[Encoded]:
+) -> list[TokenSequence]:
     """Encoded conversations of all sources, each source sampled and repeated as it says.
 
     Raises `TrainError` when a source has nothing usable, a conversation does not fit a row, or one has no trained token.
     """
-    rows: list[Encoded] = []
+    rows: list[TokenSequence] = []
     for source in sources:
-        conversations = list(read_source(source))
-        if not conversations:
-            raise TrainError(f"{source.path} holds no conversations.", remedy="check the file, or run chaccu data clean again")
-        random.Random(seed).shuffle(conversations)
-        chosen: list[Encoded] = []
         limit = source.max_tokens or sequence_len
-        wanted = source.conversations or len(conversations)
-        for start in range(0, len(conversations), 64):
-            batch = conversations[start : start + 64]
+        chosen: list[TokenSequence] = []
+        found = False
+        for batch in _batches(read_source(source, shuffle_seed=seed)):
+            found = True
             for conversation, encoded in zip(batch, encode_conversations(batch, chat_format, tokenizer), strict=True):
                 _check_row(conversation, encoded, source, sequence_len)
-                if len(encoded.ids) <= limit and len(chosen) < wanted:
-                    chosen.append(encoded)
-            if len(chosen) >= wanted:
+                if len(encoded.ids) <= limit:
+                    chosen.append(TokenSequence(array("i", encoded.ids), array("b", encoded.mask)))
+            if source.conversations is not None and len(chosen) >= source.conversations:
                 break
+        if not found:
+            raise TrainError(f"{source.path} holds no conversations.", remedy="check the file, or run chaccu data clean again")
         if not chosen:
             raise TrainError(f"no conversation of {source.path} has at most {limit} tokens.", remedy="raise max_tokens")
-        rows.extend(chosen * source.repeat)
+        rows.extend(chosen[: source.conversations] * source.repeat)
     return rows
+
+
+def _batches(conversations: Iterator[Conversation]) -> Iterator[list[Conversation]]:
+    while batch := list(islice(conversations, _BATCH)):
+        yield batch
 
 
 def _check_row(conversation: Conversation, encoded: Encoded, source: DataSource, sequence_len: int) -> None:
@@ -96,29 +124,33 @@ def _check_row(conversation: Conversation, encoded: Encoded, source: DataSource,
         )
 
 
-def pack_rows(encoded: Sequence[Encoded], sequence_len: int, *, seed: int) -> list[PackedRow]:
-    """First-fit decreasing into rows of at most `sequence_len` tokens, then shuffled by `seed`."""
+def pack_rows(encoded: Sequence[Encoded | TokenSequence], sequence_len: int, *, seed: int) -> list[PackedRow]:
+    """Best-fit decreasing into rows of at most `sequence_len` tokens, then shuffled by `seed`."""
     order = sorted(range(len(encoded)), key=lambda index: (-len(encoded[index].ids), index))
     rows: list[list[int]] = []
-    left: list[int] = []
+    rows_by_room: dict[int, list[int]] = {}
+    rooms = 0  # bit r is set where a row has r tokens left
     for index in order:
         length = len(encoded[index].ids)
-        place = next((row for row, room in enumerate(left) if room >= length), None)
-        if place is None:
+        if enough := rooms >> length:
+            room = length + (enough & -enough).bit_length() - 1
+            place = rows_by_room[room].pop()
+            if not rows_by_room[room]:
+                rooms ^= 1 << room
+        else:
+            room, place = sequence_len, len(rows)
             rows.append([])
-            left.append(sequence_len)
-            place = len(rows) - 1
         rows[place].append(index)
-        left[place] -= length
+        rows_by_room.setdefault(room - length, []).append(place)
+        rooms |= 1 << (room - length)
     packed = [_join_row([encoded[index] for index in row]) for row in rows]
     random.Random(seed).shuffle(packed)
     return packed
 
 
-def _join_row(conversations: Sequence[Encoded]) -> PackedRow:
-    return PackedRow(
-        ids_T=[token for one in conversations for token in one.ids],
-        mask_T=[bit for one in conversations for bit in one.mask],
-        positions_T=[position for one in conversations for position in range(len(one.ids))],
-        lengths=[len(one.ids) for one in conversations],
-    )
+def _join_row(sequences: Sequence[Encoded | TokenSequence]) -> PackedRow:
+    ids, mask = array("i"), array("b")
+    for sequence in sequences:
+        ids.extend(sequence.ids)
+        mask.extend(sequence.mask)
+    return PackedRow(ids, mask, [len(sequence.ids) for sequence in sequences])

@@ -15,6 +15,7 @@ import torch
 
 from chaccu.conversation import Encoded, TextTokenizer
 from chaccu.errors import RecipeError, did_you_mean
+from chaccu.train.pack import TokenSequence
 from chaccu.train.recipe import LoraOptions
 
 # Rows of seen tokens have neighbours at a cosine of 0.3 to 0.65 in Gemma 3; those of unused ones lie above 0.99.
@@ -34,7 +35,7 @@ class TokenRowPlan(msgspec.Struct, frozen=True):
         return list(self.candidates) if self.always else indistinct_tokens(weight_VD, self.candidates)
 
 
-def plan_token_rows(options: LoraOptions, encoded: Sequence[Encoded], tokenizer: TextTokenizer) -> TokenRowPlan:
+def plan_token_rows(options: LoraOptions, encoded: Sequence[Encoded | TokenSequence], tokenizer: TextTokenizer) -> TokenRowPlan:
     """The tokens that the recipe names, or with `auto` every control token that a reply generates.
 
     Raises `RecipeError` for a name that is not a token.
@@ -45,7 +46,12 @@ def plan_token_rows(options: LoraOptions, encoded: Sequence[Encoded], tokenizer:
     else:
         candidates = sorted(_find_token(text, tokenizer) for text in options.trainable_tokens)
     end_of_text = tokenizer.token_id(tokenizer.eos_token) if tokenizer.eos_token else None
-    ends = {row.ids[span.end - 1] for row in encoded for span in row.spans if span.end > span.start}
+    ends = {
+        row.ids[place]
+        for row in encoded
+        for place, bit in enumerate(row.mask)
+        if bit and not any(row.mask[place + 1 : place + 2])
+    }
     begin_at = {} if end_of_text is None else {token: end_of_text for token in candidates if token in ends - {end_of_text}}
     return TokenRowPlan(tuple(candidates), options.trainable_tokens != "auto", begin_at)
 

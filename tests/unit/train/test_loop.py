@@ -23,7 +23,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 from chaccu.train.loop import StepReport, evaluate, run_steps, train  # noqa: E402 (torch may be absent)
 from chaccu.train.model import TrainableModel  # noqa: E402
 
-ROW = PackedRow([7, 8, 9], [0, 1, 1], [0, 1, 2], [3])
+ROW = PackedRow([7, 8, 9], [0, 1, 1], [3])
 
 
 def change(recipe: Recipe, **fields: Any) -> Recipe:

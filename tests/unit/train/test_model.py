@@ -94,7 +94,7 @@ def test_a_packed_row_loses_what_its_conversations_lose_alone(architecture: str,
     assert packed_loss == pytest.approx(alone_loss, rel=1e-5)
     torch.testing.assert_close(packed_gradients, alone_gradients, rtol=1e-3, atol=1e-3)
     # The comparison can fail: the same tokens as one conversation lose something else.
-    joined = PackedRow(packed.ids_T, packed.mask_T, list(range(len(packed.ids_T))), [len(packed.ids_T)])
+    joined = PackedRow(packed.ids_T, packed.mask_T, [len(packed.ids_T)])
     assert model.row_loss(joined).item() != pytest.approx(alone_loss, rel=1e-2)
 
 
@@ -103,7 +103,7 @@ def test_a_row_loses_what_the_model_itself_says(architecture: str, tmp_path: Pat
     model = load_random(architecture, tmp_path)
     (row,) = pack_rows(random_conversations()[:1], 64, seed=0)
     labels = [token if trained else -100 for token, trained in zip(row.ids_T, row.mask_T, strict=True)]
-    output = model.full(input_ids=torch.tensor([row.ids_T]), labels=torch.tensor([labels]))
+    output = model.full(input_ids=torch.tensor([list(row.ids_T)]), labels=torch.tensor([labels]))
     assert model.row_loss(row).item() / row.trained_tokens == pytest.approx(output.loss.item(), rel=1e-5)
 
 

@@ -43,9 +43,9 @@ def test_no_conversation_is_cut_or_lost_and_rows_end_full() -> None:
         start = 0
         for length in row.lengths:
             end = start + length
-            found.append(row.ids_T[start:end])
+            found.append(list(row.ids_T[start:end]))
             assert row.positions_T[start:end] == list(range(length))
-            assert row.mask_T[start:end] == [0, *[1] * (length - 1)]
+            assert list(row.mask_T[start:end]) == [0, *[1] * (length - 1)]
             start = end
     assert sorted(found) == sorted(one.ids for one in encoded)
     total = sum(len(one.ids) for one in encoded)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from chaccu.conversation import Encoded, TextTokenizer, TokenSpan
+from chaccu.conversation import Encoded, TextTokenizer
 from chaccu.errors import RecipeError, TrainError
 from chaccu.testing.tiny import EOS, build_llama
 from chaccu.train.pack import pack_rows
@@ -48,7 +48,7 @@ def test_only_the_indistinct_row_is_trained_and_the_merged_model_is_the_trained_
     assert bos is not None
     encoded = Encoded([bos, 70, 71, 72, end, 73, end], [0, 1, 1, 1, 1, 1, 1], ())
     plan = plan_token_rows(LoraOptions(), [encoded], tokenizer)
-    assert plan == TokenRowPlan((end,))
+    assert plan == TokenRowPlan((end,), begin_at={})
     model = TrainableModel(recipe(base), CPU, TokenRowPlan((bos, end)))
     assert model.token_rows == [end]
     (row,) = pack_rows([encoded], 16, seed=0)
@@ -110,7 +110,7 @@ def test_the_end_of_a_reply_begins_at_the_end_of_text(base: Path) -> None:
     end_of_text, end = tokenizer.token_id(EOS), tokenizer.token_id("<end_of_turn>")
     assert end_of_text is not None
     assert end is not None
-    reply = Encoded([70, 71, end], [0, 1, 1], (TokenSpan(0, 1, 3),))
+    reply = Encoded([70, 71, end], [0, 1, 1], ())
     plan = plan_token_rows(LoraOptions(trainable_tokens=["<end_of_turn>"]), [reply], tokenizer)
     assert plan.begin_at == {end: end_of_text}
     model = TrainableModel(recipe(base), CPU, plan)

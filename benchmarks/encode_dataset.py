@@ -1,0 +1,41 @@
+"""Encode every conversation of a JSONL file: token ids and loss masks, packed into rows. Prints counts as JSON.
+
+usage: encode_dataset.py FILE.jsonl TOKENIZER_FOLDER FORMAT SEQUENCE_LEN
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from chaccu.conversation import TextTokenizer, load_format
+from chaccu.train.pack import encode_sources, pack_rows
+from chaccu.train.recipe import DataSource
+
+
+def main() -> None:
+    """Encode, pack and count."""
+    file, tokenizer, chat_format, sequence_len = sys.argv[1:]
+    encoded = encode_sources(
+        [DataSource(path=file)],
+        load_format(chat_format),
+        TextTokenizer.load(Path(tokenizer)),
+        sequence_len=int(sequence_len),
+        seed=0,
+    )
+    rows = pack_rows(encoded, int(sequence_len), seed=0)
+    tokens = sum(len(row.ids_T) for row in rows)
+    counts = {
+        "conversations": len(encoded),
+        "tokens": tokens,
+        "trained_tokens": sum(row.trained_tokens for row in rows),
+        "untrained_conversations": sum(not any(one.mask[1:]) for one in encoded),
+        "rows": len(rows),
+        "padding_share": 1 - tokens / (len(rows) * int(sequence_len)),
+    }
+    print(json.dumps(counts))
+
+
+if __name__ == "__main__":
+    main()
