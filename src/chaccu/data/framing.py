@@ -74,6 +74,8 @@ class RecordStream:
         body = self._buffer.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
         self._drop(len(self._buffer) - len(body))
         self._last_end = self._base
+        if not body and self._stream.damage:
+            raise DataError(f"{self._name} cannot be read: {self._stream.damage}.", remedy="download it again")
         if not body:
             raise DataError(f"{self._name} holds nothing but white space.", remedy="check how the file was made or downloaded")
         if body[:1] == b"[":
@@ -83,7 +85,7 @@ class RecordStream:
         if body[:1] != b"{":
             raise DataError(
                 f"{self._name} is no JSON array and no JSON lines: it begins with {body[:20]!r}.",
-                remedy="give a ShareGPT dump or Chaccu's conversation JSONL, plain, gzip or zstd, in UTF-8",
+                remedy="give JSON or JSON lines in UTF-8, plain or in gzip, zstd or zip, or a parquet file",
             )
         return self._read_lines() if self._looks_like_lines() else self._read_nested(inside_array=False)
 

@@ -1,8 +1,10 @@
-"""SRC arguments to open byte streams: paths, globs, `package:NAME`; gzip and zstd told by their first bytes.
+"""SRC arguments to open byte streams: paths, globs, `package:NAME`, `hf:OWNER/NAME[:FILE]`; gzip, zstd, zip and parquet told
+by their first bytes.
 
-Invariants: a source's `origin` is the name the user gave (a path, or `package:NAME`), which the ledger and the manifest
-carry. A stream whose compression is cut off or damaged ends where it can no longer be read and says so in `damage`; it does
-not raise. This module ignores what the bytes mean.
+Invariants: a source's `origin` is the name the user gave (a path, `package:NAME`, `hf:…`), which the ledger and the manifest
+carry; a member of a zip is `ZIP:MEMBER`. Nothing is unpacked to disk. A stream that is cut off or damaged ends where it can
+no longer be read and says so in `damage`; only a zip or a parquet file without its table of contents, of which nothing can
+be read, raises. This module ignores what the bytes mean.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import gzip
 import io
 import zlib
 from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib import resources
 from pathlib import Path
 from typing import Protocol
@@ -19,26 +22,32 @@ from typing import Protocol
 import msgspec
 
 from chaccu.artifact import storage_errors
+from chaccu.data.archives import is_zip, list_members, open_member
+from chaccu.data.hub import download_files
+from chaccu.data.tables import PARQUET_MAGIC, TableStream
 from chaccu.errors import DataError, MissingDependencyError, StorageError
 
 _PACKAGE = "package:"
+_HUB = "hf:"
+_PIECE_BYTES = 1 << 14
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 class Source(msgspec.Struct, frozen=True):
-    """One input file. `size_bytes` is its size on disk, compressed or not."""
+    """One input file, or one `member` of a zip. `size_bytes` is its size on disk, compressed or not."""
 
     origin: str
     path: Path
     size_bytes: int
+    member: str | None = None
 
 
 def find_sources(arguments: Sequence[str]) -> list[Source]:
     """The files that SRC arguments stand for, in the order given (a glob's matches sorted), each once.
 
-    Raises `StorageError` for a path or pattern that matches nothing and for an empty file, `MissingDependencyError` for a
-    package that is not installed, `DataError` for one without a data file.
+    Raises `StorageError` for a path or pattern that matches nothing, `MissingDependencyError` for a package that is not
+    installed, `DataError` for an empty file, a package or a zip without a data file, a data set that cannot be fetched.
     """
     found: dict[str, Source] = {}
     for argument in arguments:
@@ -47,13 +56,20 @@ def find_sources(arguments: Sequence[str]) -> list[Source]:
                 size = path.stat().st_size
             if size == 0:
                 raise DataError(f"{path} is empty (0 bytes).", remedy="check how the file was made or downloaded")
-            found.setdefault(origin, Source(origin, path, size))
+            if is_zip(path):
+                for member in list_members(path, origin):
+                    name = f"{origin}:{member.filename}"
+                    found.setdefault(name, Source(name, path, member.compress_size, member.filename))
+            else:
+                found.setdefault(origin, Source(origin, path, size))
     return list(found.values())
 
 
 def _expand(argument: str) -> list[tuple[str, Path]]:
     if argument.startswith(_PACKAGE):
         return [(argument, _package_file(argument[len(_PACKAGE) :]))]
+    if argument.startswith(_HUB):
+        return download_files(argument[len(_HUB) :], argument)
     path = Path(argument)
     if path.is_file():
         return [(argument, path)]
@@ -83,6 +99,8 @@ def _package_file(name: str) -> Path:
 class _Readable(Protocol):
     def read1(self, size: int, /) -> bytes: ...
 
+    def close(self) -> None: ...
+
 
 class SourceStream:
     """The decompressed bytes of a source; a context manager.
@@ -92,23 +110,35 @@ class SourceStream:
     """
 
     def __init__(self, source: Source) -> None:
+        self._source = source
         self._path = source.path
         self.damage = ""
 
     def __enter__(self) -> SourceStream:
+        self._files = ExitStack()
+        self._stream: _Readable
+        self._damage_errors: tuple[type[BaseException], ...]
         with storage_errors(self._path):
-            self._file = self._path.open("rb")
-            magic = self._file.read(4)
-            self._file.seek(0)
-        self._stream, self._damage_errors = _decompressed(self._file, magic)
+            self._file = self._files.enter_context(self._path.open("rb"))
+            if self._source.member is not None:
+                self._stream, self._damage_errors = open_member(self._file, self._source.member, self._source.origin)
+                self._files.callback(self._stream.close)
+            else:
+                magic = self._file.read(4)
+                self._file.seek(0)
+                self._stream, self._damage_errors = _decompressed(self._source, self._file, magic)
+            self._start = self._file.tell()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._files.close()
 
     @property
     def position_bytes(self) -> int:
-        return self._file.tell()
+        """Bytes of the file read so far; of a table, its share of rows."""
+        if isinstance(self._stream, TableStream):
+            return int(self._source.size_bytes * self._stream.share_read)
+        return min(self._file.tell() - self._start, self._source.size_bytes)
 
     def read(self, size: int) -> bytes:
         """At most `size` bytes; b"" at the end. Raises `StorageError` when the disk fails."""
@@ -118,7 +148,7 @@ class SourceStream:
             # In small pieces, so that what stands before a damaged place is not lost with it.
             while left > 0 and not self.damage:
                 try:
-                    piece = self._stream.read1(left)
+                    piece = self._stream.read1(min(left, _PIECE_BYTES))
                 except self._damage_errors as error:
                     self.damage = str(error)
                     break
@@ -129,7 +159,7 @@ class SourceStream:
         return b"".join(pieces)
 
 
-def _decompressed(file: io.BufferedReader, magic: bytes) -> tuple[_Readable, tuple[type[Exception], ...]]:
+def _decompressed(source: Source, file: io.BufferedReader, magic: bytes) -> tuple[_Readable, tuple[type[BaseException], ...]]:
     """The plain bytes of `file`, and the exceptions by which its compression says that it is damaged."""
     if magic[:2] == _GZIP_MAGIC:
         return gzip.GzipFile(fileobj=file), (EOFError, zlib.error, gzip.BadGzipFile)
@@ -137,4 +167,7 @@ def _decompressed(file: io.BufferedReader, magic: bytes) -> tuple[_Readable, tup
         import zstandard
 
         return zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True), (zstandard.ZstdError,)
+    if magic == PARQUET_MAGIC:
+        table = TableStream(source.path, source.origin)
+        return table, table.damage_errors
     return file, ()

@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from chaccu.data.outcome import Drop
-from chaccu.data.readers.sharegpt import read_id
-from chaccu.data.records import Draft, Turn, qualified_source, source_of
+from chaccu.data.readers.fields import read_id, read_turn
+from chaccu.data.records import Draft, qualified_source, source_of
+
+COLUMNS = frozenset({"id", "source", "system", "messages"})
 
 
 def recognises(value: Any) -> bool:
@@ -32,11 +34,5 @@ def parse(value: Any, number: int, origin: str) -> Draft | Drop:
     source = value.get("source")
     if not isinstance(source, str) or not source:
         source = qualified_source(origin, source_of(record_id))
-    return Draft(id=record_id, source=source, system=system, turns=tuple(_parse_message(message) for message in messages))
-
-
-def _parse_message(message: Any) -> Turn:
-    if not isinstance(message, dict):
-        return Turn("", None)
-    role, text = message.get("role"), message.get("content")
-    return Turn(role if isinstance(role, str) else "", text if isinstance(text, str) else None)
+    turns = tuple(read_turn(message, ("role",), ("content",)) for message in messages)
+    return Draft(id=record_id, source=source, system=system, turns=turns)

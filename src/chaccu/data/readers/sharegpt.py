@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from chaccu.data.outcome import Drop
-from chaccu.data.records import Draft, Turn, qualified_source, source_of
+from chaccu.data.readers.fields import read_id, read_turn
+from chaccu.data.records import Draft, qualified_source, source_of
 
 _TURN_LISTS = ("conversations", "conversation", "items")
+COLUMNS = frozenset({"id", *_TURN_LISTS})
 
 
 def recognises(value: Any) -> bool:
@@ -28,20 +30,7 @@ def parse(value: Any, number: int, origin: str) -> Draft | Drop:
         return Drop("record has no list of turns")
     record_id = read_id(value, number)
     return Draft(
-        id=record_id, source=qualified_source(origin, source_of(record_id)), turns=tuple(_parse_turn(turn) for turn in turns)
+        id=record_id,
+        source=qualified_source(origin, source_of(record_id)),
+        turns=tuple(read_turn(turn, ("from", "role"), ("value", "content")) for turn in turns),
     )
-
-
-def read_id(value: dict[str, Any], number: int) -> str:
-    """The record's own id when it is a text or a number, else one made of its number in the file."""
-    found = value.get("id")
-    if isinstance(found, bool) or not isinstance(found, (str, int)) or found == "":
-        return f"record-{number}"
-    return str(found)
-
-
-def _parse_turn(turn: Any) -> Turn:
-    if not isinstance(turn, dict):
-        return Turn("", None)
-    role, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
-    return Turn(role if isinstance(role, str) else "", text if isinstance(text, str) else None)

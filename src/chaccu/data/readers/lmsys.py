@@ -1,0 +1,36 @@
+"""LMSYS-Chat-1M and WildChat: `{"conversation_id" | "conversation_hash": …, "conversation": [{"role": …, "content": …}, …]}`,
+in parquet or JSON lines.
+
+Their labels (model, language, toxicity, redaction) are ignored: the steps judge for themselves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from chaccu.data.outcome import Drop
+from chaccu.data.readers.fields import read_id, read_turn
+from chaccu.data.records import Draft, qualified_source
+
+_IDS = ("conversation_id", "conversation_hash")
+COLUMNS = frozenset({"conversation", *_IDS})
+
+
+def recognises(value: Any) -> bool:
+    """An object with a `conversation` and the id that these sets give it."""
+    return isinstance(value, dict) and isinstance(value.get("conversation"), list) and any(key in value for key in _IDS)
+
+
+def parse(value: Any, number: int, origin: str) -> Draft | Drop:
+    """The record's turns as found."""
+    if not isinstance(value, dict):
+        return Drop("record is no object")
+    turns = value.get("conversation")
+    if not isinstance(turns, list):
+        return Drop("record has no list of turns")
+    record_id = read_id(value, number, next((key for key in _IDS if value.get(key)), "id"))
+    return Draft(
+        id=record_id,
+        source=qualified_source(origin, record_id),
+        turns=tuple(read_turn(turn, ("role",), ("content",)) for turn in turns),
+    )
