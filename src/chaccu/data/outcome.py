@@ -7,7 +7,7 @@ input order. So steps may run anywhere and in parallel, and the result is that o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import msgspec
@@ -33,10 +33,44 @@ class Changed(msgspec.Struct, frozen=True):
 Outcome = Conversation | Changed | Drop
 
 
+class Trimmed(msgspec.Struct, frozen=True):
+    """The draft goes on without what an earlier part of its conversation holds already."""
+
+    draft: Draft
+    reason: str
+
+
+class Joined(msgspec.Struct, frozen=True):
+    """The draft's new turns, of `new_chars` characters, went to the draft at index `leader` and share its fate."""
+
+    reason: str
+    new_chars: int
+    leader: int
+
+
 class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of every step: a record of its settings. A subclass sets `name`, the key in the configuration."""
 
     name: ClassVar[str]
+
+    def describe(self) -> dict[str, Any]:
+        """What the manifest says of the step: its settings, and the hashes of files that they name."""
+        settings: dict[str, Any] = msgspec.to_builtins(self)
+        return settings
+
+
+@runtime_checkable
+class RecordStep(Protocol):
+    """A step that judges a decoded record by what stands beside its turns, before a reader makes a draft of it."""
+
+    def judge_record(self, value: Any) -> Drop | None: ...
+
+
+@runtime_checkable
+class PartsStep(Protocol):
+    """The step that sees drafts as they stand one after another in the dump; it answers for each, in order."""
+
+    def join_parts(self, drafts: Sequence[Draft]) -> list[Draft | Trimmed | Joined | Drop]: ...
 
 
 @runtime_checkable

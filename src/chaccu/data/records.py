@@ -14,7 +14,7 @@ import msgspec
 
 from chaccu.artifact import storage_errors
 from chaccu.conversation import Conversation, parse_conversation
-from chaccu.errors import ConversationError, DataError
+from chaccu.errors import ConversationError, DataError, StorageError
 
 _PART = re.compile(r"_\d+\Z")
 
@@ -67,6 +67,15 @@ def bare_source(source: str) -> str:
 def count_chars(conversation: Conversation) -> int:
     """Characters of all turns."""
     return sum(len(message.content or "") for message in conversation.messages)
+
+
+def list_files(path: Path) -> list[Path]:
+    """The JSONL files of a dataset folder, training first, or the one file that `path` is. Raises `StorageError` for a folder
+    without any."""
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    if not files:
+        raise StorageError(f"{path} holds no *.jsonl.", remedy="name a folder that chaccu data clean wrote, or a file")
+    return files
 
 
 def read_conversations(path: Path) -> Iterator[Conversation]:

@@ -12,7 +12,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chaccu.conversation import Conversation, TextTokenizer, encode_conversation, load_format
+from chaccu.conversation import Conversation, TextTokenizer, encode_conversation, resolve_format
 from chaccu.data.records import read_conversations
 from chaccu.errors import UsageError
 
@@ -61,7 +61,9 @@ def format_mask(conversation: Conversation, format_name: str, tokenizer: Path) -
     from rich.text import Text
 
     loaded = TextTokenizer.load(tokenizer)
-    encoded = encode_conversation(conversation, load_format(format_name), loaded)
+    encoded = encode_conversation(
+        conversation, resolve_format(format_name, tokenizer if tokenizer.is_dir() else tokenizer.parent), loaded
+    )
     text = Text()
     for trained, run in groupby(zip(encoded.ids, encoded.mask, strict=True), key=lambda pair: pair[1]):
         piece = loaded.decode([token_id for token_id, _ in run])

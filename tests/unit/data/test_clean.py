@@ -214,7 +214,17 @@ def test_chaccu_jsonl_goes_round_unchanged(tmp_path: Path, write_dump: Dump) -> 
 class TestConfig:
     def test_default_is_valid_and_plain(self) -> None:
         names = [step.name for step in load_config().steps]
-        assert names == ["roles", "html", "length", "language", "repetition", "exact_duplicates", "near_duplicates"]
+        assert names[:5] == ["record_marks", "overlap", "roles", "html", "page_debris"]
+        assert names[5:] == [
+            "refusals",
+            "length",
+            "language",
+            "repetition",
+            "decontaminate",
+            "exact_duplicates",
+            "forks",
+            "near_duplicates",
+        ]
         json.dumps(load_config().settings())
 
     @pytest.mark.parametrize(
@@ -225,6 +235,7 @@ class TestConfig:
             ("steps: [{roles: {}}, {length: {min_chars: -1}}]", "min_chars"),
             ("steps: [{length: {}}]", "first step must be 'roles'"),
             ("steps: [{roles: {}}, {html: {}}, {html: {}}]", "named twice"),
+            ("steps: [{roles: {}}, {overlap: {}}]", "'overlap' is too late"),
             ("reader: sharegtp\nsteps: [{roles: {}}]", "did you mean 'sharegpt'"),
             ("steps: [roles: {]", "no YAML"),
             ("- roles", "no configuration"),

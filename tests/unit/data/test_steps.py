@@ -54,9 +54,9 @@ class TestRoles:
             ([*QA, ("human", "q2")], ["q", "a"], "question without an answer"),
             ([*QA, ("gpt", "a2")], ["q", "a"], "second answer in a row"),
             (
-                [*Q, ("human", "q2"), ("gpt", "a"), *R],
-                ["r", "b"],
-                "two questions in a row",
+                [*Q, ("human", "q2"), ("human", " "), ("human", "q"), ("gpt", "a"), *R],
+                ["q\n\nq2", "a", "r", "b"],
+                "questions in a row joined",
             ),
             ([("human", "q"), ("gpt", None), *R], ["r", "b"], "turn without text"),
             (
@@ -84,6 +84,13 @@ class TestRoles:
     )
     def test_without_a_round_it_is_a_drop(self, turns: list[Any]) -> None:
         assert isinstance(order(*turns), Drop)
+
+    def test_the_last_of_questions_in_a_row_can_be_kept_alone(self) -> None:
+        turns = tuple(Turn(role, text) for role, text in [*Q, ("human", "q2"), ("human", ""), ("gpt", "a")])
+        outcome = Roles(questions_in_a_row="last").order_turns(Draft(id="x_1", source="dump#x", turns=turns))
+        assert isinstance(outcome, Changed)
+        assert outcome.reasons == ("earlier question in a row",)
+        assert texts_of(outcome) == ["q2", "a"]
 
     def test_tool_turns_between_answers_stay(self) -> None:
         assert isinstance(order(("user", "q"), ("assistant", "call"), ("tool", "42"), ("assistant", "a")), Conversation)

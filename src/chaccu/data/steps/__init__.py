@@ -15,12 +15,20 @@ from chaccu.errors import RecipeError, did_you_mean
 def list_steps() -> dict[str, str]:
     """`module:Class` of each step by name."""
     return {
+        "record_marks": "chaccu.data.steps.record_marks:RecordMarks",
+        "overlap": "chaccu.data.steps.overlap:Overlap",
         "roles": "chaccu.data.steps.roles:Roles",
         "html": "chaccu.data.steps.html:Html",
+        "page_debris": "chaccu.data.steps.page_debris:PageDebris",
+        "refusals": "chaccu.data.steps.phrases:Refusals",
+        "moderation": "chaccu.data.steps.phrases:Moderation",
+        "pii": "chaccu.data.steps.pii:Pii",
+        "decontaminate": "chaccu.data.steps.decontaminate:Decontaminate",
         "language": "chaccu.data.steps.language:Language",
         "length": "chaccu.data.steps.length:Length",
         "repetition": "chaccu.data.steps.repetition:Repetition",
         "exact_duplicates": "chaccu.data.steps.exact_duplicates:ExactDuplicates",
+        "forks": "chaccu.data.steps.forks:Forks",
         "near_duplicates": "chaccu.data.steps.near_duplicates:NearDuplicates",
         "token_limit": "chaccu.data.steps.token_limit:TokenLimit",
     }

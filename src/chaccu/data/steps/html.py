@@ -22,6 +22,8 @@ _LANGUAGE = re.compile(r"\b(?:language|lang)-([\w+#.-]+)")
 _BLANK_LINES = re.compile(r"\n(?:[ \t]*\n){2,}")
 _BLOCK_TAG = re.compile(r"<(/?)(?:div|ul|ol|li|dl|dd|blockquote|table|section|article)\b", re.IGNORECASE)
 _NO_QUOTE_MARK = re.compile(r"[^>]")
+_NOT_TEXT = ("button", "svg", "script", "style")
+_NEEDS_TREE = re.compile(rf"<(?:pre|{'|'.join(_NOT_TEXT)})\b", re.IGNORECASE)
 _BACKTICKS = re.compile(r"`{3,}")
 
 # The converter leaves out, without a word, what is nested deeper than some hundreds of elements.
@@ -81,31 +83,41 @@ def html_to_markdown(html: str) -> str | None:
 
     None when a part would be lost on the way.
     """
-    if _nesting(html) > MAX_NESTING:
+    if html.count("<") > MAX_NESTING and _nesting(html) > MAX_NESTING:
         return None
-    from html_to_markdown import convert
+    if _NEEDS_TREE.search(html) is None:
+        return _BLANK_LINES.sub("\n\n", _convert(html)).strip("\n")
     from selectolax.lexbor import LexborHTMLParser
 
     tree = LexborHTMLParser(html)
     # A character that the text does not hold, out of those that no text has a use for.
     mark = next(chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in html)
     blocks: list[str] = []
-    for node in tree.css("pre"):
+    # Elements by tag name: a CSS query takes longer than parsing.
+    for node in tree.tags("pre"):
         fence = _fence_of(node)
         if fence is None:
             node.decompose()
             continue
         # Text in a paragraph of its own: the converter gives it the place and the indentation that the block is to have.
-        node.replace_with(LexborHTMLParser(f"<p>{mark}{len(blocks)}{mark}</p>").css("p")[0])
+        place = tree.create_node("p")
+        place.inner_html = f"{mark}{len(blocks)}{mark}"
+        node.replace_with(place)
         blocks.append(fence)
-    for node in tree.css("button, svg, script, style"):
-        node.decompose()
+    for tag in _NOT_TEXT:
+        for node in tree.tags(tag):
+            node.decompose()
     body = tree.body
     inner = body.inner_html if body is not None else None
-    # Without options: the wrapper turns them over anew for every call, which takes longer than the conversion.
-    text = convert(inner or "").content or ""
-    placed = _place_blocks(_BLANK_LINES.sub("\n\n", text), mark, blocks)
+    placed = _place_blocks(_BLANK_LINES.sub("\n\n", _convert(inner or "")), mark, blocks)
     return None if placed is None else placed.strip("\n")
+
+
+def _convert(html: str) -> str:
+    from html_to_markdown import convert
+
+    # Without options: the wrapper turns them over anew for every call, which takes longer than the conversion.
+    return convert(html).content or ""
 
 
 def _place_blocks(text: str, mark: str, blocks: list[str]) -> str | None:

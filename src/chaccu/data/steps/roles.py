@@ -2,13 +2,15 @@
 
 Good rounds stay when bad turns beside them go. A round is good when one question is followed by an answer (with tool turns
 between answers). Dropped, each with its reason: answers before the first question (parts of a longer conversation begin
-so), turns of an unknown role or without text, system turns after the beginning, the second of two answers in a row, both of
-two questions in a row with their answer (it is not known which it answers), a last question without an answer. Texts are
-never touched.
+so), turns of an unknown role or without text, system turns after the beginning, the second of two answers in a row, a last
+question without an answer. Questions in a row are one question, since the model had all of them before it when it answered:
+their texts are joined with a blank line between, those that are blank or said before left out. Texts are otherwise never
+touched.
 """
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import ClassVar, Literal, cast
 
 import msgspec
@@ -27,11 +29,13 @@ Known = Literal["user", "assistant", "tool", "system"]
 
 
 class Roles(Step, frozen=True):
-    """`names` adds a dump's own names: `{alice: user, hal: assistant}`."""
+    """`names` adds a dump's own names: `{alice: user, hal: assistant}`. `questions_in_a_row`: `join` them to one, or keep only
+    the `last`."""
 
     name: ClassVar[str] = "roles"
 
     names: dict[str, Known] = msgspec.field(default_factory=dict)
+    questions_in_a_row: Literal["join", "last"] = "join"
 
     def order_turns(self, draft: Draft) -> Outcome:
         """A conversation of the draft's good rounds, `Changed` when turns were dropped, `Drop` when no round is left."""
@@ -51,7 +55,10 @@ class Roles(Step, frozen=True):
                 reasons.append("system turn after the beginning")
             else:
                 system.append(cast(str, turn.text))
-        rounds, order_reasons = _good_rounds(turns)
+        asked = self._ask_once(turns)
+        if len(asked) < len(turns):
+            reasons.append("questions in a row joined" if self.questions_in_a_row == "join" else "earlier question in a row")
+        rounds, order_reasons = _good_rounds(asked)
         reasons += order_reasons
         if not rounds:
             return Drop(reasons[0] if len(set(reasons)) == 1 else "no round of question and answer")
@@ -75,6 +82,19 @@ class Roles(Step, frozen=True):
                 return cast(Known, role), None
         return "user", "turn of unknown role"
 
+    def _ask_once(self, turns: list[Message | None]) -> list[Message | None]:
+        """`turns` with one question wherever several are in a row."""
+        asked: list[Message | None] = []
+        for is_question, run in groupby(turns, key=lambda turn: turn is not None and turn.role == "user"):
+            found = list(run)
+            if not is_question or len(found) == 1:
+                asked += found
+                continue
+            texts = [turn.content or "" for turn in found if turn is not None]
+            said = list(dict.fromkeys(text for text in texts if text.strip())) or texts[-1:]
+            asked.append(Message("user", "\n\n".join(said) if self.questions_in_a_row == "join" else said[-1]))
+        return asked
+
 
 def _good_rounds(turns: list[Message | None]) -> tuple[list[Round], list[str]]:
     """The good rounds and the reasons for what was left out; a None among the turns is one already accounted for."""
@@ -86,19 +106,14 @@ def _good_rounds(turns: list[Message | None]) -> tuple[list[Round], list[str]]:
             rounds.append([])
         rounds[-1].append(turn)
     good: list[Round] = []
-    asked_twice = False
-    for index, candidate in enumerate(rounds):
-        alone = len(candidate) == 1
-        if asked_twice or (alone and index + 1 < len(rounds)):
-            reasons.append("two questions in a row")
-        elif alone:
+    for candidate in rounds:
+        if len(candidate) == 1:
             reasons.append("question without an answer")
-        else:
-            kept, round_reasons = _good_part(candidate)
-            reasons += round_reasons
-            if kept:
-                good.append(kept)
-        asked_twice = alone
+            continue
+        kept, round_reasons = _good_part(candidate)
+        reasons += round_reasons
+        if kept:
+            good.append(kept)
     return good, reasons
 
 

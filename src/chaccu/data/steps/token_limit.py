@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar
 
 import msgspec
 
-from chaccu.conversation import Conversation, TextTokenizer, encode_conversations, load_format
+from chaccu.conversation import Conversation, TextTokenizer, encode_conversations, resolve_format
 from chaccu.data.outcome import Changed, Drop, Outcome, Step
 from chaccu.data.rounds import Round, join_rounds, split_rounds
 
@@ -63,7 +63,7 @@ class TokenLimit(Step, frozen=True):
         Ids are joined from pieces that are cut where replies begin and end, so the tokens of a part are the sum of these.
         The first round is told from the beginning by writing it twice.
         """
-        chat_format = load_format(self.chat_format)
+        chat_format = resolve_format(self.chat_format, Path(self.tokenizer))
         twice = join_rounds(conversation, [rounds[0], *rounds])
         encoded = encode_conversations([twice], chat_format, self.load_tokenizer())[0]
         ends: list[int] = []

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from chaccu.data.outcome import Changed, Drop
+from chaccu.data.steps.page_debris import PageDebris
+from chaccu.errors import RecipeError, StorageError
+
+from .talks import talk, texts_of
+
+POLICY = (
+    "This content may violate our content policy. If you believe this to be in error, please submit your feedback — your "
+    "input will aid our research in this area."
+)
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "kept", "reason"),
+    [
+        ("q", "1 / 2Sure, here it is.", ["q", "Sure, here it is."], "page counter cut"),
+        ("q", "3 / 12\nSure.", ["q", "Sure."], "page counter cut"),
+        ("!2 / 2paint it", "a", ["paint it", "a"], "page counter cut"),
+        ("q", "```\nx\n```\n\n1 / 2Note that x.", ["q", "```\nx\n```\n\nNote that x."], "page counter cut"),
+        (" what? \nCopy123 chars / 45 words", "a", [" what? \n", "a"], "page tail cut"),
+        ("q", "An answer.Copy5 chars / 1 words", ["q", "An answer."], "page tail cut"),
+        (f"how? {POLICY}", "a", ["how? ", "a"], "page tail cut"),
+        ("q", "Use it so:\npythonCopy code\nx = 1\nCopy code\n", ["q", "Use it so:\npython\nx = 1\n"], "button label cut"),
+    ],
+)
+def test_debris_is_cut_out_and_nothing_beside_it(question: str, answer: str, kept: list[str], reason: str) -> None:
+    outcome = PageDebris()(talk(question, answer))
+    assert isinstance(outcome, Changed)
+    assert outcome.reasons == (reason,)
+    assert texts_of(outcome) == kept
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "1 / 2 cup of sugar",
+        "1 / 2",
+        "2 / 1\nis two",
+        "3 / 4-inch pipes",
+        "1 / 1Sure",
+        "The button says 'Copy code' and copies.",
+        "Copy123 chars / 45 words is what the page adds.",
+        "The `sqlCopy code` line is not needed.",
+        "Too many requests in 1 hour. Try again later. is what a server says when it is asked too often.",
+        "network errors are common",
+    ],
+)
+def test_texts_that_speak_of_such_things_stay(answer: str) -> None:
+    conversation = talk("q", answer)
+    assert PageDebris()(conversation) is conversation
+
+
+@pytest.mark.parametrize(
+    "notice",
+    [
+        "Too many requests in 1 hour. Try again later.",
+        "network error",
+        "network error\n\nOnly one message at a time. Please allow any other responses to complete before sending another "
+        "message, or wait one minute.",
+        POLICY,
+        "EmptyMarkdownContent",
+    ],
+)
+def test_rounds_whose_answer_is_the_pages_own_message_go(notice: str) -> None:
+    outcome = PageDebris()(talk("q", "a", "r", notice))
+    assert isinstance(outcome, Changed)
+    assert texts_of(outcome) == ["q", "a"]
+    assert PageDebris()(talk("q", notice)) == Drop("answer is a page notice")
+
+
+def test_questions_can_be_left_byte_for_byte() -> None:
+    conversation = talk("what?Copy123 chars / 45 words", "a")
+    assert PageDebris(questions=False)(conversation) is conversation
+
+
+def test_a_share_note_is_no_system_text() -> None:
+    note = "*This conversation is shared from [**Some Hub**](https://hub.example)*"
+    outcome = PageDebris()(talk("q", "a", system=note))
+    assert isinstance(outcome, Changed)
+    assert outcome.conversations[0].system is None
+    kept = talk("q", "a", system="Be kind.")
+    assert PageDebris()(kept) is kept
+
+
+def test_a_list_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("tails: ['Sent from my phone']\n")
+    step = PageDebris(lists=("page_debris", str(path)))
+    assert texts_of(step(talk("q", "Fine. Sent from my phone"))) == ["q", "Fine. "]
+    described = step.describe()["lists"]
+    assert isinstance(described, list)
+    assert [entry["name"] for entry in described] == ["page_debris", "mine.yaml"]
+    for name, text in (("bad.yaml", "tails: ['(']"), ("key.yaml", "tale: [x]"), ("yaml.yaml", "tails: [")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(RecipeError, match=name):
+            PageDebris(lists=(str(tmp_path / name),))
+    with pytest.raises(StorageError):
+        PageDebris(lists=("none.yaml",))
