@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from chaccu.artifact import MANIFEST_NAME, manifest_sha256, read_manifest, require_free_space
-from chaccu.conversation import load_format
+from chaccu.conversation import resolve_format
 from chaccu.demo.report import Comparison, write_report
 from chaccu.demo.services import Services, running_services
 from chaccu.demo.stages import Stage, StageResult, build_stages, run_stage, write_recipe
@@ -111,7 +111,7 @@ def _check_options(options: DemoOptions) -> None:
     if not (Path(options.model) / MANIFEST_NAME).is_file() and options.chat_format is None:
         raise UsageError(f"no chat format is known for {options.model}.", remedy="name one with --format (chaccu format list)")
     if options.chat_format is not None:
-        load_format(options.chat_format)
+        resolve_format(options.chat_format, Path(options.model))
 
 
 def _refuse_busy_port(port: int) -> None:

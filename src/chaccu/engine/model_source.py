@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from chaccu.artifact import MANIFEST_NAME, Manifest, read_manifest
-from chaccu.conversation import list_formats, load_format
+from chaccu.conversation import TOKENIZER_FORMAT, list_formats, load_format, resolve_format
 from chaccu.errors import EngineError, MissingDependencyError, UsageError
 
 SCRIPTED_PREFIX = "scripted:"
@@ -47,7 +47,7 @@ def resolve_model(spec: str, *, chat_format: str | None = None, name: str | None
     `chat_format` overrides the manifest's. Raises `EngineError` when nothing is there or it holds no weights, `UsageError`
     when no chat format is named or it is unknown, `ArtifactError` for a damaged manifest.
     """
-    if chat_format is not None:
+    if chat_format not in (None, TOKENIZER_FORMAT):
         load_format(chat_format)
     if spec.startswith(SCRIPTED_PREFIX):
         given = spec.removeprefix(SCRIPTED_PREFIX).partition("?")[0]
@@ -60,10 +60,12 @@ def resolve_model(spec: str, *, chat_format: str | None = None, name: str | None
     folder = path if path.is_dir() else path.parent
     gguf, hf = _find_weights(path)
     manifest = read_manifest(folder, kind=_SERVABLE_KINDS) if (folder / MANIFEST_NAME).is_file() else None
+    named_format = chat_format or _declared_format(spec, manifest)
+    resolve_format(named_format, folder)
     return ModelSource(
         spec=spec,
         name=name or (manifest.name if manifest and manifest.name else _name_of(path, spec)),
-        chat_format=chat_format or _declared_format(spec, manifest),
+        chat_format=named_format,
         folder=folder,
         gguf=gguf,
         hf=hf,
@@ -78,12 +80,11 @@ def _name_of(path: Path, spec: str) -> str:
 
 def _declared_format(spec: str, manifest: Manifest | None) -> str:
     if manifest is not None and manifest.chat_format:
-        load_format(manifest.chat_format)
         return manifest.chat_format
     reason = "its manifest names none" if manifest else f"it has no {MANIFEST_NAME} to name one"
     raise UsageError(
         f"the chat format of {spec} is not known: {reason}, and a format is never guessed.",
-        remedy="--format NAME, one of: " + ", ".join(list_formats()),
+        remedy=f"--format NAME, one of: {', '.join([TOKENIZER_FORMAT, *list_formats()])}",
     )
 
 

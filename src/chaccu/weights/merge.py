@@ -24,6 +24,7 @@ from chaccu.artifact import (
     sha256_file,
     write_manifest,
 )
+from chaccu.conversation import TOKENIZER_FILES
 from chaccu.errors import WeightsError
 from chaccu.weights.gguf_file import GgufFile, write_gguf
 from chaccu.weights.gguf_import import Progress, find_architecture, gguf_values, hf_tensor
@@ -34,8 +35,7 @@ if TYPE_CHECKING:
 _PREFIX = "base_model.model."
 _LOW, _HIGH, _ROWS = ".lora_A.weight", ".lora_B.weight", ".token_adapter.trainable_tokens_delta"
 _Q8_0 = 8
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-_BASE_FILES = ("config.json", "generation_config.json", *_TOKENIZER_FILES)
+_BASE_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
 
 
 class Adapter:
@@ -112,9 +112,7 @@ def merge_adapter(base: Path, adapter_folder: Path, out: Path, *, progress: Prog
                         progress(done, len(names) * len(shards))
             save_file(tensors, str(folder / shard.name), metadata={"format": "pt"})
         _refuse_unknown(left, base)
-        for name in (*_BASE_FILES, "model.safetensors.index.json"):
-            if (base / name).is_file():
-                (folder / name).write_bytes((base / name).read_bytes())
+        _copy_files(base, folder, (*_BASE_FILES, "model.safetensors.index.json"))
         return write_manifest(folder, _manifest("model", out, base, adapter, {}))
 
 
@@ -152,8 +150,7 @@ def merge_into_gguf(gguf: Path, base: Path, adapter_folder: Path, out: Path, *, 
             for done in write_gguf(target, pairs=pairs, tensors=table, packed=packed, alignment=file.alignment):
                 if progress:
                     progress(done, gguf.stat().st_size)
-        for name in _TOKENIZER_FILES:
-            (folder / name).write_bytes((base / name).read_bytes())
+        _copy_files(base, folder, TOKENIZER_FILES)
         return write_manifest(folder, _manifest("gguf", out, base, adapter, {gguf.name: sha256_file(gguf)}))
 
 
@@ -165,12 +162,18 @@ def wrap_gguf(gguf: Path, base: Path, out: Path) -> Manifest:
             (folder / "model.gguf").hardlink_to(gguf)
         except OSError:  # another disk, or a file system without links
             (folder / "model.gguf").write_bytes(gguf.read_bytes())
-        for name in _TOKENIZER_FILES:
-            (folder / name).write_bytes((base / name).read_bytes())
+        _copy_files(base, folder, TOKENIZER_FILES)
         return write_manifest(
             folder,
             msgspec.structs.replace(parent, kind="gguf", parents={"base": manifest_sha256(base)}, settings={}, files={}),
         )
+
+
+def _copy_files(base: Path, folder: Path, names: tuple[str, ...]) -> None:
+    """Those of the named files that `base` has."""
+    for name in names:
+        if (base / name).is_file():
+            (folder / name).write_bytes((base / name).read_bytes())
 
 
 def _check_parent(base: Path, adapter_folder: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from chaccu.conversation import ChatFormat, Conversation, Message, TextTokenizer, encode_conversation
+from chaccu.conversation import ChatFormat, Conversation, Message, TextTokenizer, encode_conversation, guard_tokenizer
 from chaccu.serve.link import Generate
 
 
@@ -28,7 +28,8 @@ class PromptBuilder:
 
     def __init__(self, chat_format: ChatFormat, tokenizer: TextTokenizer) -> None:
         self._format = chat_format
-        self._tokenizer = tokenizer
+        # What a reply has said so far is text, whatever it spells.
+        self._tokenizer = guard_tokenizer(tokenizer, chat_format)
         self._eos_ids = _known_ids(tokenizer, [tokenizer.eos_token])
         self._reply_prefix, reply_end = _reply_frame(chat_format, tokenizer)
         control = [part for part in tokenizer.split_control(reply_end) if isinstance(part, int)]

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
-from chaccu.conversation import TextTokenizer, load_format
+from chaccu.conversation import TextTokenizer, check_format, resolve_format
 from chaccu.engine import Engine, ModelSource, choose_engine, load_engine, resolve_model
 from chaccu.engine.scripted import build_byte_tokenizer
 from chaccu.errors import ServeError, UsageError
@@ -53,11 +53,19 @@ def run_worker(config: WorkerConfig, announce: Callable[[str], None]) -> None:
     url = join_url(config.gateway)
     source = resolve_model(config.model, chat_format=config.chat_format, name=config.name)
     engine_name, reason = choose_engine(source, config.engine)
-    builder = PromptBuilder(load_format(source.chat_format), _load_tokenizer(source))
+    builder = _build_prompts(source)
     announce(f"loading {source.name} with the engine {engine_name}: {reason}")
     # Loaded before the event loop starts, so Ctrl-C ends a long load as it ends any program.
     engine = load_engine(engine_name).load(source, config.options)
     asyncio.run(_serve(config, url, source, engine, builder, announce))
+
+
+def _build_prompts(source: ModelSource) -> PromptBuilder:
+    """Raises `FormatError` or `TokenizerError` when format and tokenizer cannot keep the promise of token identity."""
+    chat_format, tokenizer = resolve_format(source.chat_format, source.folder), _load_tokenizer(source)
+    if not source.is_scripted:
+        check_format(chat_format, tokenizer)
+    return PromptBuilder(chat_format, tokenizer)
 
 
 def join_url(gateway: str) -> str:
