@@ -27,7 +27,7 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(UNIT)
 
-bench: setup
+bench: setup  # each script says with --help what it needs
 	for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
 
 docs: setup

@@ -20,20 +20,22 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
 _MARK = "▁"
-_MAX_WORDS = 1 << 18
+_MAX_WORDS = 1 << 17  # in each of the cache's two generations
 _MAX_WORD_CHARS = 48  # longer ones, such as a sentence of Chinese, hardly come again
 _WORD_CHAR = re.compile(r"\w")
 
 
 class _Cache(dict[str, list[int]]):
-    """Ids by word; a word that is not there is encoded, and kept when it is likely to come again."""
+    """Ids by word; a word that is not there is taken from the `older` cache or encoded, and kept when it is likely to come
+    again."""
 
-    def __init__(self, encode: Callable[[str], list[int]]) -> None:
+    def __init__(self, encode: Callable[[str], list[int]], older: dict[str, list[int]]) -> None:
         super().__init__()
         self._encode = encode
+        self._older = older
 
     def __missing__(self, word: str) -> list[int]:
-        ids = self._encode(word)
+        ids = self._older.get(word) or self._encode(word)
         if len(word) <= _MAX_WORD_CHARS:
             self[word] = ids
         return ids
@@ -45,7 +47,7 @@ class WordPieces:
     def __init__(self, encode: Callable[[str], list[int]], pairs: Iterable[str]) -> None:
         self._encode = encode
         self._word = re.compile(_word_pattern(pairs))
-        self._cache = _Cache(encode)
+        self._cache = _Cache(encode, {})
 
     def split(self, text: str) -> list[str]:
         """The words of a text; joined they are the text."""
@@ -60,8 +62,8 @@ class WordPieces:
         """Ids of one text that is split already."""
         cache = self._cache
         if len(cache) > _MAX_WORDS:
-            # A new one, not the old one emptied: another thread may be looking things up in that.
-            cache = self._cache = _Cache(self._encode)
+            # What is still in use moves over; the rest goes with the older one. Nothing is emptied under another thread.
+            cache = self._cache = _Cache(self._encode, dict(cache))
         return list(itertools.chain.from_iterable(map(cache.__getitem__, words)))
 
 

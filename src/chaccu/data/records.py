@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -62,6 +63,12 @@ def qualified_source(origin: str, source: str) -> str:
 def bare_source(source: str) -> str:
     """The part of a qualified source that names the conversation: equal for the same conversation found in two dumps."""
     return source.rpartition("#")[2]
+
+
+@lru_cache(maxsize=1)
+def words_by_turn(conversation: Conversation) -> tuple[list[str], ...]:
+    """Each turn's words between white space, without case; the steps that compare conversations ask one after another."""
+    return tuple((message.content or "").casefold().split() for message in conversation.messages)
 
 
 def count_chars(conversation: Conversation) -> int:

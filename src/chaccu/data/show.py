@@ -12,7 +12,9 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chaccu.conversation import Conversation, TextTokenizer, encode_conversation, resolve_format
+import msgspec
+
+from chaccu.conversation import ChatFormat, Conversation, TextTokenizer, encode_conversation, resolve_format
 from chaccu.data.records import read_conversations
 from chaccu.errors import UsageError
 
@@ -21,6 +23,14 @@ if TYPE_CHECKING:
 
 _ROLE_STYLES = (("user", "bold cyan"), ("assistant", "bold green"), ("tool", "bold yellow"))
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class MaskRun(msgspec.Struct, frozen=True):
+    """Text of neighbouring tokens that are all trained or all only read."""
+
+    text: str
+    trained: bool
+    tokens: int
 
 
 def pick_conversation(path: Path, index: int) -> Conversation:
@@ -60,15 +70,22 @@ def format_mask(conversation: Conversation, format_name: str, tokenizer: Path) -
     """
     from rich.text import Text
 
-    loaded = TextTokenizer.load(tokenizer)
-    encoded = encode_conversation(
-        conversation, resolve_format(format_name, tokenizer if tokenizer.is_dir() else tokenizer.parent), loaded
-    )
+    folder = tokenizer if tokenizer.is_dir() else tokenizer.parent
+    runs = mask_runs(conversation, resolve_format(format_name, folder), TextTokenizer.load(tokenizer))
     text = Text()
+    for run in runs:
+        text.append(run.text, style="green" if run.trained else "dim")
+    return text, sum(run.tokens for run in runs if run.trained), sum(run.tokens for run in runs)
+
+
+def mask_runs(conversation: Conversation, chat_format: ChatFormat, tokenizer: TextTokenizer) -> list[MaskRun]:
+    """The conversation as its tokens decode, cut where the mask changes."""
+    encoded = encode_conversation(conversation, chat_format, tokenizer)
+    runs = []
     for trained, run in groupby(zip(encoded.ids, encoded.mask, strict=True), key=lambda pair: pair[1]):
-        piece = loaded.decode([token_id for token_id, _ in run])
-        text.append(_visible(piece), style="green" if trained else "dim")
-    return text, sum(encoded.mask), len(encoded.ids)
+        ids = [token_id for token_id, _ in run]
+        runs.append(MaskRun(_visible(tokenizer.decode(ids)), bool(trained), len(ids)))
+    return runs
 
 
 def _visible(text: str) -> str:

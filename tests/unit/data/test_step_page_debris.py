@@ -20,6 +20,7 @@ POLICY = (
     ("question", "answer", "kept", "reason"),
     [
         ("q", "1 / 2Sure, here it is.", ["q", "Sure, here it is."], "page counter cut"),
+        ("q", "1 / 2⚡ In addition", ["q", "⚡ In addition"], "page counter cut"),
         ("q", "3 / 12\nSure.", ["q", "Sure."], "page counter cut"),
         ("!2 / 2paint it", "a", ["paint it", "a"], "page counter cut"),
         ("q", "```\nx\n```\n\n1 / 2Note that x.", ["q", "```\nx\n```\n\nNote that x."], "page counter cut"),

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from chaccu.conversation import Conversation
 from chaccu.data.outcome import Index, Step
+from chaccu.data.records import words_by_turn
 
 
 class ExactDuplicates(Step, frozen=True):
@@ -17,9 +18,8 @@ class ExactDuplicates(Step, frozen=True):
     def digest(self, conversation: Conversation) -> bytes:
         """128 bits of the normalised turns: at ten million conversations a false match has odds of about 1 in 10^25."""
         hashed = blake2b(digest_size=16)
-        for message in conversation.messages:
-            text = " ".join((message.content or "").split()).casefold()
-            hashed.update(f"{message.role}\x1f{text}\x1e".encode())
+        for message, words in zip(conversation.messages, words_by_turn(conversation), strict=True):
+            hashed.update(f"{message.role}\x1f{' '.join(words)}\x1e".encode())
         return hashed.digest()
 
     def open_index(self) -> Index:

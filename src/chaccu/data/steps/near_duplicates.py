@@ -8,12 +8,14 @@ runs between spaces only.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Annotated, Any, ClassVar
 
 import msgspec
 
 from chaccu.conversation import Conversation
 from chaccu.data.outcome import Index, Step
+from chaccu.data.records import words_by_turn
 from chaccu.errors import RecipeError
 
 _SEED = 1
@@ -43,7 +45,7 @@ class NearDuplicates(Step, frozen=True):
         """The conversation's MinHash, or None when it is too short to compare."""
         from rensa import RMinHash
 
-        words = " ".join(message.content or "" for message in conversation.messages).casefold().split()
+        words = list(chain.from_iterable(words_by_turn(conversation)))
         if len(words) < max(self.min_words, self.shingle_words):
             return None
         sketch = RMinHash(num_perm=self.permutations, seed=_SEED)
