@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+import yaml
 
 from chaccu.errors import RecipeError
-from chaccu.train.recipe import DataSource, LoraOptions, Recipe, load_recipe, parse_recipe
+from chaccu.train.recipe import DataSource, LoraOptions, Recipe, list_recipes, load_recipe, parse_recipe
 
 FIELDS: dict[str, Any] = {"model": "base", "output": "out", "data": [{"path": "train.jsonl"}]}
 TEXT = "model: base\noutput: out\ndata:\n  - path: train.jsonl\n"
@@ -106,6 +109,22 @@ def test_a_rate_written_1e_4_is_a_number_in_the_file_too(tmp_path: Path) -> None
 def test_a_bad_override_is_named(tmp_path: Path, override: str, named: str) -> None:
     with pytest.raises(RecipeError, match=named):
         load_recipe(write_recipe(tmp_path), [override])
+
+
+def test_the_documented_recipe_is_one() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "train.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    recipe = parse_recipe(yaml.safe_load(block))
+    documented, known = set(yaml.safe_load(block)), {field.name for field in msgspec.structs.fields(Recipe)}
+    assert documented == known
+    assert recipe.lora == LoraOptions()
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_shipped_recipe_is_one(name: str) -> None:
+    recipe = load_recipe(Path(name))
+    assert recipe.data
+    assert recipe.validation
 
 
 def test_files_that_are_no_recipe(tmp_path: Path) -> None:
