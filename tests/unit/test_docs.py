@@ -20,8 +20,8 @@ _LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
 
 
 def shown_commands(page: Path) -> list[str]:
-    """Command lines in indented blocks and in code spans, without their comments; placeholders such as `…` end one."""
-    lines = (re.split(r"\s+#|\s*…|\s*\.\.\.", line)[0].strip() for line in _COMMAND.findall(page.read_text(encoding="utf-8")))
+    """Command lines in indented blocks and in code spans, without what is said of them; placeholders such as `…` end one."""
+    lines = (re.split(r"\s+#|\s{3,}|\s*…|\s*\.\.\.", line)[0].strip() for line in _COMMAND.findall(page.read_text(encoding="utf-8")))
     return [line for line in lines if line != "chaccu"]
 
 
