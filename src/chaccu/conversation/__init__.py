@@ -1,6 +1,14 @@
 """What a conversation is, how it is written as text, and how that text becomes token ids with a loss mask."""
 
-from chaccu.conversation.encode import Encoded, TokenSpan, encode_conversation, encode_conversations, guard_tokenizer
+from chaccu.conversation.encode import (
+    Encoded,
+    Measured,
+    TokenSpan,
+    encode_conversation,
+    encode_conversations,
+    guard_tokenizer,
+    measure_conversations,
+)
 from chaccu.conversation.format import ChatFormat, Rendering, Segment, list_formats, load_format
 from chaccu.conversation.identity import check_format, check_token_identity
 from chaccu.conversation.message import (
@@ -19,6 +27,7 @@ __all__ = [
     "ChatFormat",
     "Conversation",
     "Encoded",
+    "Measured",
     "Message",
     "Rendering",
     "Segment",
@@ -34,6 +43,7 @@ __all__ = [
     "list_formats",
     "load_format",
     "load_template_format",
+    "measure_conversations",
     "parse_conversation",
     "resolve_format",
 ]

@@ -35,11 +35,19 @@ class Encoded(msgspec.Struct, frozen=True):
     spans: tuple[TokenSpan, ...]
 
 
+class Measured(msgspec.Struct, frozen=True):
+    """What `Encoded` would hold: `tokens` T, and one span a reply."""
+
+    tokens: int
+    spans: tuple[TokenSpan, ...]
+
+
 class _Piece(msgspec.Struct):
     text: str
     token_id: int | None
     reply: int | None
     ids: list[int] = []
+    size: int = 0
 
 
 def encode_conversation(
@@ -57,6 +65,30 @@ def encode_conversations(
     `pending` as in `ChatFormat.render`: an awaited reply ends the ids where it would begin. Raises `FormatError` when the
     format refuses a conversation.
     """
+    tokenizer, rows, plain = _cut_conversations(conversations, chat_format, tokenizer, pending)
+    ids = tokenizer.encode_texts([piece.text for piece, _ in plain], first=[first for _, first in plain])
+    for (piece, _), piece_ids in zip(plain, ids, strict=True):
+        piece.ids = piece_ids
+        piece.size = len(piece_ids)
+    return [_join_pieces(row, tokenizer) for row in rows]
+
+
+def measure_conversations(
+    conversations: Iterable[Conversation], chat_format: ChatFormat, tokenizer: TextTokenizer, *, pending: bool | None = None
+) -> list[Measured]:
+    """As `encode_conversations`, without the ids: how many there are, and where the replies stand among them."""
+    tokenizer, rows, plain = _cut_conversations(conversations, chat_format, tokenizer, pending)
+    sizes = tokenizer.count_texts([piece.text for piece, _ in plain], first=[first for _, first in plain])
+    for (piece, _), size in zip(plain, sizes, strict=True):
+        piece.size = size
+    return [Measured(*_find_spans(row, len(_beginning(row, tokenizer)))) for row in rows]
+
+
+def _cut_conversations(
+    conversations: Iterable[Conversation], chat_format: ChatFormat, tokenizer: TextTokenizer, pending: bool | None
+) -> tuple[TextTokenizer, list[list[_Piece]], list[tuple[_Piece, bool]]]:
+    """The tokenizer to use, each conversation's pieces, and those of all that are to be tokenised, with whether each is a
+    conversation's first."""
     tokenizer = guard_tokenizer(tokenizer, chat_format)
     bos, eos = tokenizer.bos_token or None, tokenizer.eos_token or None
     rows = [
@@ -65,10 +97,7 @@ def encode_conversations(
     ]
     written = [[piece for piece in row if piece.text or piece.token_id is not None] for row in rows]
     plain = [(piece, index == 0) for row in written for index, piece in enumerate(row) if piece.token_id is None]
-    ids = tokenizer.encode_texts([piece.text for piece, _ in plain], first=[first for _, first in plain])
-    for (piece, _), piece_ids in zip(plain, ids, strict=True):
-        piece.ids = piece_ids
-    return [_join_pieces(row, tokenizer) for row in rows]
+    return tokenizer, rows, plain
 
 
 def guard_tokenizer(tokenizer: TextTokenizer, chat_format: ChatFormat) -> TextTokenizer:
@@ -97,7 +126,7 @@ def _cut_pieces(rendering: Rendering, tokenizer: TextTokenizer) -> list[_Piece]:
         parts: Sequence[str | int] = [segment.text] if whole else tokenizer.split_control(segment.text)
         for part in parts:
             if isinstance(part, int):
-                pieces.append(_Piece("", part, segment.reply, [part]))
+                pieces.append(_Piece("", part, segment.reply, [part], 1))
                 open_run = False
             elif open_run and pieces[-1].reply == segment.reply:
                 pieces[-1].text += part
@@ -107,20 +136,33 @@ def _cut_pieces(rendering: Rendering, tokenizer: TextTokenizer) -> list[_Piece]:
     return pieces
 
 
+def _beginning(pieces: list[_Piece], tokenizer: TextTokenizer) -> list[int]:
+    """The BOS token that the tokenizer puts first, unless the format has written it."""
+    bos_id = tokenizer.bos_id
+    if not tokenizer.adds_bos or bos_id is None or (pieces and pieces[0].token_id == bos_id):
+        return []
+    return [bos_id]
+
+
 def _join_pieces(pieces: list[_Piece], tokenizer: TextTokenizer) -> Encoded:
-    ids: list[int] = []
-    mask: list[int] = []
-    spans: list[TokenSpan] = []
-    if tokenizer.adds_bos and tokenizer.bos_id is not None and not (pieces and pieces[0].token_id == tokenizer.bos_id):
-        ids.append(tokenizer.bos_id)
-        mask.append(0)
+    ids = _beginning(pieces, tokenizer)
+    mask = [0] * len(ids)
+    _, spans = _find_spans(pieces, len(ids))
     for piece in pieces:
-        start = len(ids)
         ids.extend(piece.ids)
-        mask.extend([int(piece.reply is not None)] * len(piece.ids))
+        mask.extend([int(piece.reply is not None)] * piece.size)
+    return Encoded(ids, mask, spans)
+
+
+def _find_spans(pieces: list[_Piece], begin: int) -> tuple[int, tuple[TokenSpan, ...]]:
+    """Tokens up to the end of the pieces, of which `begin` stand before them, and where each reply stands."""
+    spans: list[TokenSpan] = []
+    for piece in pieces:
+        end = begin + piece.size
         if piece.reply is not None:
             if spans and spans[-1].reply == piece.reply:
-                spans[-1] = TokenSpan(piece.reply, spans[-1].start, len(ids))
+                spans[-1] = TokenSpan(piece.reply, spans[-1].start, end)
             else:
-                spans.append(TokenSpan(piece.reply, start, len(ids)))
-    return Encoded(ids, mask, tuple(spans))
+                spans.append(TokenSpan(piece.reply, begin, end))
+        begin = end
+    return begin, tuple(spans)

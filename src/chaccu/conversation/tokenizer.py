@@ -144,6 +144,18 @@ class TextTokenizer:
         begun_ids, continued_ids = iter(self._encode_beginning(begun)), iter(self._encode_continuing(continued))
         return [next(begun_ids if is_first else continued_ids) for is_first in first]
 
+    def count_texts(self, texts: Sequence[str], *, first: Sequence[bool]) -> list[int]:
+        """How many ids `encode_texts` gives for each text."""
+        words = self._words_for(texts)
+        if words is None:
+            return [len(ids) for ids in self.encode_texts(texts, first=first)]
+        begun = iter(self._encode_beginning([text for text, is_first in zip(texts, first, strict=True) if is_first]))
+        marks_first = self._continuing is not self._backend
+        return [
+            len(next(begun)) if is_first and marks_first else words.count_words(words.split(text))
+            for text, is_first in zip(texts, first, strict=True)
+        ]
+
     def _encode_beginning(self, texts: Sequence[str]) -> list[list[int]]:
         words = self._words_for(texts)
         if words is None or self._marks_after_added:

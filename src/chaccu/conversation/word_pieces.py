@@ -60,11 +60,18 @@ class WordPieces:
 
     def encode_words(self, words: Iterable[str]) -> list[int]:
         """Ids of one text that is split already."""
+        return list(itertools.chain.from_iterable(map(self._find_cache().__getitem__, words)))
+
+    def count_words(self, words: Iterable[str]) -> int:
+        """How many ids `encode_words` gives."""
+        return sum(map(len, map(self._find_cache().__getitem__, words)))
+
+    def _find_cache(self) -> _Cache:
         cache = self._cache
         if len(cache) > _MAX_WORDS:
             # What is still in use moves over; the rest goes with the older one. Nothing is emptied under another thread.
             cache = self._cache = _Cache(self._encode, dict(cache))
-        return list(itertools.chain.from_iterable(map(cache.__getitem__, words)))
+        return cache
 
 
 def _word_pattern(pairs: Iterable[str]) -> str:

@@ -8,13 +8,13 @@ alone is over the limit cannot be kept whole and is left out by name.
 from __future__ import annotations
 
 from functools import lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 import msgspec
 
-from chaccu.conversation import Conversation, TextTokenizer, encode_conversations, resolve_format
+from chaccu.conversation import Conversation, Message, TextTokenizer, measure_conversations, resolve_format
 from chaccu.data.outcome import Changed, Drop, Outcome, Step
 from chaccu.data.rounds import Round, join_rounds, split_rounds
 
@@ -61,19 +61,28 @@ class TokenLimit(Step, frozen=True):
         """Tokens of a part's beginning and end, and of each round.
 
         Ids are joined from pieces that are cut where replies begin and end, so the tokens of a part are the sum of these.
-        The first round is told from the beginning by writing it twice.
         """
-        chat_format = resolve_format(self.chat_format, Path(self.tokenizer))
-        twice = join_rounds(conversation, [rounds[0], *rounds])
-        encoded = encode_conversations([twice], chat_format, self.load_tokenizer())[0]
-        ends: list[int] = []
-        reply = -1
-        for turns in [rounds[0], *rounds]:
-            reply += sum(message.role == "assistant" for message in turns)
-            ends.append(next(span.end for span in encoded.spans if span.reply == reply))
-        costs = [end - begin for begin, end in pairwise(ends)]
-        head = ends[0] - costs[0] + len(encoded.ids) - ends[-1]
-        return head, costs
+        before, after = _measure_frame(self.tokenizer, self.chat_format, conversation.system)
+        ends = _measure_ends(self.tokenizer, self.chat_format, conversation, rounds)
+        return before + after, [end - begin for begin, end in pairwise([before, *ends[:-1]])]
+
+
+def _measure_ends(tokenizer: str, chat_format: str, conversation: Conversation, rounds: list[Round]) -> list[int]:
+    """Tokens up to the end of each round's last reply, and of the whole."""
+    found = resolve_format(chat_format, Path(tokenizer))
+    measured = measure_conversations([conversation], found, _load_tokenizer(tokenizer))[0]
+    last_span = {span.reply: span.end for span in measured.spans}
+    replies = accumulate(sum(message.role == "assistant" for message in turns) for turns in rounds)
+    return [*(last_span[reply - 1] for reply in replies), measured.tokens]
+
+
+@lru_cache(maxsize=256)
+def _measure_frame(tokenizer: str, chat_format: str, system: str | None) -> tuple[int, int]:
+    """Tokens before a conversation's first round, and behind its last; told from the rounds by writing one twice."""
+    turns = (Message("user", "?"), Message("assistant", "!"))
+    twice = Conversation(messages=turns * 2, system=system)
+    first, second, whole = _measure_ends(tokenizer, chat_format, twice, [turns, turns])
+    return first - (second - first), whole - second
 
 
 @lru_cache(maxsize=4)
