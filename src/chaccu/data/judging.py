@@ -1,9 +1,9 @@
 """Records to judgements, in this process or in several: what a worker does with a chunk, and in which order results come
-back.
+back. Other places to judge in are functions of the form `Judging`.
 
-Invariants: results come in the order of the input whatever the number of workers, and hold everything that the one writing
-process needs, so output does not depend on that number. At most a few chunks are in flight, so memory does not grow with
-the input. Workers end with their parent, even when it is killed.
+Invariants: results come in the order of the input wherever and by how many workers they are made, and hold everything that
+the one writing process needs, so output does not depend on that. At most a few chunks are in flight, so memory does not
+grow with the input. Workers end with their parent, even when it is killed.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import connection, get_context, parent_process
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -94,25 +94,47 @@ class Chunk(msgspec.Struct, frozen=True):
     records: list[RawRecord]
 
 
-def judge_chunks(config: CleanConfig, chunks: Iterable[Chunk], workers: int) -> Generator[tuple[Chunk, list[Judgement]]]:
-    """Each chunk with the judgements of its records, in order. With one worker everything happens in this process."""
+# The origin and the judgements of each chunk, in order. Closing it early lets go of all that it uses.
+Judged = Generator[tuple[str, list[Judgement]]]
+Judging = Callable[[CleanConfig, Iterable[Chunk]], Judged]
+
+_Pending = TypeVar("_Pending")
+
+
+def judge_chunks(config: CleanConfig, chunks: Iterable[Chunk], workers: int) -> Judged:
+    """Each chunk's origin with the judgements of its records. With one worker everything happens in this process."""
     if workers <= 1:
         for chunk in chunks:
-            yield chunk, judge_chunk(config, chunk)
+            yield chunk.origin, judge_chunk(config, chunk)
         return
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin_worker)
-    in_flight: deque[tuple[Chunk, Future[list[Judgement]]]] = deque()
     try:
-        for chunk in chunks:
-            in_flight.append((chunk, pool.submit(judge_chunk, config, chunk)))
-            if len(in_flight) > 2 * workers:
-                done, future = in_flight.popleft()
-                yield done, future.result()
-        while in_flight:
-            done, future = in_flight.popleft()
-            yield done, future.result()
+        yield from pass_in_order(
+            chunks,
+            submit=lambda chunk: pool.submit(judge_chunk, config, chunk),
+            collect=lambda future: future.result(),
+            most=2 * workers,
+        )
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def pass_in_order(
+    chunks: Iterable[Chunk],
+    submit: Callable[[Chunk], _Pending],
+    collect: Callable[[_Pending], list[Judgement]],
+    most: int,
+) -> Judged:
+    """Have up to `most` chunks judged at a time, by whatever `submit` hands them to; results in the order of `chunks`."""
+    in_flight: deque[tuple[str, _Pending]] = deque()
+    for chunk in chunks:
+        in_flight.append((chunk.origin, submit(chunk)))
+        if len(in_flight) > most:
+            origin, pending = in_flight.popleft()
+            yield origin, collect(pending)
+    while in_flight:
+        origin, pending = in_flight.popleft()
+        yield origin, collect(pending)
 
 
 def _begin_worker() -> None:
@@ -216,6 +238,7 @@ def _judge_draft(plan: _Plan, entry: _Drafted) -> Judgement:
     events: list[Note | Check] = [*entry.events]
     roles_name, roles = plan.roles
     kept = _note_outcome(roles_name, roles.order_turns(draft), draft.chars, events)
+    tokens: tuple[int, ...] = ()
     for stage in plan.stages:
         if not kept:
             break
@@ -223,8 +246,10 @@ def _judge_draft(plan: _Plan, entry: _Drafted) -> Judgement:
         if stage.corpus is not None:
             events.append(Check(stage.place, stage.corpus.digest(kept[0]), chars))
         elif stage.judge is not None:
-            kept = _note_outcome(stage.name, stage.judge(kept[0]), chars, events)
-    written = tuple(_keep(conversation) for conversation in kept)
+            outcome = stage.judge(kept[0])
+            kept = _note_outcome(stage.name, outcome, chars, events)
+            tokens = outcome.tokens if isinstance(outcome, Changed) else tokens
+    written = tuple(map(_keep, kept, tokens or (None,) * len(kept)))
     return Judgement(draft.id, tuple(events), written, _snippet_of(draft), entry.joined)
 
 
@@ -240,8 +265,8 @@ def _note_outcome(step: str, outcome: Outcome, before: int, events: list[Note | 
     return (outcome,)
 
 
-def _keep(conversation: Conversation) -> Kept:
-    return Kept(msgspec.json.encode(conversation) + b"\n", conversation.source, summarise(conversation))
+def _keep(conversation: Conversation, tokens: int | None) -> Kept:
+    return Kept(msgspec.json.encode(conversation) + b"\n", conversation.source, summarise(conversation, tokens))
 
 
 def _read_draft(plan: _Plan, chunk: Chunk, record: RawRecord) -> _Drafted | Judgement:
