@@ -29,6 +29,19 @@ MAX_TOKENS = 2048
 # Conversations of a packed row do not see each other, so a row may be longer than the longest of them.
 ROW_CONVERSATIONS = 8
 FORMAT = "vicuna_v1.1"
+# What the reference's cleaning does: HTML, page debris, refusals, wrong roles, blank and short ones, twins.
+_SAME_CLEANING = """
+steps:
+  - record_marks: {}
+  - overlap: {}
+  - roles: {}
+  - html: {}
+  - page_debris: {}
+  - refusals: {rules: [speaks for another maker]}
+  - length: {min_chars: 16}
+  - exact_duplicates: {}
+  - forks: {}
+"""
 # The reference's four stages, and the parts joined, which the reference does not do.
 _SAME_WORK = """
 steps:
@@ -73,7 +86,13 @@ def bench_dump(dump: Path, folder: Path, reference: str | None) -> dict[str, Any
     truth = json.loads(dump.with_name(dump.stem + "_truth.json").read_text(encoding="utf-8"))
     measured = ours("data", "clean", str(dump), "--out", str(folder / "dump"), "--workers", "1")
     kept = {row["id"]: row["messages"] for name in ("train", "validation") for row in _lines(folder / "dump" / f"{name}.jsonl")}
-    result: dict[str, Any] = {"ours": {**figures(measured), **_hold_against(truth, dump, kept)}}
+    config = folder / "same.yaml"
+    config.write_text(_SAME_CLEANING, encoding="utf-8")
+    same = ours("data", "clean", str(dump), "--out", str(folder / "same"), "--config", str(config), "--workers", "1")
+    result: dict[str, Any] = {
+        "ours_same_work": figures(same),
+        "ours": {**figures(measured), **_hold_against(truth, dump, kept)},
+    }
     result["ours"]["faults"] = _faults(truth["kinds"], kept, folder / "dump")
     if reference:
         out = folder / "reference_clean.json"

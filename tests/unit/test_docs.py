@@ -21,7 +21,9 @@ _LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
 
 def shown_commands(page: Path) -> list[str]:
     """Command lines in indented blocks and in code spans, without what is said of them; placeholders such as `…` end one."""
-    lines = (re.split(r"\s+#|\s{3,}|\s*…|\s*\.\.\.", line)[0].strip() for line in _COMMAND.findall(page.read_text(encoding="utf-8")))
+    lines = (
+        re.split(r"\s+#|\s{3,}|\s*…|\s*\.\.\.", line)[0].strip() for line in _COMMAND.findall(page.read_text(encoding="utf-8"))
+    )
     return [line for line in lines if line != "chaccu"]
 
 

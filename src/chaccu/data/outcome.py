@@ -24,10 +24,12 @@ class Drop(msgspec.Struct, frozen=True):
 
 
 class Changed(msgspec.Struct, frozen=True):
-    """The conversation is kept, changed, for these reasons; several `conversations` when it was split."""
+    """The conversation is kept, changed, for these reasons; several `conversations` when it was split. A step that has counted
+    tokens says how many each of them has (and may do so without a reason, for one that it leaves as it is)."""
 
     conversations: tuple[Conversation, ...]
     reasons: tuple[str, ...]
+    tokens: tuple[int, ...] = ()
 
 
 Outcome = Conversation | Changed | Drop

@@ -15,6 +15,7 @@ import jinja2
 import msgspec
 
 from chaccu.artifact import Manifest
+from chaccu.data.show import MaskRun
 
 _SAMPLES_A_REASON = 3
 
@@ -77,8 +78,9 @@ def write_report(
     steps: Sequence[str],
     warnings: Sequence[str],
     samples: Sequence[Sample],
+    preview: Sequence[MaskRun],
 ) -> None:
-    """Write the page for one dataset."""
+    """Write the page for one dataset. `preview`: a kept conversation as training sees it; empty without a tokenizer."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters["number"] = "{:,}".format
     template = environment.from_string((resources.files("chaccu.data") / "report.html.jinja").read_text(encoding="utf-8"))
@@ -99,8 +101,10 @@ def write_report(
         histograms=[
             ("Turns a conversation", _labelled(stats["turns_histogram"])),
             ("Characters a conversation", _labelled(stats["chars_histogram"])),
+            *([("Tokens a conversation", _labelled(stats["tokens_histogram"]))] if stats["tokens_histogram"] else []),
             ("Languages", _top(stats["languages"], 12)),
         ],
+        preview=preview,
         samples=sorted(grouped.items(), key=lambda item: (order.get(item[0][0], len(order)), item[0][1])),
     )
     path.write_text(text, encoding="utf-8")

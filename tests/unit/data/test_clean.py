@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,11 +18,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chaccu.artifact import read_manifest, verify_files
+from chaccu.conversation import encode_conversation, load_format
 from chaccu.data.clean import CleanReport, clean_conversations
 from chaccu.data.config import load_config
 from chaccu.data.partition import place_of
 from chaccu.data.records import bare_source, read_conversations
 from chaccu.errors import ChaccuError, DataError, RecipeError, StorageError, UsageError
+from chaccu.testing.tiny import build_tokenizer
 
 from .conftest import share_record
 
@@ -93,6 +97,21 @@ def test_report_page_is_whole_and_escaped(tmp_path: Path, write_dump: Dump) -> N
     assert "https://" not in page
     assert "prefers-color-scheme: dark" in page
     assert "question without an answer" in page
+
+
+def test_with_a_tokenizer_the_report_counts_tokens_and_marks_what_is_trained(tmp_path: Path, write_dump: Dump) -> None:
+    tokenizer = build_tokenizer(tmp_path / "tokenizer")
+    config = load_config().with_token_limit(str(tmp_path / "tokenizer"), 400, "chatml")
+    report = clean_conversations([str(write_dump([share_record(number) for number in range(20)]))], tmp_path / "out", config)
+    written = [one for name in report.rows for one in read_conversations(tmp_path / "out" / name)]
+    chatml = load_format("chatml")
+    assert report.stats.tokens == sum(len(encode_conversation(one, chatml, tokenizer).ids) for one in written)
+    assert sum(report.stats.tokens_histogram.values()) == len(written) == sum(report.rows.values())
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    marked = [html.unescape(text) for text in re.findall(r"<mark>(.*?)</mark>", page, re.DOTALL)]
+    answers = {message.content for one in written for message in one.messages if message.role == "assistant"}
+    assert marked
+    assert {text.removesuffix("<|im_end|>") for text in marked} <= answers
 
 
 def test_parts_of_one_conversation_are_never_on_both_sides(tmp_path: Path, write_dump: Dump) -> None:

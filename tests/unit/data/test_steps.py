@@ -266,6 +266,7 @@ class TestTokenLimit:
             f"t_0/{number + 1}" for number in range(len(outcome.conversations))
         ]
         sizes = [len(encode_conversation(part, load_format(chat_format), loaded).ids) for part in outcome.conversations]
+        assert tuple(sizes) == outcome.tokens
         assert max(sizes) <= step.max_tokens
         # Greedy: the next part's first round would not have fitted.
         for part, following in zip(outcome.conversations, outcome.conversations[1:], strict=False):
@@ -275,8 +276,10 @@ class TestTokenLimit:
     def test_exactly_at_the_limit_stays_whole(self, tokenizer: Path) -> None:
         conversation = talk("question", "answer", "question", "answer")
         size = len(encode_conversation(conversation, load_format("chatml"), TextTokenizer.load(tokenizer)).ids)
-        assert TokenLimit(tokenizer=str(tokenizer), max_tokens=size)(conversation) is conversation
-        assert isinstance(TokenLimit(tokenizer=str(tokenizer), max_tokens=size - 1)(conversation), Changed)
+        assert TokenLimit(tokenizer=str(tokenizer), max_tokens=size)(conversation) == Changed((conversation,), (), (size,))
+        split = TokenLimit(tokenizer=str(tokenizer), max_tokens=size - 1)(conversation)
+        assert isinstance(split, Changed)
+        assert len(split.conversations) == 2
 
     def test_a_round_that_is_too_long_is_named(self, tokenizer: Path) -> None:
         step = TokenLimit(tokenizer=str(tokenizer), max_tokens=200)

@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar
 
 import msgspec
 
-from chaccu.conversation import Conversation, Message, TextTokenizer, measure_conversations, resolve_format
+from chaccu.conversation import ChatFormat, Conversation, Message, TextTokenizer, measure_conversations, resolve_format
 from chaccu.data.outcome import Changed, Drop, Outcome, Step
 from chaccu.data.rounds import Round, join_rounds, split_rounds
 
@@ -31,31 +31,38 @@ class TokenLimit(Step, frozen=True):
     def __call__(self, conversation: Conversation) -> Outcome:
         rounds = split_rounds(conversation.messages)
         head, costs = self._count_tokens(conversation, rounds)
-        parts: list[list[Round]] = [[]]
-        used = head
+        parts: list[list[Round]] = []
+        sizes: list[int] = []
         lost = 0
+        begin_anew = True
         for turns, cost in zip(rounds, costs, strict=True):
             if head + cost > self.max_tokens:
                 lost += 1
                 # What follows was said in sight of the lost round: it begins a part of its own.
-                used = self.max_tokens
+                begin_anew = True
                 continue
-            if used + cost > self.max_tokens and parts[-1]:
+            if begin_anew or sizes[-1] + cost > self.max_tokens:
                 parts.append([])
-                used = head
+                sizes.append(head)
+                begin_anew = False
             parts[-1].append(turns)
-            used = used + cost if len(parts[-1]) > 1 else head + cost
-        if not parts[0]:
+            sizes[-1] += cost
+        if not parts:
             return Drop("every round is over the token limit")
         reasons = (("round over the token limit",) if lost else ()) + (("split at the token limit",) if len(parts) > 1 else ())
         if not reasons:
-            return conversation
+            return Changed((conversation,), (), tuple(sizes))
         named = [(f"/{number}" if len(parts) > 1 else "", part) for number, part in enumerate(parts, start=1)]
-        return Changed(tuple(join_rounds(conversation, part, id_suffix=suffix) for suffix, part in named), reasons)
+        conversations = tuple(join_rounds(conversation, part, id_suffix=suffix) for suffix, part in named)
+        return Changed(conversations, reasons, tuple(sizes))
 
     def load_tokenizer(self) -> TextTokenizer:
         """The tokenizer, loaded once a process. Raises `TokenizerError` when it is missing or unreadable."""
         return _load_tokenizer(self.tokenizer)
+
+    def load_format(self) -> ChatFormat:
+        """The format in which tokens are counted. Raises `UsageError` for an unknown one."""
+        return resolve_format(self.chat_format, Path(self.tokenizer))
 
     def _count_tokens(self, conversation: Conversation, rounds: list[Round]) -> tuple[int, list[int]]:
         """Tokens of a part's beginning and end, and of each round.
