@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class ChaccuError(Exception):
@@ -26,6 +27,17 @@ class ChaccuError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}\n  try: {self.remedy}" if self.remedy else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it is, whatever its `__init__` wants: errors come back from worker processes pickled."""
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(kind: type[ChaccuError], args: tuple[Any, ...], state: dict[str, Any]) -> ChaccuError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class UsageError(ChaccuError):
