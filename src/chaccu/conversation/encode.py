@@ -100,21 +100,15 @@ def _cut_conversations(
     return tokenizer, rows, plain
 
 
+@lru_cache(maxsize=16)
 def guard_tokenizer(tokenizer: TextTokenizer, chat_format: ChatFormat) -> TextTokenizer:
-    """`tokenizer` such that no text yields a token that the format writes. Raises `FormatError` as `ChatFormat.render` does."""
-    return tokenizer.guarding(
-        _find_written_tokens(chat_format, tokenizer.control_tokens, tokenizer.bos_token, tokenizer.eos_token)
-    )
-
-
-@lru_cache(maxsize=64)
-def _find_written_tokens(chat_format: ChatFormat, tokens: tuple[str, ...], bos_token: str, eos_token: str) -> frozenset[str]:
-    """Those of `tokens` that the template spells out, or that it puts together when it writes a question and its answer."""
+    """`tokenizer` such that no text yields a token that the format writes: that its template spells out, or puts together when
+    it writes a question and its answer. Raises `FormatError` as `ChatFormat.render` does."""
     probe = Conversation(messages=(Message("user", "?"), Message("assistant", "!")))
-    rendering = chat_format.render(probe, bos_token=bos_token or None, eos_token=eos_token or None)
+    rendering = chat_format.render(probe, bos_token=tokenizer.bos_token or None, eos_token=tokenizer.eos_token or None)
     written = "".join(segment.text if not segment.content else "\n" for segment in rendering.segments)
     known = "\n".join((chat_format.template, chat_format.default_system, *chat_format.stop, written))
-    return frozenset(token for token in tokens if token in known)
+    return tokenizer.guarding(frozenset(token for token in tokenizer.control_tokens if token in known))
 
 
 def _cut_pieces(rendering: Rendering, tokenizer: TextTokenizer) -> list[_Piece]:

@@ -25,6 +25,7 @@ from chaccu.errors import TokenizerError
 # What a model folder holds of its tokenizer; the last two where it has them.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _MANY_CHARS = 2_000_000
+_MAX_SPLITS, _MAX_SPLIT_CHARS = 512, 256
 
 
 class TextTokenizer:
@@ -47,6 +48,7 @@ class TextTokenizer:
         self._continuing = _without_first_word_mark(backend)
         self._chars = 0
         self._guarding: dict[frozenset[str], TextTokenizer] = {}
+        self._split: dict[str, tuple[str | int, ...]] = {}
 
     @classmethod
     def load(cls, path: Path) -> TextTokenizer:
@@ -133,7 +135,13 @@ class TextTokenizer:
 
     def split_control(self, text: str) -> list[str | int]:
         """Template text cut at the tokenizer's added tokens: runs of plain text, and ids where a control token stands."""
-        return [self._added.get(part, part) for part in self._added_pattern.split(text) if part]
+        # A template writes the same few texts again and again, and thousands of added tokens make the pattern slow.
+        parts = self._split.get(text)
+        if parts is None:
+            parts = tuple(self._added.get(part, part) for part in self._added_pattern.split(text) if part)
+            if len(text) <= _MAX_SPLIT_CHARS and len(self._split) < _MAX_SPLITS:
+                self._split[text] = parts
+        return list(parts)
 
     def encode_texts(self, texts: Sequence[str], *, first: Sequence[bool]) -> list[list[int]]:
         """Ids of each text, none of them special. `first[i]`: whether text i begins a sequence (and may get the mark)."""
@@ -146,7 +154,7 @@ class TextTokenizer:
 
     def count_texts(self, texts: Sequence[str], *, first: Sequence[bool]) -> list[int]:
         """How many ids `encode_texts` gives for each text."""
-        words = self._words_for(texts)
+        words = self._word_pieces if self._chars >= _MANY_CHARS else None
         if words is None:
             return [len(ids) for ids in self.encode_texts(texts, first=first)]
         begun = iter(self._encode_beginning([text for text, is_first in zip(texts, first, strict=True) if is_first]))
