@@ -5,6 +5,7 @@ Conversations with equal turns are the same wherever they stand; an id that is o
 
 from __future__ import annotations
 
+from collections import Counter
 from hashlib import blake2b
 from pathlib import Path
 
@@ -40,8 +41,8 @@ def compare_datasets(first: Path, second: Path, *, shown: int = 10) -> DiffRepor
     counts = {digest: min(len(ids), len(theirs.get(digest, []))) for digest, ids in ours.items()}
     only_ours = [name for digest, ids in ours.items() for name in ids[counts[digest] :]]
     only_theirs = [name for digest, ids in theirs.items() for name in ids[counts.get(digest, 0) :]]
-    changed = _in_both(only_ours, only_theirs)
-    left, right = _without(only_ours, changed), _without(only_theirs, changed)
+    changed, left = _match(only_ours, only_theirs)
+    _, right = _match(only_theirs, only_ours)
     return DiffReport(
         same=sum(counts.values()),
         changed=len(changed),
@@ -66,27 +67,15 @@ def _digest(conversation: Conversation) -> bytes:
     return blake2b(msgspec.json.encode((conversation.system, conversation.messages)), digest_size=16).digest()
 
 
-def _in_both(first: list[str], second: list[str]) -> list[str]:
-    """Ids of both lists, each as often as it is in both; conversations without an id are not told apart by it."""
-    left: dict[str, int] = {}
-    for name in second:
-        left[name] = left.get(name, 0) + 1
-    both = []
-    for name in first:
-        if name and left.get(name, 0):
-            left[name] -= 1
-            both.append(name)
-    return both
-
-
-def _without(names: list[str], taken: list[str]) -> list[str]:
-    left: dict[str, int] = {}
-    for name in taken:
-        left[name] = left.get(name, 0) + 1
-    kept = []
+def _match(names: list[str], others: list[str]) -> tuple[list[str], list[str]]:
+    """Those of `names` that find a partner among `others`, each of which is one's partner once, and the rest. Conversations
+    without an id are not told apart by it and find none."""
+    free = Counter(others)
+    matched, rest = [], []
     for name in names:
-        if left.get(name, 0):
-            left[name] -= 1
+        if name and free[name]:
+            free[name] -= 1
+            matched.append(name)
         else:
-            kept.append(name)
-    return kept
+            rest.append(name)
+    return matched, rest

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from chaccu.data.outcome import Drop
-from chaccu.data.readers.fields import read_id, read_turn
+from chaccu.data.readers.fields import find_turns, read_id, read_turn
 from chaccu.data.records import Draft, qualified_source, source_of
 
 COLUMNS = frozenset({"id", "source", "system", "messages"})
@@ -22,11 +22,9 @@ def recognises(value: Any) -> bool:
 
 def parse(value: Any, number: int, origin: str) -> Draft | Drop:
     """The record's turns as found; a pending answer (null) is a turn without text."""
-    if not isinstance(value, dict):
-        return Drop("record is no object")
-    messages = value.get("messages")
-    if not isinstance(messages, list):
-        return Drop("record has no list of turns")
+    messages = find_turns(value, "messages")
+    if isinstance(messages, Drop):
+        return messages
     system = value.get("system")
     if system is not None and not isinstance(system, str):
         return Drop("system is no text")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from chaccu.data.outcome import Drop
 from chaccu.data.records import Turn
 
 # Python writes no integer of many thousand digits.
@@ -21,6 +22,14 @@ def read_id(value: dict[str, Any], number: int, key: str = "id") -> str:
     if isinstance(found, int) and not isinstance(found, bool) and found.bit_length() <= _MAX_ID_BITS:
         return str(found)
     return f"record-{number}"
+
+
+def find_turns(value: Any, *keys: str) -> list[Any] | Drop:
+    """The record's list of turns, under the first of these keys that has a list; or what is wrong with the record."""
+    if not isinstance(value, dict):
+        return Drop("record is no object")
+    turns = next((value[key] for key in keys if isinstance(value.get(key), list)), None)
+    return Drop("record has no list of turns") if turns is None else turns
 
 
 def text_or_none(value: Any) -> str | None:

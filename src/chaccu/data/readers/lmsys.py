@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from chaccu.data.outcome import Drop
-from chaccu.data.readers.fields import read_id, read_turn
+from chaccu.data.readers.fields import find_turns, read_id, read_turn
 from chaccu.data.records import Draft, qualified_source
 
 _IDS = ("conversation_id", "conversation_hash")
@@ -23,11 +23,9 @@ def recognises(value: Any) -> bool:
 
 def parse(value: Any, number: int, origin: str) -> Draft | Drop:
     """The record's turns as found."""
-    if not isinstance(value, dict):
-        return Drop("record is no object")
-    turns = value.get("conversation")
-    if not isinstance(turns, list):
-        return Drop("record has no list of turns")
+    turns = find_turns(value, "conversation")
+    if isinstance(turns, Drop):
+        return turns
     record_id = read_id(value, number, next((key for key in _IDS if value.get(key)), "id"))
     return Draft(
         id=record_id,

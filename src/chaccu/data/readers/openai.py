@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from chaccu.data.outcome import Drop
-from chaccu.data.readers.fields import join_parts, read_id
+from chaccu.data.readers.fields import find_turns, join_parts, read_id
 from chaccu.data.records import Draft, Turn, qualified_source, source_of
 
 COLUMNS = frozenset({"id", "messages"})
@@ -26,11 +26,9 @@ def recognises(value: Any) -> bool:
 
 def parse(value: Any, number: int, origin: str) -> Draft | Drop:
     """The record's messages as turns, system and tool turns among them."""
-    if not isinstance(value, dict):
-        return Drop("record is no object")
-    messages = value.get("messages")
-    if not isinstance(messages, list):
-        return Drop("record has no list of turns")
+    messages = find_turns(value, "messages")
+    if isinstance(messages, Drop):
+        return messages
     record_id = read_id(value, number)
     return Draft(
         id=record_id,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from chaccu.data.outcome import Drop
-from chaccu.data.readers.fields import read_id, read_turn
+from chaccu.data.readers.fields import find_turns, read_id, read_turn
 from chaccu.data.records import Draft, qualified_source, source_of
 
 _TURN_LISTS = ("conversations", "conversation", "items")
@@ -23,11 +23,9 @@ def recognises(value: Any) -> bool:
 
 def parse(value: Any, number: int, origin: str) -> Draft | Drop:
     """The record's turns as found. Keys it does not know are ignored."""
-    if not isinstance(value, dict):
-        return Drop("record is no object")
-    turns = next((value[key] for key in _TURN_LISTS if isinstance(value.get(key), list)), None)
-    if turns is None:
-        return Drop("record has no list of turns")
+    turns = find_turns(value, *_TURN_LISTS)
+    if isinstance(turns, Drop):
+        return turns
     record_id = read_id(value, number)
     return Draft(
         id=record_id,
