@@ -15,7 +15,7 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -66,6 +66,13 @@ def sha256_file(path: Path) -> str:
 def sha256_json(value: Any) -> str:
     """SHA-256 of a value's canonical JSON (sorted keys), in hex: the key of content-addressed steps."""
     return hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()
+
+
+def copy_files(source: Path, folder: Path, names: Iterable[str]) -> None:
+    """Copy those of the named files that `source` has into `folder`."""
+    for name in names:
+        if (source / name).is_file():
+            (folder / name).write_bytes((source / name).read_bytes())
 
 
 def library_versions(*names: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ and an exit code (`exit_code`: 1 failed, 2 wrong use).
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 from typing import Any
 
@@ -102,6 +103,15 @@ class MissingDependencyError(ChaccuError):
             f"{needed_for} needs {library}, which is not installed.",
             remedy=f"pip install 'chaccu[{extra}]'",
         )
+
+
+def explain_listening(error: OSError, host: str, port: int) -> ServeError:
+    """Why no socket could be opened at `host`:`port`."""
+    if error.errno == errno.EADDRINUSE:
+        return ServeError(f"port {port} on {host} is in use.", remedy="--port with another number (0 lets the system pick)")
+    if error.errno == errno.EACCES:
+        return ServeError(f"port {port} is reserved for the system.", remedy="--port with a number above 1023")
+    return ServeError(f"cannot listen on {host}:{port}: {error.strerror or error}.", remedy="--host or --port")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

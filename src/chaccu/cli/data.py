@@ -13,6 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from chaccu.data.clean import CleanReport
+    from chaccu.data.config import CleanConfig
     from chaccu.data.intake import Progress
     from chaccu.data.judging import Judging
 
@@ -62,15 +63,9 @@ def clean_command(
     import msgspec
 
     from chaccu.data.clean import clean_conversations
-    from chaccu.data.config import load_config
     from chaccu.data.sources import find_sources
-    from chaccu.errors import UsageError
 
-    settings = load_config(config)
-    if (tokenizer is None) != (max_tokens is None):
-        raise UsageError("--tokenizer and --max-tokens belong together.", remedy="give both, or neither")
-    if tokenizer is not None and max_tokens is not None:
-        settings = settings.with_token_limit(str(tokenizer), max_tokens, chat_format)
+    settings = _load_settings(config, tokenizer, max_tokens, chat_format)
     size = sum(source.size_bytes for source in find_sources(sources))
     worth = min(os.cpu_count() or 1, _MOST_WORKERS) if size >= _BYTES_WORTH_WORKERS else 1
     judging = _find_place(on, workers or worth, ray_address)
@@ -93,6 +88,18 @@ def clean_command(
         typer.echo(msgspec.json.encode(report).decode())
     else:
         _say_report(report)
+
+
+def _load_settings(config: Path | None, tokenizer: Path | None, max_tokens: int | None, chat_format: str) -> CleanConfig:
+    from chaccu.data.config import load_config
+    from chaccu.errors import UsageError
+
+    settings = load_config(config)
+    if (tokenizer is None) != (max_tokens is None):
+        raise UsageError("--tokenizer and --max-tokens belong together.", remedy="give both, or neither")
+    if tokenizer is None or max_tokens is None:
+        return settings
+    return settings.with_token_limit(str(tokenizer), max_tokens, chat_format)
 
 
 @app.command("config", epilog="Example: chaccu data config > clean.yaml")

@@ -20,6 +20,7 @@ from chaccu.artifact import (
     MANIFEST_NAME,
     Manifest,
     atomic_folder,
+    copy_files,
     library_versions,
     manifest_sha256,
     read_manifest,
@@ -104,15 +105,16 @@ def train(
     before = evaluate(model, validation)
     log = run_steps(model, rows, recipe, report)
     after = evaluate(model, validation)
+    tokens = sum(len(row.ids_T) for row in rows)
     result = TrainReport(
         output=str(output),
         steps=len(log),
         loss_before=before,
         loss_after=after,
-        tokens=sum(len(row.ids_T) for row in rows),
+        tokens=tokens,
         trained_tokens=sum(row.trained_tokens for row in rows),
         seconds=time.monotonic() - begun,
-        fill=sum(len(row.ids_T) for row in rows) / (len(rows) * recipe.sequence_len),
+        fill=tokens / (len(rows) * recipe.sequence_len),
         token_rows=[tokenizer.token_text(token) for token in model.token_rows],
         log=log,
     )
@@ -220,9 +222,7 @@ def _save(
     base = Path(recipe.model)
     with atomic_folder(Path(recipe.output)) as folder:
         model.full.save_pretrained(str(folder))
-        for name in TOKENIZER_FILES:
-            if (base / name).is_file():
-                (folder / name).write_bytes((base / name).read_bytes())
+        copy_files(base, folder, TOKENIZER_FILES)
         write_json(folder / "train_log.json", result.log)
         write_manifest(
             folder,

@@ -6,7 +6,6 @@ to load anything from another host, whatever a model writes.
 
 from __future__ import annotations
 
-import errno
 import secrets
 import signal
 import socket
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from chaccu.artifact import atomic_file
-from chaccu.errors import ServeError, UsageError
+from chaccu.errors import ServeError, UsageError, explain_listening
 from chaccu.web.config import WebConfig
 from chaccu.web.page import create_page
 from chaccu.web.theme import build_theme, read_asset
@@ -117,12 +116,7 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            message = f"port {port} on {host} is in use."
-            raise ServeError(message, remedy="--port with another number (0 lets the system pick)") from error
-        if error.errno == errno.EACCES:
-            raise ServeError(f"port {port} is reserved for the system.", remedy="--port with a number above 1023") from error
-        raise ServeError(f"cannot listen on {host}:{port}: {error.strerror or error}.", remedy="--host or --port") from error
+        raise explain_listening(error, host, port) from error
 
 
 class _ForeignHostsBarred:

@@ -17,6 +17,7 @@ from chaccu.artifact import (
     MANIFEST_NAME,
     Manifest,
     atomic_folder,
+    copy_files,
     library_versions,
     manifest_sha256,
     read_manifest,
@@ -112,7 +113,7 @@ def merge_adapter(base: Path, adapter_folder: Path, out: Path, *, progress: Prog
                         progress(done, len(names) * len(shards))
             save_file(tensors, str(folder / shard.name), metadata={"format": "pt"})
         _refuse_unknown(left, base)
-        _copy_files(base, folder, (*_BASE_FILES, "model.safetensors.index.json"))
+        copy_files(base, folder, (*_BASE_FILES, "model.safetensors.index.json"))
         return write_manifest(folder, _manifest("model", out, base, adapter, {}))
 
 
@@ -150,7 +151,7 @@ def merge_into_gguf(gguf: Path, base: Path, adapter_folder: Path, out: Path, *, 
             for done in write_gguf(target, pairs=pairs, tensors=table, packed=packed, alignment=file.alignment):
                 if progress:
                     progress(done, gguf.stat().st_size)
-        _copy_files(base, folder, TOKENIZER_FILES)
+        copy_files(base, folder, TOKENIZER_FILES)
         return write_manifest(folder, _manifest("gguf", out, base, adapter, {gguf.name: sha256_file(gguf)}))
 
 
@@ -162,18 +163,11 @@ def wrap_gguf(gguf: Path, base: Path, out: Path) -> Manifest:
             (folder / "model.gguf").hardlink_to(gguf)
         except OSError:  # another disk, or a file system without links
             (folder / "model.gguf").write_bytes(gguf.read_bytes())
-        _copy_files(base, folder, TOKENIZER_FILES)
+        copy_files(base, folder, TOKENIZER_FILES)
         return write_manifest(
             folder,
             msgspec.structs.replace(parent, kind="gguf", parents={"base": manifest_sha256(base)}, settings={}, files={}),
         )
-
-
-def _copy_files(base: Path, folder: Path, names: tuple[str, ...]) -> None:
-    """Those of the named files that `base` has."""
-    for name in names:
-        if (base / name).is_file():
-            (folder / name).write_bytes((base / name).read_bytes())
 
 
 def _check_parent(base: Path, adapter_folder: Path) -> None:

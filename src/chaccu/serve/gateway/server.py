@@ -6,7 +6,6 @@ and only while the gateway listens.
 
 from __future__ import annotations
 
-import errno
 import signal
 import socket
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from pathlib import Path
 import uvicorn
 
 from chaccu.artifact import atomic_file
-from chaccu.errors import ServeError
+from chaccu.errors import ServeError, explain_listening
 from chaccu.serve.gateway.app import create_gateway
 from chaccu.serve.gateway.config import GatewayConfig
 from chaccu.serve.link import MAX_FRAME_BYTES, PING_INTERVAL_S, PING_TIMEOUT_S
@@ -75,13 +74,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise ServeError(
-                f"port {port} on {host} is in use.", remedy="--port with another number (0 lets the system pick)"
-            ) from error
-        if error.errno == errno.EACCES:
-            raise ServeError(f"port {port} is reserved for the system.", remedy="--port with a number above 1023") from error
-        raise ServeError(f"cannot listen on {host}:{port}: {error.strerror or error}.", remedy="--host or --port") from error
+        raise explain_listening(error, host, port) from error
     return listener
 
 
