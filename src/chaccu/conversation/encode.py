@@ -2,8 +2,9 @@
 
 Invariant (token identity): for every assistant turn, the ids before its reply are exactly the ids of the conversation in
 which that reply is awaited. It holds by construction: text is cut where generation begins and ends and at control tokens, each
-cut piece is tokenised on its own, and an awaited reply cuts the list at such a place. The mask follows the pieces, so it cannot
-drift from the ids. The end-of-turn text inside a reply's generation span is trained with it. A token that the format writes is
+cut piece is tokenised on its own, and an awaited reply cuts the list at such a place. The same holds where the trained part of
+a windowed reply begins: the ids before it are those of the reply that is unfinished there. The mask follows the pieces, so it
+cannot drift from the ids. The end-of-turn text inside a reply's generation span is trained with it. A token that the format writes is
 never read out of a message, whether the tokenizer calls it special or not.
 """
 
@@ -20,7 +21,7 @@ from chaccu.conversation.tokenizer import TextTokenizer
 
 
 class TokenSpan(msgspec.Struct, frozen=True):
-    """Tokens `[start, end)` that generate assistant reply number `reply` (from 0)."""
+    """Tokens `[start, end)` that generate assistant reply number `reply` (from 0); the mask says which of them are trained."""
 
     reply: int
     start: int
@@ -46,6 +47,7 @@ class _Piece(msgspec.Struct):
     text: str
     token_id: int | None
     reply: int | None
+    trained: bool
     ids: list[int] = []
     size: int = 0
 
@@ -112,20 +114,21 @@ def guard_tokenizer(tokenizer: TextTokenizer, chat_format: ChatFormat) -> TextTo
 
 
 def _cut_pieces(rendering: Rendering, tokenizer: TextTokenizer) -> list[_Piece]:
-    """Join runs of text with the same `reply`; end a run at every control token that the template wrote."""
+    """Join runs of text that are generated or read alike; end a run at every control token that the template wrote."""
     pieces: list[_Piece] = []
     open_run = False
     for segment in rendering.segments:
         whole = segment.content or not segment.text
+        trained = segment.reply is not None and segment.trained
         parts: Sequence[str | int] = [segment.text] if whole else tokenizer.split_control(segment.text)
         for part in parts:
             if isinstance(part, int):
-                pieces.append(_Piece("", part, segment.reply, [part], 1))
+                pieces.append(_Piece("", part, segment.reply, trained, [part], 1))
                 open_run = False
-            elif open_run and pieces[-1].reply == segment.reply:
+            elif open_run and pieces[-1].reply == segment.reply and pieces[-1].trained == trained:
                 pieces[-1].text += part
             else:
-                pieces.append(_Piece(part, None, segment.reply))
+                pieces.append(_Piece(part, None, segment.reply, trained))
                 open_run = True
     return pieces
 
@@ -144,7 +147,7 @@ def _join_pieces(pieces: list[_Piece], tokenizer: TextTokenizer) -> Encoded:
     _, spans = _find_spans(pieces, len(ids))
     for piece in pieces:
         ids.extend(piece.ids)
-        mask.extend([int(piece.reply is not None)] * piece.size)
+        mask.extend([int(piece.trained)] * piece.size)
     return Encoded(ids, mask, spans)
 
 

@@ -13,6 +13,7 @@ system text counts as the template's.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib import resources
 from typing import Any
@@ -26,7 +27,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from chaccu.conversation.content import MARK, Contents
-from chaccu.conversation.message import Conversation, check_conversation
+from chaccu.conversation.message import Conversation, Message, check_conversation
 from chaccu.errors import FormatError, UsageError, did_you_mean
 
 GENERATION_BEGINS, GENERATION_ENDS = "\x01", "\x02"
@@ -39,12 +40,13 @@ class Segment(msgspec.Struct, frozen=True):
     """A run of rendered text; an empty one stands for a reply of which nothing is written, not even an end.
 
     `content`: written by a message, not by the template. `reply`: number of the assistant reply (from 0) that generates this
-    text, or None where the model only reads.
+    text, or None where the model only reads. `trained` is false for what another window of the same reply trains.
     """
 
     text: str
     content: bool
     reply: int | None
+    trained: bool = True
 
 
 class Rendering(msgspec.Struct, frozen=True):
@@ -104,7 +106,7 @@ class ChatFormat(msgspec.Struct, frozen=True, kw_only=True):
             )
         except jinja2.TemplateError as error:
             raise FormatError(f"format {self.name!r} cannot render this conversation: {error}.") from error
-        return _split_marks(marked, contents.texts, cut_last=awaited)
+        return cut_windows(_split_marks(marked, contents.texts, cut_last=awaited), messages, self.name)
 
 
 class GenerationTag(Extension):
@@ -156,6 +158,35 @@ def _split_marks(marked: str, contents: list[str], *, cut_last: bool) -> Renderi
             text = contents[int(piece[1:-1])] if content else piece
             if text:
                 segments.append(Segment(text, content, begun - 1 if inside else None))
+    return Rendering(tuple(segments))
+
+
+def cut_windows(rendering: Rendering, messages: Sequence[Message], name: str) -> Rendering:
+    """`rendering` of `messages` with the characters of a windowed reply told apart that are not trained, and nothing behind an
+    unfinished one. Raises `FormatError` when format `name` has changed such a reply's text beyond its blank margins."""
+    if not any(message.trained_from or message.unfinished for message in messages):
+        return rendering
+    segments = list(rendering.segments)
+    for reply, message in enumerate(message for message in messages if message.role == "assistant"):
+        places = [place for place, segment in enumerate(segments) if segment.content and segment.reply == reply]
+        if not places or not (message.trained_from or message.unfinished):
+            continue
+        content = message.content or ""
+        [place], text = places if len(places) == 1 else [-1], segments[places[0]].text
+        if place < 0 or text not in (content, content.strip()):
+            raise FormatError(
+                f"format {name!r} changes the text of reply {reply}, which is trained only in part.",
+                remedy="split the conversation for the format that it is trained with",
+            )
+        read = max(0, message.trained_from - content.index(text))
+        if message.unfinished:
+            del segments[place + 1 :]
+        parts = [Segment(part, True, reply, trained) for part, trained in ((text[:read], False), (text[read:], True)) if part]
+        segments[place : place + 1] = parts
+        if read:
+            segments[:place] = [
+                msgspec.structs.replace(segment, trained=segment.reply != reply) for segment in segments[:place]
+            ]
     return Rendering(tuple(segments))
 
 

@@ -1,8 +1,8 @@
 """What a conversation is: `Message` and `Conversation`, and their JSON form.
 
 Invariants: roles are `user`, `assistant` or `tool`; a `system` text belongs to the conversation, not to its messages; only the
-last message may be pending (`content` is None), and only when it is the assistant's. `parse_conversation` checks them; the
-types themselves are plain records.
+last message may be pending (`content` is None) or unfinished, and only when it is the assistant's. `parse_conversation` checks
+them; the types themselves are plain records.
 """
 
 from __future__ import annotations
@@ -17,11 +17,17 @@ Role = Literal["user", "assistant", "tool"]
 ROLES: tuple[str, ...] = get_args(Role)
 
 
-class Message(msgspec.Struct, frozen=True):
-    """One turn. `content` is None for an answer that is still pending."""
+class Message(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One turn. `content` is None for an answer that is still pending.
+
+    A window of an answer that is too long for one training row: the first `trained_from` characters are only read, because
+    another window trains them, and an `unfinished` one has no end of turn.
+    """
 
     role: Role
     content: str | None
+    trained_from: int = 0
+    unfinished: bool = False
 
 
 class Conversation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -49,7 +55,8 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 def check_conversation(conversation: Conversation) -> Conversation:
     """Return `conversation` if it can be rendered.
 
-    Raises `ConversationError` naming the message: empty list, a pending message that is not the last or not the assistant's.
+    Raises `ConversationError` naming the message: empty list, a pending or unfinished message that is not the last or not the
+    assistant's, `trained_from` outside an assistant's text.
     """
     messages = conversation.messages
     if not messages:
@@ -62,7 +69,22 @@ def check_conversation(conversation: Conversation) -> Conversation:
                 f"message {index} ({message.role}) has content null.",
                 remedy="only the last message may be pending, and only an assistant's",
             )
+        if message.unfinished or message.trained_from:
+            _check_window(message, index, is_last=index == len(messages) - 1)
     return conversation
+
+
+def _check_window(message: Message, index: int, *, is_last: bool) -> None:
+    if message.role != "assistant" or message.content is None or (message.unfinished and not is_last):
+        raise ConversationError(
+            f"message {index} ({message.role}) is marked as a window of an answer.",
+            remedy="only an assistant's text has `trained_from`, and only the last message may be `unfinished`",
+        )
+    if not 0 <= message.trained_from < len(message.content):
+        raise ConversationError(
+            f"message {index} is trained from character {message.trained_from} of {len(message.content)}.",
+            remedy="`trained_from` lies within the text, so that something of it is trained",
+        )
 
 
 def parse_conversation(data: bytes | str) -> Conversation:

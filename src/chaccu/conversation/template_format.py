@@ -32,6 +32,7 @@ from chaccu.conversation.format import (
     GenerationTag,
     Rendering,
     Segment,
+    cut_windows,
     load_format,
     raise_template_error,
 )
@@ -98,7 +99,7 @@ class TokenizerFormat(ChatFormat, frozen=True, kw_only=True):
             self._find_reply(whole, number, turn, begin, limit, messages[turn][1], names)
             for number, (turn, begin, limit) in enumerate(zip(replies, begins, limits, strict=False))
         ]
-        return _cut_segments(whole, spans)
+        return cut_windows(_cut_segments(whole, spans), conversation.messages, self.name)
 
     def _write(self, system: str | None, messages: list[_Turn], names: _Names, *, awaited: bool) -> _Written:
         contents = Contents()

@@ -27,7 +27,7 @@ from chaccu.errors import DataError, UsageError, did_you_mean
 
 Form = Literal["jsonl", "parquet", "openai", "sharegpt"]
 FORMS: tuple[str, ...] = get_args(Form)
-_REMEDY = "clean it first: chaccu data clean FILE --out DIR"
+_REMEDY = "clean it first, without a token limit: chaccu data clean FILE --out DIR"
 
 
 def convert_conversations(source: str, out: Path, form: str | None = None) -> int:

@@ -23,12 +23,16 @@ from chaccu.conversation import (
     load_format,
     load_template_format,
 )
+from chaccu.conversation.format import parse_format
+from chaccu.errors import FormatError
 
 from .chat_templates import TEMPLATES
 from .small_tokenizers import ADDED, CONTROL, KINDS, build_tokenizer
 
 # The published text of these changes what messages say; that of the others holds every character.
 LOSSY = {"falcon", "llama-3.1", "command-r", "template llama-2", "template trimmed", "template thinking"}
+# These change more of a reply than its blank margins.
+REWRITES = {"falcon"}
 # These begin every round with a BOS token.
 BOS_EACH_ROUND = {"llama-2", "template llama-2"}
 
@@ -225,6 +229,51 @@ def test_control_text_stays_readable_text(kind: str, text: str) -> None:
     assert tokenizer.token_id(text) not in ids
     assert tokenizer.decode(ids).replace("▁", " ") == text.replace("▁", " ")
     assert tokenizer.split_control(f"a{text}b") == ["a", tokenizer.token_id(text), "b"]
+
+
+@pytest.mark.parametrize(("name", "kind"), ALL)
+def test_windows_of_an_answer_train_each_character_once(name: str, kind: str) -> None:
+    tokenizer = build_tokenizer(kind)
+    answer = "First, 山の上で.\n\n```\n</s> x = 1\n```\n  🦙 and <|im_end|> then"
+    asked = (Message("user", "Go on?"), Message("assistant", "Yes"), Message("user", "Do"))
+
+    def window(begin: int, trained_from: int, end: int) -> Encoded:
+        last = Message("assistant", answer[begin:end], trained_from - begin, end < len(answer))
+        return encode(Conversation(messages=(*asked, last)), name, kind)
+
+    if name in REWRITES:
+        with pytest.raises(FormatError, match="reply 1, which is trained only in part"):
+            window(0, 0, 16)
+        return
+    whole = window(0, 0, len(answer))
+    texts = []
+    for begin, trained_from, end in ((0, 0, 16), (7, 16, 40), (20, 40, len(answer))):
+        encoded = window(begin, trained_from, end)
+        span = encoded.spans[-1]
+        assert encoded.ids[: span.start] == whole.ids[: whole.spans[-1].start]
+        own = encoded.mask[span.start : span.end]
+        first = span.start + own.index(1)
+        assert encoded.mask[: span.start] == whole.mask[: whole.spans[-1].start]
+        assert all(encoded.mask[first : span.end])
+        assert not any(encoded.mask[span.start : first])
+        if trained_from:
+            # Served from there on, the model sees these very ids.
+            assert encoded.ids[:first] == window(begin, begin, trained_from).ids
+        texts.append(tokenizer.decode(encoded.ids[first : span.end]))
+        assert end == len(answer) or len(encoded.ids) == span.end
+    before, ends = frame_of(name, kind)
+    joined = "".join(texts)
+    assert joined.startswith(before + answer)
+    assert joined[len(before + answer) :] in ends
+
+
+def test_a_format_that_rewrites_an_answer_has_no_windows() -> None:
+    chat_format = parse_format(
+        "---\nstop: [x]\n---\n{% for m in messages %}{% generation %}{{ m.content | upper }}{% endgeneration %}{% endfor %}",
+        name="loud",
+    )
+    with pytest.raises(FormatError, match="reply 0, which is trained only in part"):
+        chat_format.render(Conversation(messages=(Message("assistant", "some text", 4),)))
 
 
 @pytest.mark.parametrize("kind", KINDS)

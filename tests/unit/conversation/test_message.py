@@ -34,6 +34,18 @@ def test_json_is_read_with_pending_and_system() -> None:
             '{"messages": [{"role": "assistant", "content": null}, {"role": "user", "content": "x"}]}',
             r"message 0 \(assistant\) has content null",
         ),
+        (
+            '{"messages": [{"role": "user", "content": "x", "unfinished": true}]}',
+            r"message 0 \(user\) is marked as a window of an answer",
+        ),
+        (
+            '{"messages": [{"role": "assistant", "content": "x", "unfinished": true}, {"role": "user", "content": "y"}]}',
+            r"message 0 \(assistant\) is marked as a window of an answer",
+        ),
+        (
+            '{"messages": [{"role": "assistant", "content": "four", "trained_from": 4}]}',
+            "message 0 is trained from character 4 of 4",
+        ),
     ],
 )
 def test_what_is_no_conversation_is_refused_with_the_reason(data: str, says: str) -> None:

@@ -155,4 +155,11 @@ class TestConvert:
             convert_conversations(str(dump), tmp_path / "out.jsonl")
         with pytest.raises(UsageError, match="parket"):
             convert_conversations(str(dump), tmp_path / "out.jsonl", "parket")
+        window = {"role": "assistant", "content": "and so on", "trained_from": 4}
+        dump.write_text(
+            json.dumps({"id": "w", "source": "d#w", "messages": [{"role": "user", "content": "Go on"}, window]}) + "\n"
+        )
+        with pytest.raises(DataError, match="window of a longer answer") as caught:
+            convert_conversations(str(dump), tmp_path / "out.jsonl")
+        assert "without a token limit" in (caught.value.remedy or "")
         assert not (tmp_path / "out.jsonl").exists()

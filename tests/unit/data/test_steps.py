@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -281,10 +282,65 @@ class TestTokenLimit:
         assert isinstance(split, Changed)
         assert len(split.conversations) == 2
 
-    def test_a_round_that_is_too_long_is_named(self, tokenizer: Path) -> None:
-        step = TokenLimit(tokenizer=str(tokenizer), max_tokens=200)
-        assert step(talk("q", "x" * 500)) == Drop("every round is over the token limit")
-        outcome = step(talk("q", "a", "q", "x" * 500, "r", "b"))
+    @pytest.mark.parametrize("chat_format", ["chatml", "vicuna_v1.1", "llama-3", "gemma-3"])
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            "\n".join(f"{line}. a line of text" for line in range(60)),
+            "word " * 200 + "\n\n",
+            "x" * 900,
+            "山の上で。" * 60,
+            "```python\n" + "    y = 1\n\n\n" * 60 + "```",
+        ],
+    )
+    def test_an_answer_over_the_limit_is_trained_in_windows(self, tokenizer: Path, answer: str, chat_format: str) -> None:
+        step = TokenLimit(tokenizer=str(tokenizer), max_tokens=300, chat_format=chat_format)
+        outcome = step(talk("q", "a", "a longer question", answer, "r", "b"))
         assert isinstance(outcome, Changed)
-        assert outcome.reasons == ("round over the token limit", "split at the token limit")
-        assert [[m.content for m in part.messages] for part in outcome.conversations] == [["q", "a"], ["r", "b"]]
+        assert outcome.reasons == ("answer in windows of the token limit", "split at the token limit")
+        before, *windows, after = outcome.conversations
+        assert [m.content for m in (*before.messages, *after.messages)] == ["q", "a", "r", "b"]
+        assert len(windows) > 2
+        assert {part.messages[0].content for part in windows} == {"a longer question"}
+        last = [part.messages[1] for part in windows]
+        assert "".join((m.content or "")[m.trained_from :] for m in last) == answer
+        assert [m.unfinished for m in last] == [True] * (len(windows) - 1) + [False]
+        assert last[0].trained_from == 0
+        assert all(m.trained_from > 0 for m in last[1:])
+        loaded = TextTokenizer.load(tokenizer)
+        encoded = [encode_conversation(part, load_format(chat_format), loaded) for part in outcome.conversations]
+        assert tuple(len(one.ids) for one in encoded) == outcome.tokens
+        assert max(outcome.tokens) <= step.max_tokens
+        whole = encode_conversation(talk("a longer question", answer), load_format(chat_format), loaded)
+        # This tokenizer has a token a byte: what is trained is counted exactly.
+        assert sum(sum(one.mask) for one in encoded[1:-1]) == sum(whole.mask)
+
+    def test_a_question_that_leaves_no_room_is_shortened_or_its_round_left_out(self, tokenizer: Path) -> None:
+        pasted = "Sum this up: " + "a pasted text goes on " * 40 + "Thank you."
+        step = TokenLimit(tokenizer=str(tokenizer), max_tokens=300)
+        outcome = step(talk(pasted, "It goes on."))
+        assert isinstance(outcome, Changed)
+        assert outcome.reasons == ("question over the token limit shortened",)
+        (part,) = outcome.conversations
+        question, answer = part.messages
+        assert (question.content or "").startswith("Sum this up: a pasted")
+        assert (question.content or "").endswith("goes on Thank you.")
+        assert "\n[…]\n" in (question.content or "")
+        assert answer == Message("assistant", "It goes on.")
+        assert 280 < outcome.tokens[0] <= 300
+        strict = TokenLimit(tokenizer=str(tokenizer), max_tokens=300, long_questions="leave_out")
+        assert strict(talk(pasted, "It goes on.")) == Drop("every round is over the token limit")
+        named = strict(talk("q", "a", pasted, "It goes on.", "r", "b"))
+        assert isinstance(named, Changed)
+        assert named.reasons == ("round over the token limit", "split at the token limit")
+        assert [[m.content for m in part.messages] for part in named.conversations] == [["q", "a"], ["r", "b"]]
+
+    def test_what_has_no_windows_is_left_out_by_name(self, tokenizer: Path) -> None:
+        long = "x" * 500
+        rewriting = TokenLimit(tokenizer=str(tokenizer), max_tokens=200, chat_format="falcon")
+        assert rewriting(talk("q", "a\n\nb" * 100)) == Drop("every round is over the token limit")
+        turns = (Message("user", "q"), Message("assistant", "call"), Message("tool", "t"), Message("assistant", long))
+        called = msgspec.structs.replace(talk("q", "a"), messages=turns)
+        assert TokenLimit(tokenizer=str(tokenizer), max_tokens=200)(called) == Drop("every round is over the token limit")
+        tiny = TokenLimit(tokenizer=str(tokenizer), max_tokens=16)
+        assert tiny(talk("q" * 50, long)) == Drop("every round is over the token limit")

@@ -1,7 +1,8 @@
 """Chaccu's own conversations: `{"id": …, "source": …, "system": …, "messages": [{"role": …, "content": …}, …]}`, usually
 one a line.
 
-A `source` that is already there is kept, so cleaning a cleaned file again changes nothing of its parts' kinship.
+A `source` that is already there is kept, so cleaning a cleaned file again changes nothing of its parts' kinship. Windows of a
+longer answer, which a token limit makes, are not taken: by themselves they are no conversations.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ def parse(value: Any, number: int, origin: str) -> Draft | Drop:
     messages = find_turns(value, "messages")
     if isinstance(messages, Drop):
         return messages
+    if any(isinstance(message, dict) and (message.get("trained_from") or message.get("unfinished")) for message in messages):
+        return Drop("window of a longer answer")
     system = value.get("system")
     if system is not None and not isinstance(system, str):
         return Drop("system is no text")
