@@ -4,8 +4,8 @@ Invariant (token identity): for every assistant turn, the ids before its reply a
 which that reply is awaited. It holds by construction: text is cut where generation begins and ends and at control tokens, each
 cut piece is tokenised on its own, and an awaited reply cuts the list at such a place. The same holds where the trained part of
 a windowed reply begins: the ids before it are those of the reply that is unfinished there. The mask follows the pieces, so it
-cannot drift from the ids. The end-of-turn text inside a reply's generation span is trained with it. A token that the format writes is
-never read out of a message, whether the tokenizer calls it special or not.
+cannot drift from the ids. The end-of-turn text inside a reply's generation span is trained with it. A token that the format
+writes is never read out of a message, whether the tokenizer calls it special or not.
 """
 
 from __future__ import annotations
