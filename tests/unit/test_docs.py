@@ -14,7 +14,7 @@ import typer
 from chaccu.cli.main import app
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 _COMMAND = re.compile(r"(?:^    |`)(chaccu [a-z][^`\n]*)", re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
 
