@@ -118,6 +118,20 @@ EXAMPLES: list[tuple[str, dict[str, Any], str, list[tuple[str, str | None]]]] = 
         ],
     ),
     (
+        "gateway",
+        {
+            "id": "chatcmpl-1",
+            "time": "2025-06-01T12:00:00.000Z",
+            "model": "tuned",
+            "finish_reason": "stop",
+            "system": "Be brief.",
+            "messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}],
+            "user": "someone",
+        },
+        "chatcmpl-1",
+        [("user", "Q"), ("assistant", "A")],
+    ),
+    (
         "alpaca",
         {"instruction": "Add.", "input": "1 2", "output": "3"},
         "record-7",

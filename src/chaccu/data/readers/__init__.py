@@ -38,6 +38,7 @@ def list_readers() -> dict[str, str]:
         "chatgpt": "chaccu.data.readers.chatgpt",
         "lmsys": "chaccu.data.readers.lmsys",
         "sharegpt": "chaccu.data.readers.sharegpt",
+        "gateway": "chaccu.data.readers.gateway",
         "openai": "chaccu.data.readers.openai",
         "chaccu": "chaccu.data.readers.chaccu",
         "alpaca": "chaccu.data.readers.alpaca",
