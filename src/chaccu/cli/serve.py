@@ -13,6 +13,15 @@ _PortFile = Annotated[Path | None, typer.Option(help="Write the URL here once it
 _Upstreams = Annotated[
     list[str] | None, typer.Option("--upstream", help="NAME=URL of an OpenAI-compatible server; repeat for more.")
 ]
+_LogFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--log-conversations",
+        metavar="DIR",
+        help="Append every chat answer with its conversation to files in DIR, as training data; "
+        "they hold people's words, so this is off unless given.",
+    ),
+]
 _Token = Annotated[str, typer.Option(envvar="CHACCU_JOIN_TOKEN", help="Secret that workers show to join.")]
 _Engine = Annotated[str, typer.Option(help="llamacpp, transformers, scripted, or auto: by what the weights are.")]
 _Format = Annotated[str | None, typer.Option("--format", help="Chat format, if the model's manifest names none.")]
@@ -39,6 +48,7 @@ def serve_command(
     port: _Port = 8000,
     port_file: _PortFile = None,
     upstream: _Upstreams = None,
+    log_conversations: _LogFolder = None,
     join_token: _Token = "",
     engine: _Engine = "auto",
     chat_format: _Format = None,
@@ -71,9 +81,12 @@ def serve_command(
         "--context-tokens": context_tokens,
     }
     shared = [text for option, value in options.items() if value is not None for text in (option, str(value))]
+    gateway_arguments = ["--host", host, "--port", str(port), *(text for one in upstream or [] for text in ("--upstream", one))]
+    if log_conversations is not None:
+        gateway_arguments += ["--log-conversations", str(log_conversations)]
     _share_token(join_token)
     serve_locally(
-        ["--host", host, "--port", str(port), *(text for one in upstream or [] for text in ("--upstream", one))],
+        gateway_arguments,
         [
             LocalModel(name=source.name, worker_arguments=("--model", source.spec, "--name", source.name, *shared))
             for source in sources
@@ -88,6 +101,7 @@ def gateway_command(
     port: _Port = 8000,
     upstream: _Upstreams = None,
     port_file: _PortFile = None,
+    log_conversations: _LogFolder = None,
     join_token: _Token = "",
     rejoin_wait: Annotated[
         float, typer.Option(min=0, help="Seconds a request waits when its model has lost its last worker.")
@@ -103,7 +117,7 @@ def gateway_command(
         join_token=join_token,
         rejoin_wait_s=rejoin_wait,
     )
-    serve_gateway(config, _say, port_file=port_file)
+    serve_gateway(config, _say, port_file=port_file, log_folder=log_conversations)
 
 
 def worker_command(

@@ -19,9 +19,12 @@ from starlette.types import Send
 
 from chaccu.serve.gateway.answer import AnswerPart, Job, stream_answer
 from chaccu.serve.gateway.config import GatewayConfig
+from chaccu.serve.gateway.conversation_log import ConversationLog
 from chaccu.serve.gateway.errors import ApiError
+from chaccu.serve.gateway.logged_answer import WorkerAnswer
 from chaccu.serve.gateway.metrics import GatewayMetrics
 from chaccu.serve.gateway.registry import WorkerRegistry
+from chaccu.serve.gateway.relayed_answer import RelayedAnswer
 from chaccu.serve.gateway.requests import ChatBody, CompletionBody, model_of, parse_body, read_fields
 from chaccu.serve.gateway.responses import AnswerWriter, error_event
 from chaccu.serve.gateway.until_disconnect import UntilDisconnect, send_piece, send_start
@@ -40,12 +43,14 @@ class OpenAIApi:
         upstreams: UpstreamRelay,
         metrics: GatewayMetrics,
         clock: Callable[[], float],
+        log: ConversationLog | None,
     ) -> None:
         self._config = config
         self._registry = registry
         self._upstreams = upstreams
         self._metrics = metrics
         self._clock = clock
+        self._log = log
         self._began_s = int(time.time())
 
     async def models(self, request: Request) -> Response:
@@ -69,11 +74,13 @@ class OpenAIApi:
         self, request: Request, endpoint: str, body_type: type[ChatBody] | type[CompletionBody]
     ) -> UntilDisconnect | Response:
         model = _UNKNOWN
+        is_logged = self._log is not None and body_type is ChatBody
         try:
             data, fields = await read_fields(request.stream(), self._config.max_body_bytes)
             named = model_of(fields)
             if named in self._upstreams.names:
-                return UntilDisconnect(lambda send: self._relay(named, endpoint, data, send))
+                relayed = RelayedAnswer(named, data) if is_logged else None
+                return UntilDisconnect(lambda send: self._relay(named, endpoint, data, send, relayed))
             self._registry.check_known(named, self._upstreams.names)
             model = named
             body = parse_body(fields, body_type)
@@ -81,29 +88,33 @@ class OpenAIApi:
         except ApiError as error:
             self._metrics.requests.labels(model, error.status).inc()
             raise
+        answer_id = ("chatcmpl-" if body_type is ChatBody else "cmpl-") + secrets.token_hex(12)
+        logged = WorkerAnswer(answer_id, job, fields.get("user")) if is_logged else None
         writer = AnswerWriter(
-            answer_id=("chatcmpl-" if body_type is ChatBody else "cmpl-") + secrets.token_hex(12),
+            answer_id=answer_id,
             created_s=int(time.time()),
             model=model,
             chat=body_type is ChatBody,
             with_usage=body.wants_stream and body.wants_usage,
         )
-        return UntilDisconnect(lambda send: self._answer(job, writer, body.wants_stream, send))
+        return UntilDisconnect(lambda send: self._answer(job, writer, body.wants_stream, send, logged))
 
-    async def _relay(self, model: str, endpoint: str, data: bytes, send: Send) -> None:
+    async def _relay(self, model: str, endpoint: str, data: bytes, send: Send, logged: RelayedAnswer | None) -> None:
         status = 499  # stays when the client leaves
         try:
-            status = await self._upstreams.relay(model, endpoint, data, send)
+            status = await self._upstreams.relay(model, endpoint, data, send, logged)
         except ApiError as error:
             status = error.status
             raise
         finally:
             self._metrics.requests.labels(model, status).inc()
+            if self._log is not None and logged is not None:
+                self._log.add(logged)
 
-    async def _answer(self, job: Job, writer: AnswerWriter, stream: bool, send: Send) -> None:
+    async def _answer(self, job: Job, writer: AnswerWriter, stream: bool, send: Send, logged: WorkerAnswer | None) -> None:
         status = 499  # stays when the client leaves
         try:
-            async with contextlib.aclosing(self._parts(job)) as parts:
+            async with contextlib.aclosing(self._parts(job, logged)) as parts:
                 if stream:
                     await self._send_stream(parts, writer, send)
                 else:
@@ -114,9 +125,11 @@ class OpenAIApi:
             raise
         finally:
             self._metrics.requests.labels(job.model, status).inc()
+            if self._log is not None and logged is not None:
+                self._log.add(logged)
 
-    async def _parts(self, job: Job) -> AsyncGenerator[AnswerPart, None]:
-        """The answer's parts, counted."""
+    async def _parts(self, job: Job, logged: WorkerAnswer | None) -> AsyncGenerator[AnswerPart, None]:
+        """The answer's parts, counted, and kept where they are logged."""
         began_s, first = self._clock(), True
         parts = stream_answer(
             self._registry,
@@ -126,13 +139,20 @@ class OpenAIApi:
             on_continue=self._metrics.continued.labels(job.model).inc,
         )
         async with contextlib.aclosing(parts):
-            async for part in parts:
-                if first:
-                    self._metrics.first_text_s.labels(job.model).observe(self._clock() - began_s)
-                    first = False
-                if part.usage is not None:
-                    self._metrics.tokens.labels(job.model).inc(part.usage.completion_tokens)
-                yield part
+            try:
+                async for part in parts:
+                    if first:
+                        self._metrics.first_text_s.labels(job.model).observe(self._clock() - began_s)
+                        first = False
+                    if part.usage is not None:
+                        self._metrics.tokens.labels(job.model).inc(part.usage.completion_tokens)
+                    if logged is not None:
+                        logged.take(part)
+                    yield part
+            except ApiError as error:
+                if logged is not None:
+                    logged.fail(error)
+                raise
 
     async def _send_stream(self, parts: AsyncGenerator[AnswerPart, None], writer: AnswerWriter, send: Send) -> None:
         opening = writer.opening()

@@ -18,6 +18,7 @@ from starlette.routing import Route, WebSocketRoute
 
 from chaccu.serve.gateway.api import OpenAIApi
 from chaccu.serve.gateway.config import GatewayConfig, check_config
+from chaccu.serve.gateway.conversation_log import ConversationLog
 from chaccu.serve.gateway.errors import ApiError
 from chaccu.serve.gateway.joining import WorkerDoor
 from chaccu.serve.gateway.metrics import GatewayMetrics
@@ -28,13 +29,18 @@ from chaccu.serve.link import JOIN_PATH
 _RETRY_AFTER_S = "1"
 
 
-def create_gateway(config: GatewayConfig, *, clock: Callable[[], float] = time.monotonic) -> Starlette:
-    """The app for `config`; `clock` gives seconds. Raises `UsageError` for a configuration that must not be served."""
+def create_gateway(
+    config: GatewayConfig, *, clock: Callable[[], float] = time.monotonic, log: ConversationLog | None = None
+) -> Starlette:
+    """The app for `config`; `clock` gives seconds. Chat answers are added to `log`, which the caller closes.
+
+    Raises `UsageError` for a configuration that must not be served.
+    """
     check_config(config)
     registry = WorkerRegistry(clock)
     upstreams = UpstreamRelay(config.upstreams)
-    metrics = GatewayMetrics()
-    api = OpenAIApi(config, registry, upstreams, metrics, clock)
+    metrics = GatewayMetrics(log)
+    api = OpenAIApi(config, registry, upstreams, metrics, clock, log)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

@@ -6,18 +6,25 @@ the set of series.
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from collections.abc import Iterator
 
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+from chaccu.serve.gateway.conversation_log import ConversationLog
 from chaccu.serve.gateway.registry import WorkerRegistry
 
 _FIRST_TOKEN_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class GatewayMetrics:
-    """Counters of one gateway; nothing is shared between two in one process."""
+    """Counters of one gateway and of its `log`, if it has one; nothing is shared between two in one process."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: ConversationLog | None = None) -> None:
         self._registry = CollectorRegistry()
+        if log is not None:
+            self._registry.register(_LogCounts(log))
         self.requests = Counter("chaccu_requests", "Requests answered.", ["model", "status"], registry=self._registry)
         self.tokens = Counter("chaccu_generated_tokens", "Tokens generated.", ["model"], registry=self._registry)
         self.continued = Counter(
@@ -44,3 +51,16 @@ class GatewayMetrics:
             self._workers.labels(status.model).inc(0 if gone else 1)
             self._outstanding.labels(status.model).inc(0 if gone else status.outstanding)
         return generate_latest(self._registry)
+
+
+class _LogCounts(Collector):
+    """What the conversation log counts."""
+
+    def __init__(self, log: ConversationLog) -> None:
+        self._log = log
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        counts = CounterMetricFamily("chaccu_logged_answers", "Answers for the conversation log.", labels=["result"])
+        counts.add_metric(["written"], self._log.written)
+        counts.add_metric(["lost"], self._log.lost)
+        yield counts

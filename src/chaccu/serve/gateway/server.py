@@ -1,7 +1,7 @@
 """`serve_gateway`: the app on a socket.
 
 Invariants: the port is bound before anything is said to be ready; a busy port is one clear error; the port file appears whole
-and only while the gateway listens.
+and only while the gateway listens; a conversation log is tried before anything listens, and closed after the last answer.
 """
 
 from __future__ import annotations
@@ -17,19 +17,31 @@ from chaccu.artifact import atomic_file
 from chaccu.errors import ServeError, explain_listening
 from chaccu.serve.gateway.app import create_gateway
 from chaccu.serve.gateway.config import GatewayConfig
+from chaccu.serve.gateway.conversation_log import ConversationLog
 from chaccu.serve.link import MAX_FRAME_BYTES, PING_INTERVAL_S, PING_TIMEOUT_S
 
 _BACKLOG = 2048
 _SHUTDOWN_S = 3
 
 
-def serve_gateway(config: GatewayConfig, announce: Callable[[str], None], *, port_file: Path | None = None) -> None:
-    """Serve until SIGTERM or Ctrl-C; `announce` gets the one line that says where.
+def serve_gateway(
+    config: GatewayConfig,
+    announce: Callable[[str], None],
+    *,
+    port_file: Path | None = None,
+    log_folder: Path | None = None,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C; `announce` gets the line that says where. With a `log_folder` chat answers are logged
+    there, each with its conversation.
 
-    Raises `ServeError` when the address cannot be listened on, `UsageError` for a configuration that must not be served.
+    Raises `ServeError` when the address cannot be listened on, `UsageError` for a configuration that must not be served,
+    `StorageError` when the log cannot be written.
     """
-    app = create_gateway(config)
+    log = None if log_folder is None else ConversationLog(log_folder)
+    app = create_gateway(config, log=log)
     listener = listen(config.host, config.port)
+    if log_folder is not None:
+        announce(f"conversations are logged in {log_folder}")
     if port_file is not None:
         port_file.unlink(missing_ok=True)
     shown_host = f"[{config.host}]" if ":" in config.host else config.host
@@ -53,6 +65,9 @@ def serve_gateway(config: GatewayConfig, announce: Callable[[str], None], *, por
     finally:
         signal.signal(signal.SIGTERM, former)
         listener.close()
+        if log is not None:
+            # Here, and not in the app's lifespan: only now have all answers ended, those that were broken off too.
+            log.close()
         if port_file is not None:
             port_file.unlink(missing_ok=True)
 

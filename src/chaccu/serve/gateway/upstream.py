@@ -11,6 +11,7 @@ from starlette.types import Send
 
 from chaccu.serve.gateway.config import Upstream
 from chaccu.serve.gateway.errors import ApiError
+from chaccu.serve.gateway.relayed_answer import RelayedAnswer
 from chaccu.serve.gateway.responses import error_event
 from chaccu.serve.gateway.until_disconnect import send_piece, send_start
 
@@ -41,8 +42,8 @@ class UpstreamRelay:
         if self._session is not None:
             await self._session.close()
 
-    async def relay(self, model: str, endpoint: str, body: bytes, send: Send) -> int:
-        """Pass a request to the upstream of `model` and its response to `send`; returns the response's status.
+    async def relay(self, model: str, endpoint: str, body: bytes, send: Send, logged: RelayedAnswer | None = None) -> int:
+        """Pass a request to the upstream of `model` and its response to `send` (and `logged`); returns the response's status.
 
         Raises `ApiError` when the upstream cannot be reached.
         """
@@ -52,9 +53,13 @@ class UpstreamRelay:
         try:
             async with self._session.post(f"{self._urls[model]}/{endpoint}", data=body, headers=_HEADERS) as response:
                 content_type = response.headers.get("content-type", "application/json")
+                if logged is not None:
+                    logged.begin(response.status, content_type)
                 await send_start(send, content_type.encode("latin-1"), status=response.status)
                 began = True
                 async for piece in response.content.iter_any():
+                    if logged is not None:
+                        logged.take(piece)
                     await send_piece(send, piece)
         except (aiohttp.ClientError, TimeoutError) as error:
             lost = ApiError(
@@ -66,7 +71,11 @@ class UpstreamRelay:
             )
             if not began:
                 raise lost from error
+            if logged is not None:
+                logged.broken_off = lost.code
             await send_piece(send, error_event(lost.to_json()), last=True)
             return lost.status
+        if logged is not None:
+            logged.broken_off = None
         await send_piece(send, b"", last=True)
         return response.status
