@@ -92,8 +92,8 @@ def train(
     check_format(chat_format, tokenizer)
     encoded = encode_sources(recipe.data, chat_format, tokenizer, sequence_len=recipe.sequence_len, seed=recipe.seed)
     held_out = encode_sources(recipe.validation, chat_format, tokenizer, sequence_len=recipe.sequence_len, seed=recipe.seed)
-    rows = pack_rows(encoded, recipe.sequence_len, seed=recipe.seed)
-    validation = pack_rows(held_out, recipe.sequence_len, seed=recipe.seed)
+    rows = pack_rows(encoded, recipe.row_len, seed=recipe.seed)
+    validation = pack_rows(held_out, recipe.row_len, seed=recipe.seed)
     rows_to_train = plan_token_rows(recipe.lora, encoded, tokenizer) if recipe.method == "lora" else None
     model = TrainableModel(recipe, torch.device("cuda" if torch.cuda.is_available() else "cpu"), rows_to_train)
     if tokenizer.vocab_size > model.vocab_size:
@@ -114,7 +114,7 @@ def train(
         tokens=tokens,
         trained_tokens=sum(row.trained_tokens for row in rows),
         seconds=time.monotonic() - begun,
-        fill=tokens / (len(rows) * recipe.sequence_len),
+        fill=tokens / (len(rows) * recipe.row_len),
         token_rows=[tokenizer.token_text(token) for token in model.token_rows],
         log=log,
     )
@@ -134,12 +134,14 @@ def run_steps(
 
     Raises `TrainError` when the loss or the gradient is not finite.
     """
+    model.fit_memory(recipe)
     optimizer = build_optimizer(model.parameters, recipe)
     group = recipe.gradient_accumulation_steps
     schedule = [rows[start : start + group] for _ in range(recipe.num_train_epochs) for start in range(0, len(rows), group)]
     schedule = schedule[: recipe.max_steps]
     log: list[StepReport] = []
     begun = clock()
+    ready = [model.prepare_row(row) for row in schedule[0]] if schedule else []
     for number, batch in enumerate(schedule, 1):
         step_begun = clock()
         spent = (step_begun - begun) / (60 * recipe.max_minutes) if recipe.max_minutes else 0.0
@@ -148,21 +150,21 @@ def run_steps(
             break
         # The first step would otherwise be taken at a rate of 0.
         rate = learning_rate_at(recipe, max(progress, min(1 / len(schedule), recipe.warmup_ratio)))
-        for parameters in optimizer.param_groups:
-            parameters["lr"] = rate
+        optimizer.set_rate(rate)
         trained = sum(row.trained_tokens for row in batch)
-        loss = 0.0
-        for row in batch:
+        losses = []
+        for row in ready:
             row_loss = model.row_loss(row) / trained
             row_loss.backward()  # type: ignore[no-untyped-call]
-            loss += row_loss.item()
-        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters, recipe.max_grad_norm))
+            losses.append(row_loss.detach())
+        ready = [model.prepare_row(row) for row in schedule[number]] if number < len(schedule) else []
+        # What is read here waits for the device: once a step.
+        loss, norm = torch.stack([torch.stack(losses).sum(), optimizer.clip()]).tolist()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainError(
                 f"step {number}: loss {loss}, gradient norm {norm}.", remedy="lower learning_rate, or use precision=fp32"
             )
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.finish_step()
         now = clock()
         tokens = sum(len(row.ids_T) for row in batch)
         done = max(number / len(schedule), (now - begun) / (60 * recipe.max_minutes) if recipe.max_minutes else 0.0)

@@ -10,11 +10,14 @@ Tensor names: T trained tokens, C a chunk of them, D hidden width, V vocabulary,
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 
-_CHUNK_BYTES = 128 * 2**20
+# Of a chunk's logits in float32, which a processor holds; on a GPU they stay in 16 bits and a chunk pays to be large.
+_CHUNK_BYTES, _GPU_CHUNK_BYTES = 128 * 2**20, 512 * 2**20
 
 
 class _FusedCrossEntropy(torch.autograd.Function):
@@ -30,40 +33,37 @@ class _FusedCrossEntropy(torch.autograd.Function):
         ids_K: torch.Tensor,
         softcap: float,
     ) -> torch.Tensor:
-        chunk = max(1, _CHUNK_BYTES // (4 * weight_VD.shape[0]))
+        on_gpu = hidden_TD.is_cuda
+        chunk = max(1, (_GPU_CHUNK_BYTES if on_gpu else _CHUNK_BYTES) // (4 * weight_VD.shape[0]))
+        score = _compiled_score() if on_gpu else _score_in_place
         total = hidden_TD.new_zeros((), dtype=torch.float32)
         needs_hidden, needs_weight, needs_rows = ctx.needs_input_grad[:3]
         grad_hidden_TD = torch.empty_like(hidden_TD) if needs_hidden else None
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
+        grad_weight_VD: torch.Tensor | None = None
         grad_rows_KD = torch.zeros_like(rows_KD, dtype=torch.float32) if needs_rows else None
         for start in range(0, hidden_TD.shape[0], chunk):
             hidden_CD, labels_C = hidden_TD[start : start + chunk], labels_T[start : start + chunk, None]
-            logits_CV = (hidden_CD @ weight_VD.T).float()
-            logits_CV[:, ids_K] = (hidden_CD @ rows_KD.T).float()
-            if softcap:
-                logits_CV = softcap * torch.tanh(logits_CV / softcap)
-            picked_C1 = logits_CV.gather(1, labels_C)
-            slope_CV = 1 - (logits_CV / softcap) ** 2 if softcap else None
-            # In place from here: the chunk is as large as a small model's weights, and passing over it is what costs.
-            top_C1 = logits_CV.amax(dim=-1, keepdim=True)
-            exp_CV = logits_CV.sub_(top_C1).exp_()
-            sum_C1 = exp_CV.sum(dim=-1, keepdim=True)
-            total += (sum_C1.log() + top_C1 - picked_C1).sum()
+            logits_CV = hidden_CD @ weight_VD.T
+            if len(ids_K):
+                logits_CV[:, ids_K] = hidden_CD @ rows_KD.T
+            part, grad_CV = score(logits_CV, labels_C, softcap)
+            total += part
             if not (needs_hidden or needs_weight or needs_rows):
                 continue
-            grad_CV = exp_CV.div_(sum_C1)
-            grad_CV.scatter_add_(1, labels_C, torch.full_like(sum_C1, -1.0))
-            if slope_CV is not None:
-                grad_CV *= slope_CV
-            grad_CV = grad_CV.to(hidden_TD.dtype)
-            grad_CK = grad_CV[:, ids_K]
-            grad_CV[:, ids_K] = 0
             if grad_hidden_TD is not None:
-                grad_hidden_TD[start : start + chunk] = grad_CV @ weight_VD + grad_CK @ rows_KD
-            if grad_weight_VD is not None:
-                grad_weight_VD += grad_CV.T @ hidden_CD
-            if grad_rows_KD is not None:
-                grad_rows_KD += grad_CK.T @ hidden_CD
+                grad_hidden_TD[start : start + chunk] = grad_CV @ weight_VD
+            if len(ids_K):
+                grad_CK = grad_CV[:, ids_K]
+                if grad_hidden_TD is not None:
+                    grad_hidden_TD[start : start + chunk] += grad_CK @ (rows_KD - weight_VD[ids_K])
+                if grad_rows_KD is not None:
+                    grad_rows_KD += grad_CK.T @ hidden_CD
+            if needs_weight:
+                grad_CV[:, ids_K] = 0
+                if grad_weight_VD is None:
+                    grad_weight_VD = (grad_CV.T @ hidden_CD).float()
+                else:
+                    grad_weight_VD += grad_CV.T @ hidden_CD
         ctx.save_for_backward(grad_hidden_TD, grad_weight_VD, grad_rows_KD)
         ctx.dtypes = hidden_TD.dtype, weight_VD.dtype, rows_KD.dtype
         return total
@@ -76,6 +76,44 @@ class _FusedCrossEntropy(torch.autograd.Function):
             for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return (*scaled, None, None, None)
+
+
+def _score_in_place(logits_CV: torch.Tensor, labels_C1: torch.Tensor, softcap: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The chunk's summed cross-entropy (float32), and its derivative by the logits in their dtype."""
+    scores_CV = logits_CV.float()
+    if softcap:
+        scores_CV = softcap * torch.tanh(scores_CV / softcap)
+    picked_C1 = scores_CV.gather(1, labels_C1)
+    slope_CV = 1 - (scores_CV / softcap) ** 2 if softcap else None
+    # In place from here: the chunk is as large as a small model's weights, and passing over it is what costs.
+    top_C1 = scores_CV.amax(dim=-1, keepdim=True)
+    exp_CV = scores_CV.sub_(top_C1).exp_()
+    sum_C1 = exp_CV.sum(dim=-1, keepdim=True)
+    total = (sum_C1.log() + top_C1 - picked_C1).sum()
+    grad_CV = exp_CV.div_(sum_C1)
+    grad_CV.scatter_add_(1, labels_C1, torch.full_like(sum_C1, -1.0))
+    if slope_CV is not None:
+        grad_CV *= slope_CV
+    return total, grad_CV.to(logits_CV.dtype)
+
+
+def _score(logits_CV: torch.Tensor, labels_C1: torch.Tensor, softcap: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `_score_in_place`, written for the compiler: two passes over the chunk."""
+    scores_CV = logits_CV.float()
+    if softcap:
+        scores_CV = softcap * torch.tanh(scores_CV / softcap)
+    normaliser_C1 = scores_CV.logsumexp(dim=-1, keepdim=True)
+    total = (normaliser_C1 - scores_CV.gather(1, labels_C1)).sum()
+    grad_CV = (scores_CV - normaliser_C1).exp()
+    grad_CV = grad_CV - (torch.arange(logits_CV.shape[1], device=logits_CV.device) == labels_C1).float()
+    if softcap:
+        grad_CV = grad_CV * (1 - (scores_CV / softcap) ** 2)
+    return total, grad_CV.to(logits_CV.dtype)
+
+
+@cache
+def _compiled_score() -> Callable[[torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]:
+    return torch.compile(_score, dynamic=True)
 
 
 def summed_cross_entropy(

@@ -1,9 +1,9 @@
 """The model to train: loaded through transformers, with LoRA through peft, and the two halves the loss needs.
 
-Invariants: a packed row's conversations do not see each other (positions restart and no cache or mask is given, so
-transformers builds
-the block mask from the positions); before the first step the split into body and projection is compared with the model's
-own logits, so an architecture that does more in between is refused instead of trained wrongly.
+Invariants: a packed row's conversations do not see each other (attention is told where each ends; for models that it does not
+serve, positions restart and no cache or mask is given, so transformers builds the block mask from the positions); before the
+first step the split into body and projection is compared with the model's own logits, so an architecture that does more in
+between is refused instead of trained wrongly.
 """
 
 from __future__ import annotations
@@ -11,15 +11,21 @@ from __future__ import annotations
 import contextlib
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from chaccu.errors import MissingDependencyError, TrainError
+from chaccu.train.attention import ATTENTION, PackedLengths, attends_at_once, pack_lengths, register_attention
+from chaccu.train.layers import Checkpoints, compile_layers, count_that_fit, find_layers
 from chaccu.train.loss import summed_cross_entropy
-from chaccu.train.pack import PackedRow
+from chaccu.train.pack import PackedRow, pad_row
 from chaccu.train.recipe import Recipe
 from chaccu.train.token_rows import TokenRowPlan
+
+# Of a GPU's free memory: the rest is lost between its blocks.
+_USABLE = 0.98
 
 
 def choose_precision(recipe: Recipe, device: torch.device) -> torch.dtype:
@@ -32,19 +38,38 @@ def choose_precision(recipe: Recipe, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def weights_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
+    """The dtype in which the model is loaded: float32 master weights for full training, unless the optimizer rounds
+    stochastically and needs none."""
+    masters = recipe.method == "full" and recipe.optimizer == "adamw"
+    return torch.float32 if masters else choose_precision(recipe, device)
+
+
+class RowTensors(NamedTuple):
+    """A packed row of T tokens on the device; P of them are trained: `labels_P`, predicted by the hidden states at
+    `places_P`."""
+
+    ids_1T: torch.Tensor
+    positions_1T: torch.Tensor
+    places_P: torch.Tensor
+    labels_P: torch.Tensor
+    packed: PackedLengths | None
+
+
 class TrainableModel:
     """A causal language model with its trained parameters.
 
-    `full`: the module as loaded (or wrapped by peft); `parameters`: what the optimizer updates, in float32; `token_rows`: ids
-    whose rows of embedding and projection are trained beside LoRA.
+    `full`: the module as loaded (or wrapped by peft); `parameters`: what the optimizer updates; `token_rows`: ids whose rows of
+    embedding and projection are trained beside LoRA.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device, rows: TokenRowPlan | None = None) -> None:
-        """Load the recipe's model. `rows`: control tokens whose rows are to be trained where LoRA cannot reach them."""
+    def __init__(self, recipe: Recipe, device: torch.device, rows: TokenRowPlan | None = None, *, causal: Any = None) -> None:
+        """Load the recipe's model, or take `causal`. `rows`: control tokens whose rows are to be trained where LoRA cannot
+        reach them."""
         self.device = device
         self.dtype = choose_precision(recipe, device)
         torch.manual_seed(recipe.seed)
-        causal = _load_causal_lm(recipe, torch.float32 if recipe.method == "full" else self.dtype)
+        causal = causal or load_causal_lm(recipe, weights_dtype(recipe, device))
         self._body = causal.get_decoder()
         self._head = causal.get_output_embeddings()
         self.token_rows: list[int] = []
@@ -59,9 +84,20 @@ class TrainableModel:
         self._softcap = float(getattr(causal.config, "final_logit_softcapping", None) or 0.0)
         self._causal = causal
         self.vocab_size = int(self._head.weight.shape[0])
-        for parameter in self.full.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+        self._longest = recipe.sequence_len
+        self._tells_lengths = causal.config._attn_implementation == ATTENTION
+        self._row_len = recipe.row_len if recipe.compile else None
+        if recipe.compile and not (self._tells_lengths and attends_at_once(device, self.dtype)):
+            raise TrainError(
+                f"compile: true needs a GPU from Ampere on, 16-bit precision and a model without soft caps; this is "
+                f"{type(causal).__name__} in {str(self.dtype).removeprefix('torch.')} on {device.type}.",
+                remedy="set compile: false",
+            )
+        if recipe.method == "lora":
+            for parameter in self.full.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.float()
+        self._autocasts = any(parameter.dtype != self.dtype for parameter in self.full.parameters())
         self._rows: dict[str, torch.Tensor] = {}
         if self.token_rows:
             adapter = causal.get_output_embeddings().token_adapter
@@ -71,18 +107,72 @@ class TrainableModel:
             }
         self.parameters = [parameter for parameter in self.full.parameters() if parameter.requires_grad]
         self._check_halves()
+        layers = find_layers(causal) if recipe.compile or recipe.activation_checkpointing != "none" else []
+        if recipe.compile:
+            compile_layers(layers, lean=recipe.activation_checkpointing != "none")
+        self.checkpoints = None if recipe.activation_checkpointing == "none" else Checkpoints(layers)
 
-    def row_loss(self, row: PackedRow) -> torch.Tensor:
-        """Summed cross-entropy of a row's trained tokens, a float32 scalar on the device."""
-        ids_1T = torch.tensor(row.ids_T, dtype=torch.long, device=self.device)[None]
-        positions_1T = torch.tensor([row.positions_T], device=self.device)
+    def prepare_row(self, row: PackedRow) -> RowTensors:
+        """`row` on the device, copied while the device goes on with what it has.
+
+        All is put together on the processor: to ask the device for a count would wait for everything that it still does.
+        """
+        if self._row_len is not None:
+            row = pad_row(row, self._row_len, self._longest)
+        ids_T = torch.from_numpy(np.asarray(row.ids_T, dtype=np.int64))
+        starts = np.cumsum([0, *row.lengths[:-1]])
+        positions_T = torch.from_numpy(np.arange(len(ids_T)) - np.repeat(starts, row.lengths))
         # Token t is predicted at t - 1; a conversation's first token (position 0) is predicted by nobody.
-        trained_T = torch.tensor(row.mask_T, dtype=torch.bool, device=self.device) & (positions_1T[0] > 0)
-        predicted = trained_T.nonzero().squeeze(1)
+        trained_T = torch.from_numpy(np.asarray(row.mask_T, dtype=np.bool_)) & (positions_T > 0)
+        predicted_P = trained_T.nonzero().squeeze(1)
+        packed = None
+        if self._tells_lengths:
+            packed = pack_lengths(row.lengths, self._longest)
+            packed = packed._replace(starts_N=self._send(packed.starts_N))
+            # A compiled layer would be compiled anew for every row that it is told the lengths of.
+            packed = packed._replace(lengths=()) if self._row_len is not None else packed
+        ids_1T, positions_1T, places_P, labels_P = map(
+            self._send, (ids_T[None], positions_T[None], predicted_P - 1, ids_T[predicted_P])
+        )
+        return RowTensors(ids_1T, positions_1T, places_P, labels_P, packed)
+
+    def row_loss(self, row: PackedRow | RowTensors) -> torch.Tensor:
+        """Summed cross-entropy of a row's trained tokens, a float32 scalar on the device."""
+        ready = row if isinstance(row, RowTensors) else self.prepare_row(row)
+        told = {} if ready.packed is None else {"packed": ready.packed}
         with self.autocast():
-            hidden_TD = self._body(input_ids=ids_1T, position_ids=positions_1T, use_cache=False).last_hidden_state[0]
-            hidden_TD = hidden_TD[predicted - 1].to(self.dtype)
-        return summed_cross_entropy(hidden_TD, self._head.weight, ids_1T[0, predicted], softcap=self._softcap, **self._rows)
+            output = self._body(input_ids=ready.ids_1T, position_ids=ready.positions_1T, use_cache=False, **told)
+            hidden_PD = output.last_hidden_state[0][ready.places_P].to(self.dtype)
+        return summed_cross_entropy(hidden_PD, self._head.weight, ready.labels_P, softcap=self._softcap, **self._rows)
+
+    def fit_memory(self, recipe: Recipe) -> None:
+        """With `activation_checkpointing: selective` on a GPU, let as few layers recompute as the memory allows.
+
+        Measured on a full row of one conversation after another: what it keeps when all layers recompute, and what one that
+        does not adds. Call it before the first step and before an optimizer holds memory.
+        """
+        if self.checkpoints is None or recipe.activation_checkpointing != "selective" or self.device.type != "cuda":
+            return
+        row = pad_row(PackedRow([1] * 8, [1] * 8, [8]), recipe.row_len, recipe.sequence_len)
+        row = PackedRow(row.ids_T, [1] * recipe.row_len, row.lengths)
+        held = []
+        size = len(self.checkpoints)
+        for count in (size, size, size - 1):
+            self.checkpoints.spread(count)
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            loss = self.row_loss(row)
+            held.append((torch.cuda.memory_allocated() - before, torch.cuda.max_memory_allocated() - before))
+            del loss
+        trained = sum(parameter.numel() * parameter.element_size() for parameter in self.parameters)
+        moments = 2 * sum(parameter.numel() for parameter in self.parameters)
+        moments = moments if recipe.optimizer == "adamw_8bit" else 4 * moments
+        fixed = torch.cuda.memory_allocated() + moments + (0 if recipe.optimizer_in_backward else trained) + max(held[1])
+        free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+        self.checkpoints.spread(size - count_that_fit(int(free * _USABLE), fixed, held[2][0] - held[1][0], size))
+
+    def _send(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
     @torch.no_grad()
     def _begin_rows(self, causal: Any, begin_at: dict[int, int]) -> None:
@@ -95,7 +185,7 @@ class TrainableModel:
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Mixed precision for the forward pass; nothing in float32."""
-        if self.dtype == torch.float32:
+        if not self._autocasts:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
@@ -103,8 +193,7 @@ class TrainableModel:
     def _check_halves(self) -> None:
         self.full.eval()
         ids = (torch.arange(8, device=self.device) * 7 + 3) % self.vocab_size
-        row = PackedRow(ids.tolist(), [1] * 8, [8])
-        ours = float(self.row_loss(row))
+        ours = float(self.row_loss(PackedRow(ids.tolist(), [1] * 8, [8])))
         with self.autocast():
             logits_TV = self._causal(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
         theirs = float(torch.nn.functional.cross_entropy(logits_TV, ids[1:], reduction="sum"))
@@ -117,16 +206,29 @@ class TrainableModel:
             )
 
 
-def _load_causal_lm(recipe: Recipe, dtype: torch.dtype) -> Any:
+def load_causal_lm(recipe: Recipe, dtype: torch.dtype) -> Any:
+    """The recipe's model through transformers, its attention ours where that knows all that the model asks of it.
+
+    Raises `TrainError` when it cannot be loaded.
+    """
     import transformers
 
     if recipe.model.startswith((".", "/", "~")) and not Path(recipe.model).expanduser().exists():
         raise TrainError(f"there is no model at {recipe.model}.", remedy="check the path, or name a Hugging Face hub id")
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        return transformers.AutoModelForCausalLM.from_pretrained(recipe.model, dtype=dtype, attn_implementation="sdpa")
+        config = transformers.AutoConfig.from_pretrained(recipe.model)
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            recipe.model, dtype=dtype, attn_implementation=choose_attention(config)
+        )
     except (OSError, ValueError) as error:
         raise TrainError(f"cannot load the model {recipe.model!r}: {error}") from error
+
+
+def choose_attention(config: Any) -> str:
+    """Our attention, or transformers' own for a model with soft caps on its attention."""
+    text = config.get_text_config()
+    return "sdpa" if getattr(text, "attn_logit_softcapping", None) else register_attention()
 
 
 def _add_lora(causal: Any, recipe: Recipe, token_rows: list[int]) -> Any:

@@ -1,21 +1,123 @@
-"""The optimizer and its learning-rate schedule, driven by the share of the run that is done."""
+"""The optimizer and its learning-rate schedule, driven by the share of the run that is done.
+
+Clipping: the gradients of a step are scaled so that their norm over all weights is at most `max_grad_norm` (Pascanu et al.
+2013, arXiv:1211.5063). With `optimizer_in_backward` there is no moment at which all gradients are known: there the gradient of
+each weight tensor is scaled by itself to that norm, and the norm that is reported is the one over all before.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 
+from chaccu.train.quantised_moments import Moments, Rates, new_moments, step_parameter
 from chaccu.train.recipe import Recipe
 
+_BETAS, _EPSILON = (0.9, 0.999), 1e-8
 
-def build_optimizer(parameters: Sequence[torch.nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101); matrices decay, vectors do not."""
-    matrices = [parameter for parameter in parameters if parameter.ndim > 1]
-    vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=recipe.learning_rate)
+
+class StepOptimizer(Protocol):
+    """What the loop needs: set the rate, run the backward passes of a step, then finish it."""
+
+    def set_rate(self, rate: float) -> None: ...
+
+    def clip(self) -> torch.Tensor:
+        """Clip the step's gradients; their norm over all weights before, a float32 scalar on the device."""
+        ...
+
+    def finish_step(self) -> None:
+        """Update what is not updated yet, and forget the gradients."""
+        ...
+
+
+def build_optimizer(parameters: Sequence[torch.nn.Parameter], recipe: Recipe) -> StepOptimizer:
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) as the recipe wants it; matrices decay, vectors do not."""
+    if recipe.optimizer == "adamw":
+        return _AdamW(parameters, recipe)
+    return _AdamW8bit(parameters, recipe)
+
+
+class _AdamW:
+    def __init__(self, parameters: Sequence[torch.nn.Parameter], recipe: Recipe) -> None:
+        self._parameters = list(parameters)
+        self._limit = recipe.max_grad_norm
+        groups = [
+            {"params": [one for one in parameters if one.ndim > 1], "weight_decay": recipe.weight_decay},
+            {"params": [one for one in parameters if one.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.inner = torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=recipe.learning_rate, betas=_BETAS, eps=_EPSILON
+        )
+
+    def set_rate(self, rate: float) -> None:
+        for group in self.inner.param_groups:
+            group["lr"] = rate
+
+    def clip(self) -> torch.Tensor:
+        norm: torch.Tensor = torch.nn.utils.clip_grad_norm_(self._parameters, self._limit)
+        return norm
+
+    def finish_step(self) -> None:
+        self.inner.step()
+        self.inner.zero_grad(set_to_none=True)
+
+
+class _AdamW8bit:
+    """See `quantised_moments`. With `optimizer_in_backward`, a weight is updated by a hook as soon as its gradient is there."""
+
+    def __init__(self, parameters: Sequence[torch.nn.Parameter], recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._moments: list[tuple[torch.nn.Parameter, Moments]] = [(one, new_moments(one)) for one in parameters]
+        self._rate = recipe.learning_rate
+        self._step = 1
+        self._scale: torch.Tensor | None = None
+        self._norms: list[torch.Tensor] = []
+        if recipe.optimizer_in_backward:
+            for number, (parameter, _) in enumerate(self._moments):
+                parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                    lambda _, number=number: self._update_now(number)
+                )
+
+    def set_rate(self, rate: float) -> None:
+        self._rate = rate
+
+    def clip(self) -> torch.Tensor:
+        norms = self._norms or torch._foreach_norm([one.grad for one, _ in self._moments if one.grad is not None])
+        norm: torch.Tensor = torch.linalg.vector_norm(torch.stack([one.float() for one in norms]))
+        self._scale = self._scale_for(norm)
+        return norm
+
+    def finish_step(self) -> None:
+        for number, (parameter, _) in enumerate(self._moments):
+            if parameter.grad is not None:
+                self._update(number, self._scale if self._scale is not None else torch.ones((), device=parameter.device))
+        self._step += 1
+        self._scale = None
+        self._norms = []
+
+    def _update_now(self, number: int) -> None:
+        gradient = self._moments[number][0].grad
+        if gradient is not None:
+            norm = torch.linalg.vector_norm(gradient, dtype=torch.float32)
+            self._norms.append(norm)
+            self._update(number, self._scale_for(norm))
+
+    @torch.no_grad()
+    def _update(self, number: int, scale: torch.Tensor) -> None:
+        parameter, moments = self._moments[number]
+        if parameter.grad is None:
+            return
+        decay = self._recipe.weight_decay if parameter.ndim > 1 else 0.0
+        rates = Rates(self._rate, *_BETAS, _EPSILON, decay, self._step)
+        seed = hash((self._recipe.seed, self._step, number)) & 0x7FFFFFFF
+        step_parameter(parameter.data, parameter.grad, moments, rates, seed, scale)
+        parameter.grad = None
+
+    def _scale_for(self, norm: torch.Tensor) -> torch.Tensor:
+        return (self._recipe.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
 
 
 def learning_rate_at(recipe: Recipe, progress: float) -> float:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from array import array
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 
 import msgspec
@@ -49,11 +49,8 @@ class PackedRow(msgspec.Struct, frozen=True):
     @property
     def trained_tokens(self) -> int:
         """Tokens that the loss counts: a conversation's first token is never predicted."""
-        start, count = 0, 0
-        for length in self.lengths:
-            count += sum(self.mask_T[start + 1 : start + length])
-            start += length
-        return count
+        firsts = accumulate([0, *self.lengths[:-1]])
+        return sum(self.mask_T) - sum(self.mask_T[first] for first in firsts)
 
 
 def read_source(source: DataSource, *, shuffle_seed: int | None = None) -> Iterator[Conversation]:
@@ -146,6 +143,18 @@ def pack_rows(encoded: Sequence[Encoded | TokenSequence], sequence_len: int, *, 
     packed = [_join_row([encoded[index] for index in row]) for row in rows]
     random.Random(seed).shuffle(packed)
     return packed
+
+
+def pad_row(row: PackedRow, size: int, longest: int) -> PackedRow:
+    """`row` filled up to `size` tokens by untrained conversations of token 0, none longer than `longest`.
+
+    Raises `ValueError` when it is longer already.
+    """
+    room = size - len(row.ids_T)
+    if room < 0:
+        raise ValueError(f"a row of {len(row.ids_T)} tokens does not fit {size}")
+    filler = [longest] * (room // longest) + ([room % longest] if room % longest else [])
+    return PackedRow([*row.ids_T, *[0] * room], [*row.mask_T, *[0] * room], [*row.lengths, *filler])
 
 
 def _join_row(sequences: Sequence[Encoded | TokenSequence]) -> PackedRow:

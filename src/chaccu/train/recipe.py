@@ -51,7 +51,13 @@ class LoraOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One training run. Lengths are tokens; `max_minutes` ends the run early, with the schedule bent so that it ends
-    there too."""
+    there too.
+
+    `micro_batch_tokens`: of a packed row, from `sequence_len` (the most that a conversation may have, and the default) up.
+    `optimizer`: `adamw` keeps float32 weights and moments; `adamw_8bit` keeps weights in the run's precision, rounded
+    stochastically, and 8-bit moments. `optimizer_in_backward` updates each weight as soon as its gradient is there, so no
+    gradients are kept. `activation_checkpointing` recomputes every layer (`full`) or every other one (`selective`).
+    """
 
     model: str
     data: list[DataSource]
@@ -61,6 +67,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     method: Literal["full", "lora"] = "lora"
     lora: LoraOptions = LoraOptions()
     sequence_len: Count = 2048
+    micro_batch_tokens: Count | None = None
     gradient_accumulation_steps: Count = 1
     learning_rate: AboveZero = 2e-5
     lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
@@ -71,7 +78,16 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_steps: Count | None = None
     max_minutes: AboveZero | None = None
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    optimizer_in_backward: bool = False
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    compile: bool = False
     seed: int = 0
+
+    @property
+    def row_len(self) -> int:
+        """Tokens of a packed row: what one forward pass takes."""
+        return self.micro_batch_tokens or self.sequence_len
 
 
 def list_recipes() -> list[str]:
@@ -128,7 +144,29 @@ def parse_recipe(fields: dict[str, Any]) -> Recipe:
         raise _explain(error, fields) from error
     if not recipe.data:
         raise RecipeError("the recipe names no data.", remedy="data: [{path: conversations.jsonl}]")
+    _check_together(recipe)
     return recipe
+
+
+def _check_together(recipe: Recipe) -> None:
+    """Raise `RecipeError` for values that are right one by one and wrong together."""
+    if recipe.row_len < recipe.sequence_len:
+        raise RecipeError(
+            f"micro_batch_tokens is {recipe.micro_batch_tokens} and sequence_len {recipe.sequence_len}.",
+            remedy="a row holds at least one whole conversation: raise the one, or lower the other",
+        )
+    if recipe.optimizer == "adamw_8bit" and recipe.method != "full":
+        raise RecipeError(
+            f"optimizer adamw_8bit is for method: full, and the method is {recipe.method}.",
+            remedy="set optimizer: adamw; an adapter's moments are small",
+        )
+    if recipe.optimizer_in_backward and recipe.optimizer != "adamw_8bit":
+        raise RecipeError("optimizer_in_backward goes with adamw_8bit only.", remedy="set optimizer: adamw_8bit")
+    if recipe.optimizer_in_backward and recipe.gradient_accumulation_steps > 1:
+        raise RecipeError(
+            "optimizer_in_backward updates at every backward pass and cannot accumulate gradients over several.",
+            remedy="set gradient_accumulation_steps: 1 and raise micro_batch_tokens, or leave optimizer_in_backward out",
+        )
 
 
 def _explain(error: msgspec.ValidationError, fields: dict[str, Any]) -> RecipeError:

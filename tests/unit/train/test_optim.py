@@ -10,6 +10,7 @@ from chaccu.train.recipe import DataSource, Recipe
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from chaccu.train.optim import build_optimizer, learning_rate_at  # noqa: E402 (torch may be absent)
+from chaccu.train.quantised_moments import decode_mean  # noqa: E402 (torch may be absent)
 
 RECIPE = Recipe(model="m", output="o", data=[DataSource(path="p")], learning_rate=0.8, warmup_ratio=0.2, weight_decay=0.1)
 
@@ -30,6 +31,51 @@ def test_without_warm_up_the_first_rate_is_whole() -> None:
 
 def test_matrices_decay_and_vectors_do_not() -> None:
     matrix, vector = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))
-    groups = build_optimizer([matrix, vector], RECIPE).param_groups
-    assert [(group["params"][0].ndim, group["weight_decay"]) for group in groups] == [(2, 0.1), (1, 0.0)]
-    assert len(build_optimizer([matrix], RECIPE).param_groups) == 1
+    for parameter in (matrix, vector):
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer = build_optimizer([matrix, vector], RECIPE)
+    optimizer.set_rate(0.5)
+    optimizer.finish_step()
+    assert matrix.tolist() == [[pytest.approx(0.95)] * 2] * 2
+    assert vector.tolist() == [1.0, 1.0]
+
+
+EIGHT_BIT = msgspec.structs.replace(RECIPE, method="full", optimizer="adamw_8bit", learning_rate=0.01, max_grad_norm=1e9)
+
+
+def train_line(recipe: Recipe, steps: int = 4) -> list[list[float]]:
+    """Weights of a small regression after some steps, with the norms that were reported last."""
+    generator = torch.Generator().manual_seed(0)
+    layer, bias = (torch.nn.Parameter(torch.randn(*size, generator=generator)) for size in ((40, 8), (8,)))
+    inputs, wanted = torch.randn(16, 40, generator=generator), torch.randn(16, 8, generator=generator)
+    optimizer = build_optimizer([layer, bias], recipe)
+    norm = torch.zeros(())
+    for step in range(1, steps + 1):
+        optimizer.set_rate(0.01 * step)
+        (inputs @ layer + bias - wanted).square().mean().backward()
+        norm = optimizer.clip()
+        optimizer.finish_step()
+        assert layer.grad is None
+    return [layer.flatten().tolist(), bias.tolist(), [norm.item()]]
+
+
+def test_in_backward_is_the_same_step_where_nothing_is_clipped() -> None:
+    in_backward = msgspec.structs.replace(EIGHT_BIT, optimizer_in_backward=True)
+    ours, plain = train_line(in_backward), train_line(EIGHT_BIT)
+    assert ours[:2] == plain[:2]
+    assert ours[2] == pytest.approx(plain[2], rel=1e-5)
+    exact = train_line(msgspec.structs.replace(EIGHT_BIT, optimizer="adamw"))
+    assert plain[0] == pytest.approx(exact[0], abs=0.01)
+
+
+def test_in_backward_each_tensor_is_clipped_by_itself() -> None:
+    big, small = torch.nn.Parameter(torch.zeros(300)), torch.nn.Parameter(torch.zeros(300))
+    recipe = msgspec.structs.replace(EIGHT_BIT, optimizer_in_backward=True, max_grad_norm=1.0)
+    optimizer = build_optimizer([big, small], recipe)
+    (3.0 * big + 0.01 * small).sum().backward()
+    norms = torch.tensor([3.0 * 300**0.5, 0.01 * 300**0.5])
+    assert optimizer.clip().item() == pytest.approx(norms.norm().item(), rel=1e-5)
+    moments = {id(parameter): state for parameter, state in optimizer._moments}  # type: ignore[attr-defined]
+    # m after one step is a tenth of the gradient: clipped to a norm of 1 the one, untouched the other.
+    assert decode_mean(moments[id(big)]).norm().item() == pytest.approx(0.1, rel=0.01)
+    assert decode_mean(moments[id(small)]).norm().item() == pytest.approx(0.1 * norms[1].item(), rel=0.01)

@@ -77,6 +77,29 @@ def test_a_value_out_of_range_is_named(fields: dict[str, Any], key: str, value: 
     assert value in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"sequence_len": 2048, "micro_batch_tokens": 1024}, "micro_batch_tokens is 1024 and sequence_len 2048"),
+        ({"optimizer": "adamw_8bit", "method": "lora"}, "adamw_8bit is for method: full"),
+        ({"optimizer_in_backward": True, "method": "full"}, "goes with adamw_8bit only"),
+        (
+            {
+                "method": "full",
+                "optimizer": "adamw_8bit",
+                "optimizer_in_backward": True,
+                "gradient_accumulation_steps": 2,
+            },
+            "cannot accumulate",
+        ),
+    ],
+)
+def test_values_that_are_wrong_together_are_named(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(RecipeError, match=says) as caught:
+        parse_recipe({**FIELDS, **fields})
+    assert caught.value.remedy
+
+
 def test_missing_keys_and_no_data_are_refused() -> None:
     with pytest.raises(RecipeError, match="output"):
         parse_recipe({"model": "base", "data": [{"path": "x"}]})

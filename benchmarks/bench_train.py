@@ -1,0 +1,194 @@
+"""Training speed on one GPU: useful tokens a second, share of the chip's peak, memory; LLaMA shapes on packed conversations.
+
+    python benchmarks/bench_train.py --data rows.npz --shape 7b --tokens 16384 --checkpoint none --in-backward
+
+`--data` is an .npz with `ids`, `mask` (1 = trained) and `off` (where each conversation begins, and the end). Useful tokens are
+those of conversations; the share of the peak (MFU) counts the FLOPs that the model needs, 6 a weight and 12·layers·width·length
+attended to a token, and none for what is computed twice. Weights are random; the data and the work are real. Prints one JSON
+line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from chaccu.train.attention import register_attention
+from chaccu.train.model import RowTensors, TrainableModel
+from chaccu.train.optim import build_optimizer
+from chaccu.train.pack import PackedRow, TokenSequence, pack_rows
+from chaccu.train.recipe import DataSource, Recipe
+
+# Hidden width, layers, heads, heads of keys and values, width of the feed-forward part.
+SHAPES = {
+    "1b": (2048, 22, 32, 4, 5632),
+    "7b": (4096, 32, 32, 32, 11008),
+    "13b": (5120, 40, 40, 40, 13824),
+}
+VOCABULARY, SEQUENCE_LEN = 32000, 2048
+H100_PEAK = 989e12
+
+
+def build_causal_lm(shape: str) -> Any:
+    """A LLaMA of that shape with random bfloat16 weights on the GPU."""
+    width, layers, heads, groups, inner = SHAPES[shape]
+    config = transformers.LlamaConfig(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        intermediate_size=inner,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=SEQUENCE_LEN,
+        use_cache=False,
+    )
+    config._attn_implementation = register_attention()
+    with torch.device("cuda"):
+        return transformers.AutoModelForCausalLM.from_config(
+            config, dtype=torch.bfloat16, attn_implementation=register_attention()
+        )
+
+
+def flops_per_token(shape: str, attended: float) -> float:
+    """Forward and backward FLOPs of one token that attends to `attended` tokens on average."""
+    width, layers, heads, groups, inner = SHAPES[shape]
+    matrices = 2 * width * width + 2 * width * (width * groups // heads) + 3 * width * inner
+    return 6 * (layers * matrices + width * VOCABULARY) + 12 * layers * width * attended
+
+
+def load_sequences(path: Path, count: int) -> list[TokenSequence]:
+    """The first `count` conversations of the file."""
+    data = np.load(path)
+    ids, mask, ends = data["ids"], data["mask"], data["off"]
+    return [
+        TokenSequence(ids[begin:end].astype(np.int32), mask[begin:end].astype(np.int8))
+        for begin, end in pairwise(ends[: count + 1])
+        if mask[begin + 1 : end].any()
+    ]
+
+
+def mean_attended(rows: list[PackedRow]) -> float:
+    """How many tokens a token attends to: half its conversation's length, on average over tokens."""
+    lengths = np.array([length for row in rows for length in row.lengths], dtype=np.float64)
+    return float((lengths**2).sum() / lengths.sum() / 2)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="1b")
+    parser.add_argument("--tokens", type=int, default=16384, help="tokens of one forward pass")
+    parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--checkpoint", default="none", help="none, selective, full, or a number of layers")
+    parser.add_argument("--in-backward", action="store_true")
+    parser.add_argument("--eager", action="store_true")
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--peak", type=float, default=H100_PEAK)
+    parser.add_argument("--profile", action="store_true", help="also print where the time of a step goes")
+    options = parser.parse_args()
+    print(json.dumps(measure(options)))
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Train for some steps and report their median."""
+    named = options.checkpoint in ("none", "selective", "full")
+    recipe = Recipe(
+        model="random",
+        data=[DataSource(path="-")],
+        output="-",
+        format="vicuna_v1.1",
+        method="full",
+        sequence_len=SEQUENCE_LEN,
+        micro_batch_tokens=options.tokens,
+        gradient_accumulation_steps=options.accumulate,
+        precision="bf16",
+        optimizer="adamw_8bit",
+        optimizer_in_backward=options.in_backward,
+        activation_checkpointing=options.checkpoint if named else "full",
+        compile=not options.eager,
+    )
+    model = TrainableModel(recipe, torch.device("cuda"), causal=build_causal_lm(options.shape))
+    model.fit_memory(recipe)
+    if not named and model.checkpoints is not None:
+        model.checkpoints.spread(int(options.checkpoint))
+    optimizer = build_optimizer(model.parameters, recipe)
+    optimizer.set_rate(1e-6)
+    needed = (options.steps + 3) * options.accumulate * options.tokens
+    rows = pack_rows(load_sequences(options.data, needed // 600), options.tokens, seed=0)
+    batches = [rows[start : start + options.accumulate] for start in range(0, len(rows), options.accumulate)]
+    batches = [batch for batch in batches if sum(len(row.ids_T) for row in batch) > 0.97 * options.accumulate * options.tokens]
+    seconds, useful = [], []
+    torch.cuda.reset_peak_memory_stats()
+    ready = [model.prepare_row(row) for row in batches[0]]
+    for number, batch in enumerate(batches[: options.steps + 3]):
+        begun = time.perf_counter()
+        loss, ready = run_step(model, optimizer, batch, ready, batches[number + 1])
+        if number >= 3:
+            seconds.append(time.perf_counter() - begun)
+            useful.append(sum(len(row.ids_T) for row in batch))
+        elif number == 0:
+            print(f"first step: {time.perf_counter() - begun:.1f} s, loss {loss:.3f}", flush=True)
+    if options.profile:
+        print_profile(lambda: run_step(model, optimizer, batch, ready, batch))
+    rate = statistics.median(tokens / second for tokens, second in zip(useful, seconds, strict=True))
+    used = batches[3 : options.steps + 3]
+    flops = flops_per_token(options.shape, mean_attended([row for batch in used for row in batch]))
+    return {
+        "shape": options.shape,
+        "tokens": options.tokens,
+        "accumulate": options.accumulate,
+        "checkpoint": options.checkpoint,
+        "in_backward": options.in_backward,
+        "layers_recomputed": model.checkpoints.count if model.checkpoints is not None else 0,
+        "compiled": not options.eager,
+        "useful_tokens_per_s": round(rate),
+        "mfu": round(rate * flops / options.peak, 4),
+        "step_s": round(statistics.median(seconds), 4),
+        "peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 1),
+        "fill": round(sum(useful) / (len(useful) * options.accumulate * options.tokens), 4),
+        "loss": round(loss, 3),
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+    }
+
+
+def run_step(
+    model: TrainableModel, optimizer: Any, batch: list[PackedRow], ready: list[RowTensors], following: list[PackedRow]
+) -> tuple[float, list[RowTensors]]:
+    """One optimizer step, as the loop does it: the loss, and the next batch on the device."""
+    trained = sum(row.trained_tokens for row in batch)
+    losses = []
+    for row in ready:
+        loss = model.row_loss(row) / trained
+        loss.backward()
+        losses.append(loss.detach())
+    prepared = [model.prepare_row(row) for row in following]
+    value, _ = torch.stack([torch.stack(losses).sum(), optimizer.clip()]).tolist()
+    optimizer.finish_step()
+    return float(value), prepared
+
+
+def print_profile(step: Any) -> None:
+    """Kernels of one step by their time."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        step()
+        torch.cuda.synchronize()
+    events = sorted(profile.key_averages(), key=lambda event: -event.self_device_time_total)
+    total = sum(event.self_device_time_total for event in events)
+    print(f"kernels of one step: {total / 1e3:.1f} ms")
+    for event in events[:28]:
+        print(f"{event.self_device_time_total / 1e3:9.2f} ms {event.count:6d}  {event.key[:110]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""The Triton kernel behind `quantised_moments`: the whole step of a weight in one pass over its memory.
+
+Imported only where a GPU is, since Triton comes with PyTorch's GPU builds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton
+import triton.language as tl
+
+from chaccu.train.quantised_moments import BLOCK, Moments, Rates, step_sizes
+
+if TYPE_CHECKING:
+    constexpr = int
+else:
+    constexpr = tl.constexpr
+
+# Blocks that one program takes: enough loads in flight to fill the memory's pipes.
+_BLOCKS = 8
+
+
+def launch_step(
+    parameter: torch.Tensor, gradient: torch.Tensor, moments: Moments, rates: Rates, seed: int, scale: torch.Tensor
+) -> None:
+    """As `quantised_moments.step_parameter`, on the parameter's device."""
+    count = parameter.numel()
+    step_size, root_scale = step_sizes(rates)
+    _step[(triton.cdiv(count, BLOCK * _BLOCKS),)](
+        parameter,
+        gradient.contiguous(),
+        *moments,
+        scale,
+        count,
+        seed,
+        rates.beta1,
+        rates.beta2,
+        rates.epsilon,
+        1 - rates.learning_rate * rates.weight_decay,
+        step_size,
+        root_scale,
+        ROUNDS=parameter.dtype == torch.bfloat16,
+        BLOCK=BLOCK,
+        BLOCKS=_BLOCKS,
+        num_warps=8,
+    )
+
+
+@triton.jit
+def _mix(bits):  # type: ignore[no-untyped-def]
+    """A hash of 32 bits, each of which depends on all: a counter's are as good as random here, and cost six operations."""
+    bits = (bits ^ (bits >> 16)) * 0x7FEB352D
+    bits = (bits ^ (bits >> 15)) * 0x846CA68B
+    return bits ^ (bits >> 16)
+
+
+@triton.jit
+def _encode(values, top: constexpr, random, FOURTH: constexpr):  # type: ignore[no-untyped-def]
+    """Codes of the absolute values in each row, and the row's scale."""
+    scales = tl.max(tl.abs(values), axis=1)
+    share = tl.abs(values) * (1.0 / tl.maximum(scales, 1e-30))[:, None]
+    root = tl.sqrt(share)
+    if FOURTH:
+        low = tl.minimum(tl.floor(top * tl.sqrt(root)), top - 1.0)
+        value = low * low * low * low
+        gap = (low + 1.0) * (low + 1.0) * (low + 1.0) * (low + 1.0) - value
+        up = (share * (top * top * top * top) - value) / gap
+    else:
+        low = tl.minimum(tl.floor(top * root), top - 1.0)
+        up = (share * (top * top) - low * low) / (2.0 * low + 1.0)
+    return low + tl.where(random < up, 1.0, 0.0), scales
+
+
+@triton.jit
+def _share_of_top_half(bits):  # type: ignore[no-untyped-def]
+    """The upper 16 bits as a number in (0, 1)."""
+    return ((bits >> 16).to(tl.float32) + 0.5) / 65536.0
+
+
+@triton.jit
+def _step(  # type: ignore[no-untyped-def]
+    parameter,
+    gradient,
+    mean_codes,
+    mean_scales,
+    root_codes,
+    root_scales,
+    scale,
+    count,
+    seed,
+    beta1,
+    beta2,
+    epsilon,
+    decay,
+    step_size,
+    root_scale,
+    ROUNDS: constexpr,
+    BLOCK: constexpr,
+    BLOCKS: constexpr,
+) -> Any:
+    rows = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
+    places = rows[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    inside = places < count
+    row_inside = rows * BLOCK < count
+    grad = tl.load(gradient + places, mask=inside, other=0.0).to(tl.float32) * tl.load(scale)
+
+    code = tl.load(mean_codes + places, mask=inside, other=0).to(tl.float32)
+    size = tl.abs(code)
+    mean = code * size * size * size * (tl.load(mean_scales + rows, mask=row_inside, other=0.0) / 260144641.0)[:, None]
+    mean = mean + (1.0 - beta1) * (grad - mean)
+    code = tl.load(root_codes + places, mask=inside, other=0).to(tl.float32)
+    root = code * code * (tl.load(root_scales + rows, mask=row_inside, other=0.0) / 65025.0)[:, None]
+    variance = root * root
+    root = tl.sqrt(variance + (1.0 - beta2) * (grad * grad - variance))
+
+    weight = tl.load(parameter + places, mask=inside, other=0.0).to(tl.float32)
+    weight = weight * decay - step_size * mean / (root * root_scale + epsilon)
+    first = _mix((places.to(tl.uint32) + seed).to(tl.uint32))
+    second = _mix(first + 0x9E3779B9)
+    if ROUNDS:
+        bits = weight.to(tl.uint32, bitcast=True) + (first & 0xFFFF)
+        weight = (bits & 0xFFFF0000).to(tl.float32, bitcast=True)
+    tl.store(parameter + places, weight.to(parameter.dtype.element_ty), mask=inside)
+
+    codes, scales = _encode(mean, 127.0, _share_of_top_half(first), True)
+    tl.store(mean_codes + places, tl.where(mean < 0.0, -codes, codes).to(tl.int8), mask=inside)
+    tl.store(mean_scales + rows, scales, mask=row_inside)
+    codes, scales = _encode(root, 255.0, _share_of_top_half(second), False)
+    codes = tl.where(root > 0.0, tl.maximum(codes, 2.0), codes)
+    tl.store(root_codes + places, codes.to(tl.int32).to(tl.uint8), mask=inside)
+    tl.store(root_scales + rows, scales, mask=row_inside)

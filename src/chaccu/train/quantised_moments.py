@@ -1,0 +1,132 @@
+"""AdamW for bfloat16 weights in one pass over memory: 8-bit moments, stochastic rounding, no master copy.
+
+A weight costs 2 bytes, its gradient 2, its moments 2: a step reads and writes 10 bytes a weight, which is what bounds it on a
+GPU. The moments are held in blocks of 256 with one float32 scale each, as powers of an 8-bit code, so that small values keep
+their precision: m = scale·sign(c)·(c/127)⁴, √v = scale·(c/255)² (v itself spans too many orders of magnitude). Both, and the
+weight, are rounded stochastically: the expected value of what is stored is what was computed, so updates smaller than a step
+are not lost, nor do slowly moving averages stick. m, which forgets soon, can bear coarse codes and reaches down to 4·10⁻⁹ of
+its block's largest; √v, in which rounding adds up over 1,000 steps, gets fine ones and ends at 6·10⁻⁵ of the largest: a weight
+with less is updated more slowly, never divided by nothing.
+
+AdamW is Loshchilov & Hutter 2019 (arXiv:1711.05101); blocks of 8-bit moments are Dettmers et al. 2022 (arXiv:2110.02861).
+The kernel and the plain PyTorch version compute the same function of the same random bits' distribution, not the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+BLOCK = 256
+# The code of a √v that is not zero.
+_LEAST_ROOT = 2
+
+
+class Moments(NamedTuple):
+    """State of a weight of n elements: codes (n,) int8 and uint8, scales (⌈n / 256⌉,) float32."""
+
+    mean_codes: torch.Tensor
+    mean_scales: torch.Tensor
+    root_codes: torch.Tensor
+    root_scales: torch.Tensor
+
+
+class Rates(NamedTuple):
+    """One step's numbers. `step` counts from 1."""
+
+    learning_rate: float
+    beta1: float
+    beta2: float
+    epsilon: float
+    weight_decay: float
+    step: int
+
+
+def new_moments(parameter: torch.Tensor) -> Moments:
+    """Moments of nothing seen yet."""
+    count = parameter.numel()
+    scales = torch.zeros(math.ceil(count / BLOCK), dtype=torch.float32, device=parameter.device)
+    codes = torch.zeros(count, dtype=torch.int8, device=parameter.device)
+    return Moments(codes, scales, torch.zeros_like(codes, dtype=torch.uint8), scales.clone())
+
+
+def step_parameter(
+    parameter: torch.Tensor, gradient: torch.Tensor, moments: Moments, rates: Rates, seed: int, scale: torch.Tensor
+) -> None:
+    """Update a contiguous `parameter` (bfloat16 or float32) and its moments in place. `scale`, a float32 scalar on the device,
+    multiplies the gradient: what clips it need not be known to the processor."""
+    if parameter.is_cuda:
+        from chaccu.train.adam_kernel import launch_step
+
+        launch_step(parameter, gradient, moments, rates, seed, scale)
+    else:
+        _step_plainly(parameter, gradient, moments, rates, seed, scale)
+
+
+def _step_plainly(
+    parameter: torch.Tensor, gradient: torch.Tensor, moments: Moments, rates: Rates, seed: int, scale: torch.Tensor
+) -> None:
+    generator = torch.Generator(parameter.device).manual_seed(seed)
+    grad_N = gradient.reshape(-1).float() * scale
+    mean_N = decode_mean(moments)
+    mean_N += (1 - rates.beta1) * (grad_N - mean_N)
+    variance_N = decode_root(moments) ** 2
+    variance_N += (1 - rates.beta2) * (grad_N.square() - variance_N)
+    root_N = variance_N.sqrt()
+    step_size, root_scale = step_sizes(rates)
+    weight_N = parameter.reshape(-1).float()
+    weight_N = weight_N * (1 - rates.learning_rate * rates.weight_decay) - step_size * mean_N / (
+        root_N * root_scale + rates.epsilon
+    )
+    parameter.reshape(-1).copy_(_round_weight(weight_N, parameter.dtype, generator))
+    for values_N, codes, scales, top, power in (
+        (mean_N, moments.mean_codes, moments.mean_scales, 127, 4),
+        (root_N, moments.root_codes, moments.root_scales, 255, 2),
+    ):
+        blocks_BN = torch.nn.functional.pad(values_N, (0, -len(values_N) % BLOCK)).view(-1, BLOCK)
+        scales.copy_(blocks_BN.abs().amax(dim=1))
+        share_N = (blocks_BN.abs() / scales.clamp_min(1e-30)[:, None]).view(-1)[: len(values_N)]
+        code_N = _round_code(share_N, top, power, generator)
+        if values_N is root_N:
+            code_N = torch.where(root_N > 0, code_N.clamp_min(_LEAST_ROOT), code_N)
+        codes.copy_(torch.where(values_N < 0, -code_N, code_N))
+
+
+def step_sizes(rates: Rates) -> tuple[float, float]:
+    """The learning rate with m's bias taken out, and the factor that takes v's bias out of √v."""
+    return rates.learning_rate / (1 - rates.beta1**rates.step), 1 / math.sqrt(1 - rates.beta2**rates.step)
+
+
+def decode_mean(moments: Moments) -> torch.Tensor:
+    """m, (n,) float32."""
+    code_N = moments.mean_codes.float()
+    return code_N * code_N.abs() ** 3 / 127**4 * _spread(moments.mean_scales, len(code_N))
+
+
+def decode_root(moments: Moments) -> torch.Tensor:
+    """√v, (n,) float32."""
+    code_N = moments.root_codes.float()
+    return code_N.square() / 255**2 * _spread(moments.root_scales, len(code_N))
+
+
+def _spread(scales: torch.Tensor, count: int) -> torch.Tensor:
+    return scales.repeat_interleave(BLOCK)[:count]
+
+
+def _round_code(share_N: torch.Tensor, top: int, power: int, generator: torch.Generator) -> torch.Tensor:
+    """A code for each share of the scale in [0, 1], such that the expected value is the share."""
+    low_N = (top * share_N ** (1 / power)).floor().clamp(0, top - 1)
+    # How far the share lies between the values of two codes.
+    up_N = (share_N * top**power - low_N**power) / ((low_N + 1) ** power - low_N**power)
+    return low_N + (torch.rand(share_N.shape, generator=generator, device=share_N.device) < up_N)
+
+
+def _round_weight(weight_N: torch.Tensor, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    if dtype != torch.bfloat16:
+        return weight_N.to(dtype)
+    # bfloat16 is the upper half of float32: adding a random lower half and cutting it off rounds up in proportion.
+    noise_N = torch.randint(0, 2**16, weight_N.shape, generator=generator, device=weight_N.device, dtype=torch.int32)
+    bits_N = (weight_N.view(torch.int32) + noise_N) & -(2**16)
+    return bits_N.view(torch.float32).to(torch.bfloat16)
