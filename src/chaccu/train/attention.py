@@ -69,8 +69,12 @@ def packed_attention(
     """
     if softcap:
         raise ValueError("packed attention has no soft caps")
-    query_THE, key_TGE, value_TGE = (states[0].transpose(0, 1) for states in (query_1HTE, key_1GTE, value_1GTE))
-    if attends_at_once(query_THE.device, query_THE.dtype) and not dropout:
+    device, dtype = query_1HTE.device, query_1HTE.dtype
+    if torch.is_autocast_enabled(device.type):
+        # Autocast knows PyTorch's own attention; rotations in float32 leave it queries and keys of another dtype than values.
+        dtype = torch.get_autocast_dtype(device.type)
+    query_THE, key_TGE, value_TGE = (states[0].transpose(0, 1).to(dtype) for states in (query_1HTE, key_1GTE, value_1GTE))
+    if attends_at_once(device, dtype) and not dropout:
         out_THE = _attend_at_once(query_THE, key_TGE, value_TGE, packed, scaling, sliding_window)
     else:
         lengths = packed.lengths if packed is not None else (query_THE.shape[0],)

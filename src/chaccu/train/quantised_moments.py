@@ -102,7 +102,8 @@ def step_sizes(rates: Rates) -> tuple[float, float]:
 def decode_mean(moments: Moments) -> torch.Tensor:
     """m, (n,) float32."""
     code_N = moments.mean_codes.float()
-    return code_N * code_N.abs() ** 3 / 127**4 * _spread(moments.mean_scales, len(code_N))
+    mean_N: torch.Tensor = code_N * code_N.abs().pow(3) / 127**4 * _spread(moments.mean_scales, len(code_N))
+    return mean_N
 
 
 def decode_root(moments: Moments) -> torch.Tensor:
@@ -120,7 +121,9 @@ def _round_code(share_N: torch.Tensor, top: int, power: int, generator: torch.Ge
     low_N = (top * share_N ** (1 / power)).floor().clamp(0, top - 1)
     # How far the share lies between the values of two codes.
     up_N = (share_N * top**power - low_N**power) / ((low_N + 1) ** power - low_N**power)
-    return low_N + (torch.rand(share_N.shape, generator=generator, device=share_N.device) < up_N)
+    chance_N = torch.rand(share_N.shape, generator=generator, device=share_N.device)
+    code_N: torch.Tensor = low_N + (chance_N < up_N).float()
+    return code_N
 
 
 def _round_weight(weight_N: torch.Tensor, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:

@@ -63,6 +63,13 @@ def test_soft_caps_are_refused() -> None:
         packed_attention(None, *states(2, 2), None, softcap=50.0)
 
 
+def test_autocast_sets_the_dtype() -> None:
+    query, key, value = states(2, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours, _ = packed_attention(None, query, key, value.bfloat16(), None, scaling=0.3)
+    assert ours.dtype == torch.bfloat16
+
+
 def test_dropout_reaches_the_kernel() -> None:
     inputs = states(2, 2)
     dropped, _ = packed_attention(None, *inputs, None, scaling=0.3, dropout=0.5)

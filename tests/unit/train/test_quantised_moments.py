@@ -109,8 +109,9 @@ def test_the_kernel_is_the_plain_version(dtype: torch.dtype) -> None:
         step_parameter(kernel, gradient.to(dtype).cuda(), moments[1], rates(step), step, ONE.cuda())
     noise = 0.05 if dtype == torch.float32 else 0.4
     moved = (plain.float() - begin.float()).norm()
-    assert (plain.float() - kernel.cpu().float()).norm() < noise * moved
+    apart = plain.float() - kernel.cpu().float()
+    assert apart.norm() < noise * moved
     # Rounding is noise: it has no direction.
-    assert abs((plain.float() - kernel.cpu().float()).mean()) < 1e-4
+    assert abs(apart.mean()) < 5 * apart.std() / count**0.5
     for decode in (decode_mean, decode_root):
-        assert (decode(moments[0]) - decode(moments[1]).cpu()).norm() < 0.05 * decode(moments[0]).norm()
+        assert (decode(moments[0]) - decode(moments[1]).cpu()).norm() < 0.08 * decode(moments[0]).norm()
