@@ -1,7 +1,8 @@
 """A training command in a shell script: its flags, its script and its processes, read without running anything.
 
-Invariants: a flag is never lost: what is not the script's is the launcher's, and a word that belongs to no flag is named. Variables
-are put in where the script itself sets them, and left as they stand where it does not. Ignored: loops, arrays, functions.
+Invariants: a flag is never lost: what is not the script's is the launcher's, and a word that belongs to no flag is named.
+Variables are put in where the script itself sets them, and left as they stand where it does not. Ignored: loops, arrays,
+functions.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,6 +22,9 @@ _TRAINER_FLAGS = {"model_name_or_path", "base_model", "data_path", "dataset", "d
 # Of torchrun, deepspeed and accelerate, which may stand behind the script where someone pastes flags alone.
 _PER_HOST, _HOSTS, _ALL = ("nproc_per_node", "num_gpus"), ("nnodes", "num_nodes", "num_machines"), ("num_processes",)
 _LAUNCHER_FLAGS = {*_PER_HOST, *_HOSTS, *_ALL, "node_rank", "master_addr", "master_port", "standalone", "rdzv_backend"}
+_OPERATORS = "();<>|&"
+_HIDDEN = {sign: chr(0xE010 + number) for number, sign in enumerate(f"#{_OPERATORS}")}
+_QUOTED = re.compile(r"'[^']*'|\"(?:\\.|[^\"\\])*\"")
 _HELD = ("\ue000", "\ue001")
 _SUBSTITUTION = re.compile(r"\$\((?:[^()]|\([^()]*\))*\)|`[^`]*`")
 _REDIRECTION = re.compile(r"(?<=\s)(?:[012]|&)?>{1,2}\s*(?:&\d|[^\s;|&]+)")
@@ -28,9 +33,9 @@ _VARIABLE = re.compile(r"\$(\w+)|\$\{(\w+)(?::?-([^}]*))?\}")
 
 
 class TrainingCommand(msgspec.Struct, frozen=True, kw_only=True):
-    """`flags`: by name, with underscores: a text, a list of texts, or True where no value stands. `processes`: None where the command
-    does not say. `repeated`: flags given twice, of which the last counts. `loose`: words of no flag. `others`: further training
-    commands in the text."""
+    """`flags`: by name, with underscores: a text, a list of texts, or True where no value stands. `processes`: None where the
+    command does not say. `repeated`: flags given twice, of which the last counts. `loose`: words of no flag. `others`: further
+    training commands in the text."""
 
     script: str | None
     flags: dict[str, Any]
@@ -42,24 +47,37 @@ class TrainingCommand(msgspec.Struct, frozen=True, kw_only=True):
     others: int
 
 
+def script_stem(command: TrainingCommand | None) -> str:
+    """Name of the command's script or module without folders and ending; empty where there is none."""
+    script = command.script if command and command.script else ""
+    return re.split(r"[./\\]", script.removesuffix(".py"))[-1]
+
+
 def find_training_command(text: str) -> TrainingCommand | None:
-    """The first command of a script that has a trainer's flags, or None. Raises `RecipeError` for quotes that do not end."""
+    """The first command of a script that has a trainer's flags, or None.
+
+    Raises `RecipeError` where there is none before quotes that do not end.
+    """
     variables: dict[str, str] = {}
     found: list[TrainingCommand] = []
-    for words in _split_commands(text):
-        assigned = [match for match in takewhile(bool, map(_ASSIGNMENT.fullmatch, _without_export(words)))]
-        rest = _without_export(words)[len(assigned) :]
+    commands, unfinished = _split_commands(text)
+    for words in commands:
+        words = words[1:] if words[:1] == ["export"] else words
+        assigned = [match for match in takewhile(bool, map(_ASSIGNMENT.fullmatch, words)) if match]
+        rest = words[len(assigned) :]
         if not rest:
             variables.update((match[1], _expand(match[2], variables)) for match in assigned)
             continue
         command = _parse_command(list(_expand_words(rest, variables)), [match[1] for match in assigned])
         if _TRAINER_FLAGS & command.flags.keys():
             found.append(command)
+    if unfinished and not found:
+        raise RecipeError(f"a quote does not end in: {unfinished[:60]!r}.", remedy="close it")
     return msgspec.structs.replace(found[0], others=len(found) - 1) if found else None
 
 
-def _split_commands(text: str) -> Iterator[list[str]]:
-    """The words of each command, quotes taken off."""
+def _split_commands(text: str) -> tuple[list[list[str]], str]:
+    """The words of each command, quotes taken off, and what follows a quote that does not end."""
     text = re.sub(r"(?m)^[ \t]*#.*\n?", "", text.replace("\r\n", "\n"))
     text = re.sub(r"\\[ \t]*(?:\n|\Z)", " ", text)
     held: list[str] = []
@@ -68,6 +86,7 @@ def _split_commands(text: str) -> Iterator[list[str]]:
         held.append(match[0])
         return f"{_HELD[0]}{len(held) - 1}{_HELD[1]}"
 
+    commands: list[list[str]] = []
     pending = ""
     for line in _SUBSTITUTION.sub(hold, text).split("\n"):
         pending += line
@@ -77,27 +96,25 @@ def _split_commands(text: str) -> Iterator[list[str]]:
             pending += "\n"  # inside quotes that go on
             continue
         pending = ""
-        command: list[str] = []
+        commands.append([])
         for word in words:
-            if set(word) <= set("();<>|&"):
-                yield command
-                command = []
+            if word and set(word) <= set(_OPERATORS):
+                commands.append([])
             else:
-                command.append(re.sub(f"{_HELD[0]}(\\d+){_HELD[1]}", lambda match: held[int(match[1])], word))
-        yield command
-    if pending.strip():
-        raise RecipeError(f"a quote does not end in: {pending.strip()[:60]!r}.", remedy="close it")
+                commands[-1].append(re.sub(f"{_HELD[0]}(\\d+){_HELD[1]}", lambda match: held[int(match[1])], word))
+    return commands, pending.strip()
 
 
 def _split_line(line: str) -> list[str]:
-    # shlex would let a comment begin inside a word too.
-    lexer = shlex.shlex(re.sub(r"(?<=\S)#", "\ue002", line), posix=True, punctuation_chars=True)
+    # shlex would let a comment begin inside a word, and does not tell an operator in quotes from a bare one.
+    line = re.sub(r"(?<=\S)#", _HIDDEN["#"], line)
+    line = _QUOTED.sub(lambda match: "".join(_HIDDEN.get(sign, sign) for sign in match[0]), line)
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=_OPERATORS)
     lexer.whitespace_split = True
-    return [word.replace("\ue002", "#") for word in lexer]
-
-
-def _without_export(words: list[str]) -> list[str]:
-    return words[1:] if words[:1] == ["export"] else words
+    words = list(lexer)
+    for sign, hidden in _HIDDEN.items():
+        words = [word.replace(hidden, sign) for word in words]
+    return words
 
 
 def _expand(text: str, variables: dict[str, str]) -> str:
@@ -105,9 +122,11 @@ def _expand(text: str, variables: dict[str, str]) -> str:
 
 
 def _expand_words(words: list[str], variables: dict[str, str]) -> Iterator[str]:
-    """`words` with known variables put in; one that holds flags becomes several words."""
+    """`words` with known variables and the home folder put in; one that holds flags becomes several words."""
     for word in words:
         expanded = _expand(word, variables)
+        if expanded.startswith("~/"):
+            expanded = str(Path(expanded).expanduser())
         if expanded != word and expanded.startswith("--") and not word.startswith("--"):
             yield from shlex.split(expanded)
         else:
@@ -154,6 +173,7 @@ def _parse_flags(words: list[str]) -> tuple[dict[str, Any], list[str], list[str]
             flags[name] = value if equals else True
         elif name is None or re.match(r"-[A-Za-z]", word):
             loose.append(word)
+            name = None
         elif flags[name] is True:
             flags[name] = word
         else:
