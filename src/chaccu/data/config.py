@@ -18,6 +18,7 @@ from chaccu.artifact import storage_errors
 from chaccu.data.outcome import DraftStep, PartsStep, RecordStep, Step
 from chaccu.data.readers import load_reader
 from chaccu.data.steps import build_step
+from chaccu.data.steps.plain_yaml import parse_yaml
 from chaccu.errors import RecipeError
 
 AUTO_READER = "auto"
@@ -36,9 +37,14 @@ class CleanConfig(msgspec.Struct, frozen=True):
         steps = [{step.name: _plain(step)} for step in self.steps]
         return {"reader": self.reader, "steps": steps}
 
-    def with_token_limit(self, tokenizer: str, max_tokens: int, chat_format: str) -> CleanConfig:
-        """The same with a token limit as the last step, in place of one that was there."""
-        limit = build_step(_LIMIT, {"tokenizer": tokenizer, "max_tokens": max_tokens, "chat_format": chat_format})
+    def with_token_limit(self, tokenizer: str, max_tokens: int, chat_format: str | None = None) -> CleanConfig:
+        """The same with a token limit as the last step. One that was there keeps all settings but these; a format that is
+        None is that one's too, or the step's own default. Raises `RecipeError` for a value out of range."""
+        given = {"tokenizer": tokenizer, "max_tokens": max_tokens} | (
+            {} if chat_format is None else {"chat_format": chat_format}
+        )
+        configured: dict[str, Any] = next((msgspec.to_builtins(step) for step in self.steps if step.name == _LIMIT), {})
+        limit = build_step(_LIMIT, configured | given)
         return CleanConfig(self.reader, (*(step for step in self.steps if step.name != _LIMIT), limit))
 
 
@@ -66,7 +72,7 @@ def load_config(path: Path | None = None) -> CleanConfig:
             text = path.read_text(encoding="utf-8", errors="replace")
     name = str(path or "clean.yaml")
     try:
-        return _parse_config(yaml.safe_load(text))
+        return _parse_config(parse_yaml(text))
     except yaml.YAMLError as error:
         raise RecipeError(f"{name} is no YAML: {error}.") from error
     except RecipeError as error:
@@ -84,7 +90,7 @@ def _parse_config(value: Any) -> CleanConfig:
         if not isinstance(entry, dict) or len(entry) != 1:
             raise RecipeError(f"a step must be one name with its settings, not {entry!r}.", remedy=form)
         ((step_name, settings),) = entry.items()
-        steps.append(build_step(str(step_name), settings or {}))
+        steps.append(build_step(str(step_name), {} if settings is None else settings))
     reader = str(value.get("reader", AUTO_READER))
     if reader != AUTO_READER:
         load_reader(reader)

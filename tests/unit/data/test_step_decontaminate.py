@@ -75,3 +75,27 @@ def test_files_are_described_by_hash_and_mistakes_are_named(questions: str, tmp_
         bad.write_text(text)
         with pytest.raises(DataError, match=told):
             Decontaminate(questions=(str(bad),), min_words=4 + len(text))
+
+
+def test_a_file_of_which_nothing_would_be_looked_for_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "exam.jsonl"
+    lines = [{"question": "法国的首都是哪里?"}, {"question": "Who are you?"}]
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    with pytest.raises(RecipeError, match="has 5 words"):
+        Decontaminate(questions=(str(path),))
+    Decontaminate(questions=(str(path),), min_words=3)
+
+
+def test_a_relative_path_is_that_of_the_folder_in_which_the_step_was_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+    for place in ("Ghent", "Bruges"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "exam.jsonl").write_text(json.dumps({"question": f"Which river runs through {place}?"}))
+        monkeypatch.chdir(tmp_path / place)
+        steps.append(Decontaminate(questions=("exam.jsonl",)))
+    monkeypatch.chdir(tmp_path)
+    asked = talk("Which river runs through Ghent?", "a")
+    assert steps[0](asked) == Drop("asks evaluation question exam:1")
+    assert steps[1](asked) is asked

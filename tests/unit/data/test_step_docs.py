@@ -19,12 +19,13 @@ from chaccu.data.clean import clean_conversations
 from chaccu.data.config import CleanConfig, default_config_text, load_config
 from chaccu.data.records import read_conversations
 from chaccu.data.steps import list_steps, load_step_type
+from chaccu.data.steps.plain_yaml import parse_yaml
 from chaccu.testing.tiny import build_tokenizer
 
 DOCS = Path(__file__).parents[3] / "docs"
 STEPS = sorted(list_steps())
 BEFORE_ROLES = ("record_marks", "overlap")
-SHIPPED = {name: settings for entry in yaml.safe_load(default_config_text())["steps"] for name, settings in entry.items()}
+SHIPPED = {name: settings for entry in parse_yaml(default_config_text())["steps"] for name, settings in entry.items()}
 
 _BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"`([^`]+)`")
@@ -85,7 +86,7 @@ def reasons_in_code(name: str) -> set[str]:
         elif isinstance(node, ast.JoinedStr):
             found.add("".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values))
     file = DOCS.parent / "src" / "chaccu" / "data" / "steps" / f"{name}.yaml"
-    rules = yaml.safe_load(file.read_text(encoding="utf-8")).get("rules", []) if file.is_file() else []
+    rules = parse_yaml(file.read_text(encoding="utf-8")).get("rules", []) if file.is_file() else []
     return found | {rule["name"] for rule in rules}
 
 
@@ -120,7 +121,7 @@ def test_every_setting_is_named_with_its_default(name: str) -> None:
             continue
         value: Any = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
         value = list(value) if isinstance(value, tuple) else value
-        shown = [yaml.safe_load(code) for code in _CODE.findall(default) if code != "clean.yaml"]
+        shown = [parse_yaml(code) for code in _CODE.findall(default) if code != "clean.yaml"]
         shipped = (SHIPPED.get(name) or {}).get(field.name, value)
         assert shown == [value, *([shipped] if shipped != value else [])]
 
@@ -132,7 +133,7 @@ def test_every_configuration_on_a_page_loads(name: str, tmp_path: Path, monkeypa
     blocks = [text for language, file, text in _BLOCK.findall(page_of(name)) if language == "yaml" and not file]
     assert blocks
     for text in blocks:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
         assert isinstance(value, list), text
         assert name in [step.name for step in load_steps(value, tmp_path).steps]
 
@@ -191,7 +192,7 @@ def test_the_example_is_so(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     build_tokenizer(tmp_path / "base")
     blocks = _BLOCK.findall(page_of(name).partition("## Example")[2])
     (text,) = [text for language, _, text in blocks if language == "text"]
-    steps = next((yaml.safe_load(text) for language, _, text in blocks if language == "yaml"), [name])
+    steps = next((parse_yaml(text) for language, _, text in blocks if language == "yaml"), [name])
     example = parse_example(text)
     (tmp_path / "dump.json").write_text(json.dumps(example.records), encoding="utf-8")
     clean_conversations(["dump.json"], tmp_path / "out", load_steps(steps, tmp_path), validation_share=0)

@@ -80,7 +80,46 @@ def test_a_list_of_ones_own(tmp_path: Path) -> None:
     early = talk("q", "Buy now or later, as you like; there is no hurry.")
     assert step(early) is early  # type: ignore[operator]
     assert step.describe()["lists"][0]["name"] == "mine.yaml"
-    path2 = tmp_path / "bad.yaml"
-    path2.write_text("rules:\n- {name: x, patterns: ['(']}\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "rules:\n- {name: x, patterns: ['(']}",
+        "rules:\n- {name: x, patterns: ['(?i)a']}",
+        "rules:\n- {name: x, patterns: ['(?P<a>b)', '(?P<a>c)']}",
+        "rules:\n- {name: x, phrases: [' ']}",
+        "rules:\n- {name: x, phrases: [true]}",
+        "rules: no",
+        "[]",
+        "no",
+        "",
+    ],
+)
+def test_a_malformed_list_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
     with pytest.raises(RecipeError, match=r"bad\.yaml"):
-        build_step("moderation", {"lists": [str(path2)]})
+        build_step("moderation", {"lists": [str(path)]})
+
+
+def test_words_of_a_list_are_words(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("rules:\n- {name: no, phrases: [off, 2024-01-01]}\n")
+    step = Refusals(lists=(str(path),), rules=("no",))
+    assert step(talk("q", "It is off.")) == Drop("no")
+
+
+def test_a_relative_path_is_that_of_the_folder_in_which_the_step_was_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "mine.yaml").write_text(f"rules: [{{name: says {place}, phrases: [{place}]}}]")
+        monkeypatch.chdir(tmp_path / place)
+        steps.append(Refusals(lists=("mine.yaml",)))
+    monkeypatch.chdir(tmp_path)
+    assert [step(talk("q", "here and there")) for step in steps] == [Drop("says here"), Drop("says there")]
+    assert steps[0].describe()["lists"] != steps[1].describe()["lists"]
+    assert steps[0].describe()["lists"][0]["name"] == "mine.yaml"  # type: ignore[index]

@@ -4,8 +4,9 @@ A question of a conversation asks an evaluation question when it holds `ngram_wo
 when it has fewer), or when the two share most of their three-word sequences (Jaccard similarity from `similarity` up). The
 similarity is counted exactly through an index from word sequences to evaluation questions; there are few enough of those
 that nothing has to be estimated from a sketch. Words are compared without case and punctuation; text without spaces between
-words (Chinese, Japanese, Thai) is compared by its runs. Each reason names the evaluation question, so the ledger and the
-report count the matches of each.
+words (Chinese, Japanese, Thai) has its runs between punctuation for words, so few questions of it are long enough to be looked
+for. A file without a single question that is long enough is refused. Each reason names the evaluation question, so the ledger
+and the report count the matches of each.
 
 Answers are not looked at: reference answers of an evaluation are not in its question files.
 """
@@ -47,6 +48,7 @@ class Decontaminate(Step, frozen=True):
     min_words: Annotated[int, msgspec.Meta(ge=_SHINGLE_WORDS)] = 5
 
     def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "questions", tuple(map(_locate, self.questions)))
         _build_index(self)
 
     def describe(self) -> dict[str, object]:
@@ -81,8 +83,14 @@ class _QuestionIndex:
         self._anchors: set[str] = set()
         self._run_lengths: set[int] = set()
         for name in settings.questions:
+            before = len(self._turns)
             for question, text in _read_questions(name):
                 self._add(f"{Path(name).stem}:{question}", tuple(_WORD.findall(text.casefold())))
+            if len(self._turns) == before:
+                raise RecipeError(
+                    f"decontaminate: no question of {name} has {settings.min_words} words (min_words), so none is looked for.",
+                    remedy="lower min_words, or leave the file out; text without spaces has runs between punctuation for words",
+                )
 
     def _add(self, name: str, words: tuple[str, ...]) -> None:
         if len(words) < self._settings.min_words:
@@ -138,11 +146,18 @@ def _build_index(settings: Decontaminate) -> _QuestionIndex:
     return _QuestionIndex(settings)
 
 
+def _shipped_file(name: str) -> Path | None:
+    file = resources.files("chaccu") / "judge" / "question_sets" / f"{name}.jsonl"
+    return Path(str(file)) if name.isidentifier() and file.is_file() else None
+
+
+def _locate(name: str) -> str:
+    """The name of a shipped set as it is, a path made absolute: it is that of the folder in which the step was built."""
+    return name if _shipped_file(name) is not None else str(Path(name).absolute())
+
+
 def _path_of(name: str) -> Path:
-    shipped = resources.files("chaccu") / "judge" / "question_sets" / f"{name}.jsonl"
-    if name.isidentifier() and shipped.is_file():
-        return Path(str(shipped))
-    path = Path(name)
+    path = _shipped_file(name) or Path(name)
     if not path.is_file():
         raise RecipeError(f"decontaminate: there is no file {name}.", remedy="give the path of a JSONL file of questions")
     return path

@@ -17,7 +17,7 @@ import msgspec
 from chaccu.conversation import Conversation, Message
 from chaccu.data.outcome import Drop, Outcome, Step, filter_rounds
 from chaccu.data.rounds import Round, split_rounds
-from chaccu.data.steps.word_lists import describe_lists, read_lists
+from chaccu.data.steps.word_lists import describe_lists, locate_lists, read_lists
 from chaccu.errors import RecipeError, did_you_mean
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -38,6 +38,10 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     where: Literal["start", "end", "anywhere"] = "anywhere"
     within_chars: Count = 200
     at_least: Count = 1
+
+    def __post_init__(self) -> None:
+        if not all(phrase.strip() for phrase in self.phrases):
+            raise ValueError(f"the rule {self.name!r} has a blank phrase")
 
 
 class RuleList(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,6 +68,7 @@ class Phrases(Step, frozen=True):
     whole_share: Share = 1.0
 
     def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "lists", locate_lists(self.lists))
         known = {entry.rule.name for entry in _compile(self.lists, ())}
         for rule in self.rules:
             if rule not in known:
@@ -130,16 +135,17 @@ def _compile(lists: tuple[str, ...], names: tuple[str, ...]) -> tuple[_Compiled,
     rules = [
         rule for entry in read_lists(lists, RuleList, _patterns_in) for rule in entry.rules if not names or rule.name in names
     ]
-    return tuple(_Compiled(rule, _pattern_of(rule), _needs_of(rule)) for rule in rules)
+    return tuple(_Compiled(rule, re.compile(_pattern_of(rule), re.IGNORECASE), _needs_of(rule)) for rule in rules)
 
 
 def _patterns_in(entry: RuleList) -> list[str]:
-    return [pattern for rule in entry.rules for pattern in rule.patterns]
+    """Each by itself, which tells a mistake best, and those of each rule together, as they are used."""
+    return [pattern for rule in entry.rules for pattern in (*rule.patterns, _pattern_of(rule))]
 
 
-def _pattern_of(rule: Rule) -> re.Pattern[str]:
+def _pattern_of(rule: Rule) -> str:
     wanted = [rf"\b{_phrase_pattern(phrase)}\b" for phrase in rule.phrases] + [rf"(?:{pattern})" for pattern in rule.patterns]
-    return re.compile("|".join(wanted) or r"(?!)", re.IGNORECASE)
+    return "|".join(wanted) or r"(?!)"
 
 
 def _needs_of(rule: Rule) -> tuple[str, ...]:

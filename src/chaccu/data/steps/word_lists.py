@@ -1,7 +1,8 @@
 """Word lists: YAML files of phrases and patterns that steps look for, shipped beside the steps or named by path.
 
 Every regular expression in a list is compiled when the list is read, so a mistake is told before any data is. A list's hash
-goes into the manifest: a changed list is another dataset.
+goes into the manifest: a changed list is another dataset. A relative path is that of the folder in which the step was built,
+wherever the process goes afterwards.
 """
 
 from __future__ import annotations
@@ -11,20 +12,27 @@ import re
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import yaml
 
 from chaccu.artifact import storage_errors
+from chaccu.data.steps.plain_yaml import parse_yaml
 from chaccu.errors import RecipeError
 
 Form = TypeVar("Form")
 
 
+def locate_lists(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of shipped lists as they are, paths made absolute: what a step remembers its lists by."""
+    return tuple(name if _shipped_file(name) is not None else str(Path(name).absolute()) for name in names)
+
+
 def read_lists(names: tuple[str, ...], form: type[Form], patterns_in: Callable[[Form], Iterable[str]]) -> list[Form]:
-    """Each list as a `form`: a shipped one by name, others by path.
+    """Each list as a `form`: a shipped one by name, others by path. `patterns_in` names its patterns as they are used.
 
     Raises `StorageError` when a file cannot be read, `RecipeError` naming the file for bad YAML, unknown keys, and patterns
     that are no regular expressions.
@@ -32,7 +40,7 @@ def read_lists(names: tuple[str, ...], form: type[Form], patterns_in: Callable[[
     read = []
     for name in names:
         try:
-            entry = msgspec.convert(yaml.safe_load(_bytes_of(name)) or {}, form)
+            entry = msgspec.convert(_parse(name), form)
             for pattern in patterns_in(entry):
                 re.compile(pattern)
             read.append(entry)
@@ -48,12 +56,26 @@ def describe_lists(names: tuple[str, ...]) -> list[dict[str, str]]:
     return [{"name": Path(name).name, "sha256": hashlib.sha256(_bytes_of(name)).hexdigest()} for name in names]
 
 
-@lru_cache(maxsize=32)
+def _parse(name: str) -> Any:
+    value = parse_yaml(_bytes_of(name))
+    return {} if value is None else value
+
+
+def _shipped_file(name: str) -> Traversable | None:
+    file = resources.files("chaccu.data.steps") / f"{name}.yaml"
+    return file if name.isidentifier() and file.is_file() else None
+
+
 def _bytes_of(name: str) -> bytes:
+    return _read_once(*locate_lists((name,)))
+
+
+@lru_cache(maxsize=32)
+def _read_once(name: str) -> bytes:
     """A list's bytes, read once a process, so that what is described is what is used."""
-    shipped = resources.files("chaccu.data.steps") / f"{name}.yaml"
-    if name.isidentifier() and shipped.is_file():
-        return shipped.read_bytes()
+    file = _shipped_file(name)
+    if file is not None:
+        return file.read_bytes()
     path = Path(name)
     with storage_errors(path):
         return path.read_bytes()
