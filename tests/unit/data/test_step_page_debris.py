@@ -97,9 +97,68 @@ def test_a_list_of_ones_own(tmp_path: Path) -> None:
     described = step.describe()["lists"]
     assert isinstance(described, list)
     assert [entry["name"] for entry in described] == ["page_debris", "mine.yaml"]
-    for name, text in (("bad.yaml", "tails: ['(']"), ("key.yaml", "tale: [x]"), ("yaml.yaml", "tails: [")):
+    bad = ["tails: ['(']", "tale: [x]", "tails: [", "tails: ['(?i)x']", "labels: x", "labels: [1]", "[labels]", "labels"]
+    for name, text in ((f"bad{number}.yaml", text) for number, text in enumerate(bad)):
         (tmp_path / name).write_text(text)
         with pytest.raises(RecipeError, match=name):
             PageDebris(lists=(str(tmp_path / name),))
     with pytest.raises(StorageError):
         PageDebris(lists=("none.yaml",))
+
+
+def build_own(tmp_path: Path, text: str, *before: str) -> PageDebris:
+    """The step with a list of one's own, behind the lists `before`."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    return PageDebris(lists=(*before, str(path)))
+
+
+@pytest.mark.parametrize("before", [(), ("page_debris",)])
+@pytest.mark.parametrize(
+    ("text", "answer", "kept", "reason"),
+    [
+        ("labels: ['Copy']", "so:\nCopy\nx = 1", "so:\nx = 1", "button label cut"),
+        (
+            "labels: ['(?P<language>\\w*) ?Run', '(\\w+) Save']",
+            "so:\npython Run\nx\nsql Save",
+            "so:\npython\nx\nsql",
+            "button label cut",
+        ),
+        ("labels: ['(\\w)\\1+', '(\\w)-\\1']", "so:\naaa\nx\nb-b\nb-c", "so:\na\nx\nb\nb-c", "button label cut"),
+        ("counters: ['\\[Version \\d+\\] ?']", "[Version 2] Sure.", "Sure.", "page counter cut"),
+        ("counters: ['\\[\\d+ / \\d+\\] ']", "[2 / 3] Sure.", "Sure.", "page counter cut"),
+        ("later_counters: ['(?<=\\n)v\\d\\n']", "Sure.\nv2\nOr so.", "Sure.\nOr so.", "page counter cut"),
+        ("tails: ['Sources:.*']", "Sure." + "Sources: " + "x" * 900, "Sure.", "page tail cut"),
+        ("tails: ['Bye|Sent']", "Bye is said. Sent", "Bye is said. ", "page tail cut"),
+    ],
+)
+def test_what_a_list_of_ones_own_names_is_found_wherever_it_stands(
+    tmp_path: Path, before: tuple[str, ...], text: str, answer: str, kept: str, reason: str
+) -> None:
+    outcome = build_own(tmp_path, text, *before)(talk("q", answer))
+    assert isinstance(outcome, Changed)
+    assert outcome.reasons == (reason,)
+    assert texts_of(outcome) == ["q", kept]
+
+
+def test_notices_of_ones_own_may_be_long(tmp_path: Path) -> None:
+    step = build_own(tmp_path, "notices: ['The model sleeps\\. z+']", "page_debris")
+    assert step(talk("q", "The model sleeps. " + "z" * 900 + "\n\nThe model sleeps. z")) == Drop("answer is a page notice")
+
+
+def test_a_counter_that_has_two_numbers_must_count_in_lists_of_ones_own_too(tmp_path: Path) -> None:
+    step = build_own(tmp_path, "counters: ['\\[\\d+ / \\d+\\] ']")
+    for answer in ("[3 / 2] Sure.", "[0 / 2] Sure.", "[1 / 1] Sure."):
+        conversation = talk("q", answer)
+        assert step(conversation) is conversation
+
+
+def test_patterns_that_find_nothing_change_nothing(tmp_path: Path) -> None:
+    conversation = talk("q", "\nSure.")
+    assert build_own(tmp_path, "{tails: ['x*'], counters: ['x*']}")(conversation) is conversation
+
+
+def test_the_lists_of_one_step_are_looked_for_side_by_side(tmp_path: Path) -> None:
+    step = build_own(tmp_path, "labels: ['Run']", "page_debris")
+    assert texts_of(step(talk("q", "so:\npythonCopy code\nx\nRun"))) == ["q", "so:\npython\nx"]
+    assert texts_of(step(talk("q", "so:\nRun\nx"))) == ["q", "so:\nx"]
