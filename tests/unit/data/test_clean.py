@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from chaccu.artifact import read_manifest, verify_files
 from chaccu.conversation import encode_conversation, load_format
 from chaccu.data.clean import CleanReport, clean_conversations
-from chaccu.data.config import load_config
+from chaccu.data.config import default_config_text, load_config
+from chaccu.data.outcome import CorpusStep
 from chaccu.data.partition import place_of
 from chaccu.data.records import bare_source, read_conversations
 from chaccu.errors import ChaccuError, DataError, RecipeError, StorageError, UsageError
@@ -246,6 +247,55 @@ class TestConfig:
         ]
         json.dumps(load_config().settings())
 
+    def test_in_the_default_only_steps_that_compare_stand_behind_one_that_compares(self) -> None:
+        """They remember what a later step drops: of a pair both could go."""
+        kinds = [isinstance(step, CorpusStep) for step in load_config().steps]
+        assert kinds == sorted(kinds)
+        assert any(kinds)
+
+    def test_what_the_default_has_as_comments_loads_as_it_stands(self, tmp_path: Path) -> None:
+        path = tmp_path / "clean.yaml"
+        path.write_text(re.sub(r"^# (-| {4}|  - )", r"  \1", default_config_text(), flags=re.MULTILINE))
+        steps = {step.name: step for step in load_config(path).steps}
+        assert {"moderation", "pii"} < steps.keys()
+        assert (steps["pii"].describe()["email"], steps["pii"].describe()["phone"]) == ("mask", "off")
+
+    def test_words_that_old_yaml_takes_for_booleans_are_words(self, tmp_path: Path) -> None:
+        path = tmp_path / "clean.yaml"
+        path.write_text(
+            "steps: [{roles: {names: {yes: user, 2024-01-01: assistant}}}, {pii: {email: off, phone_regions: [NO],"
+            " questions: true}}, {language: {keep: [no, en]}}]"
+        )
+        roles, pii, language = (step.describe() for step in load_config(path).steps)
+        assert roles["names"] == {"yes": "user", "2024-01-01": "assistant"}
+        assert (pii["email"], pii["phone_regions"], pii["questions"]) == ("off", ("NO",), True)
+        assert language["keep"] == ("no", "en")
+
+    @pytest.mark.parametrize("settings", ["off", "false", "[]", "0"])
+    def test_settings_that_are_none_are_refused(self, tmp_path: Path, settings: str) -> None:
+        path = tmp_path / "clean.yaml"
+        path.write_text(f"steps: [roles, {{html: {settings}}}]")
+        with pytest.raises(RecipeError, match="html"):
+            load_config(path)
+
+    def test_a_token_limit_keeps_what_the_configuration_says_of_it(self, tmp_path: Path) -> None:
+        path = tmp_path / "clean.yaml"
+        path.write_text(
+            "steps: [roles, {token_limit: {tokenizer: t, max_tokens: 99, chat_format: gemma-3, long_questions: leave_out}}]"
+        )
+        config = load_config(path)
+        *_, limit = config.with_token_limit("other", 400, "llama-3").steps
+        assert limit.describe() == {
+            "tokenizer": "other",
+            "max_tokens": 400,
+            "chat_format": "llama-3",
+            "long_questions": "leave_out",
+        }
+        *others, limit = config.with_token_limit("other", 400).steps
+        assert [step.name for step in others] == ["roles"]
+        assert limit.describe()["chat_format"] == "gemma-3"
+        assert load_config().with_token_limit("t", 400).steps[-1].describe()["chat_format"] == "chatml"
+
     @pytest.mark.parametrize(
         ("text", "told"),
         [
@@ -256,6 +306,10 @@ class TestConfig:
             ("steps: [{roles: {}}, {html: {}}, {html: {}}]", "named twice"),
             ("steps: [{roles: {}}, {overlap: {}}]", "'overlap' is too late"),
             ("reader: sharegtp\nsteps: [{roles: {}}]", "did you mean 'sharegpt'"),
+            ("steps: [{roles: {names: {Hal: assistant, hal: user}}}]", "case does not tell names apart"),
+            ("steps: [{roles: {}}, {language: {keep: [english]}}]", "did you mean 'en'"),
+            ("steps: [{roles: {}}, {language: {skip: [zh-hant]}}]", "did you mean 'zh-Hant'"),
+            ("steps: [{roles: {}}, {language: {keep: [en-GB]}}]", "no language has the code 'en-GB'"),
             ("steps: [roles: {]", "no YAML"),
             ("- roles", "no configuration"),
             ("steps: [{roles: {}}, {token_limit: {tokenizer: t, max_tokens: 99}}, {html: {}}]", "must be the last"),

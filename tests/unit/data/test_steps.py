@@ -93,6 +93,14 @@ class TestRoles:
         assert outcome.reasons == ("earlier question in a row",)
         assert texts_of(outcome) == ["q2", "a"]
 
+    def test_names_of_ones_own_are_met_whatever_their_case(self) -> None:
+        turns = tuple(Turn(role, text) for role, text in [("ALICE", "q"), ("Hal 9", "a")])
+        conversation = Roles(names={"Alice": "user", "HAL 9": "assistant"}).order_turns(
+            Draft(id="x_1", source="dump#x", turns=turns)
+        )
+        assert isinstance(conversation, Conversation)
+        assert texts_of(conversation) == ["q", "a"]
+
     def test_tool_turns_between_answers_stay(self) -> None:
         assert isinstance(order(("user", "q"), ("assistant", "call"), ("tool", "42"), ("assistant", "a")), Conversation)
 
@@ -165,6 +173,13 @@ class TestHtml:
         assert len(outcome.reasons) == 2
         assert texts_of(outcome) == ["r", "b"]
 
+    def test_only_what_became_markdown_is_said_to_have(self) -> None:
+        deep = '<div class="markdown">' + "<div>" * 5000 + "x"
+        outcome = Html()(talk("q", deep, "r", "plain"))
+        assert isinstance(outcome, Changed)
+        assert outcome.reasons == ("HTML that Markdown cannot hold whole",)
+        assert texts_of(outcome) == ["r", "plain"]
+
 
 class TestLanguage:
     GERMAN = talk(
@@ -179,6 +194,15 @@ class TestLanguage:
         assert Language(keep=("en",))(self.ENGLISH) is self.ENGLISH
         assert Language(keep=("en",))(self.GERMAN) == Drop("language de")
         assert Language(skip=("de",))(self.GERMAN) == Drop("language de")
+
+    def test_todays_codes_stand_for_the_detectors_old_ones(self) -> None:
+        hebrew = talk("כמה זמן מבשלים ביצה רכה?", "מבשלים את הביצה במים רותחים חמש דקות ומגישים אותה מיד.")
+        for code in ("he", "iw"):
+            assert Language(keep=(code,))(hebrew) is hebrew
+            assert Language(skip=(code,))(hebrew) == Drop("language iw")
+            assert Language(keep=(code,))(self.ENGLISH) == Drop("language en")
+        for code in ("no", "nb", "jv", "fil", "zh", "zh-Hant", "zh-Hans", "sr-ME"):
+            Language(keep=(code,))
 
     @pytest.mark.parametrize("text", ["", "\x00\x01\ufffe", "7 8 9", "```\ncode\n```"])
     def test_text_of_no_language_is_unknown(self, text: str) -> None:
@@ -223,6 +247,12 @@ class TestDuplicates:
             talk("hello there", "b"),
         )
         assert verdicts == [None, "exact duplicate", None, None]
+
+    def test_the_same_turns_under_another_system_text_are_another_conversation(self) -> None:
+        systems = (None, "Be kind.", "be  kind.", "Be brief.", "", None)
+        conversations = [talk("Hello there", "A", system=system) for system in systems]
+        again = "exact duplicate"
+        assert self.admit(ExactDuplicates(), *conversations) == [None, None, again, None, None, again]
 
     def test_near(self) -> None:
         first = talk(" ".join(WORDS[:150]), " ".join(WORDS[150:]))

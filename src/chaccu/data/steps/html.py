@@ -40,15 +40,18 @@ class Html(Step, frozen=True):
     def __call__(self, conversation: Conversation) -> Outcome:
         if not any(message.role == "assistant" and is_html(message.content or "") for message in conversation.messages):
             return conversation
-        rounds = [_convert_round(turns) for turns in split_rounds(conversation.messages)]
+        found = split_rounds(conversation.messages)
+        rounds = [_convert_round(turns) for turns in found]
         kept = [turns for turns in rounds if turns is not None]
         if not kept:
             return Drop(_NOT_WHOLE)
-        reasons = (_CONVERTED,) if len(kept) == len(rounds) else (_CONVERTED, _NOT_WHOLE)
+        converted = any(after not in (None, before) for before, after in zip(found, rounds, strict=True))
+        reasons = (_CONVERTED,) * converted + (_NOT_WHOLE,) * (len(kept) < len(rounds))
         return Changed((join_rounds(conversation, kept),), reasons)
 
 
 def _convert_round(turns: Round) -> Round | None:
+    """The round with its HTML answers as Markdown, or None when one of them cannot be."""
     converted = []
     for message in turns:
         if message.role == "assistant" and is_html(message.content or ""):

@@ -1,7 +1,8 @@
 """Record marks: what a dump says of a whole record beside its turns, such as that its answers were made with plug-ins.
 
-A record goes when one of the named keys is there with a value that says something: not null, false, 0 or empty. It is judged
-before a reader sees it, so this works for dumps of every kind whose records are objects.
+A record goes when one of the named keys is there with a value that says something: not null, false, 0 or empty. What is judged
+is the record as its reader gets it, once the reader has read it: of a table only the columns that some reader knows, of rows
+that make one tree or a branch of an export only what the reader puts together.
 """
 
 from __future__ import annotations

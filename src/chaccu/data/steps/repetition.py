@@ -1,7 +1,7 @@
 """Repetition and gibberish in answers: rounds go whose answer says one thing over and over, or is no readable text.
 
 Repetition is measured by how far DEFLATE compresses the answer (a loop compresses to a few hundredths, prose to a third or
-a half); gibberish by the share of characters that are control, unassigned or replacement characters.
+a half); gibberish by the share of characters that are control, private use or replacement characters.
 """
 
 from __future__ import annotations

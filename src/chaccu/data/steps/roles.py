@@ -19,6 +19,7 @@ from chaccu.conversation import Conversation, Message
 from chaccu.data.outcome import Changed, Drop, Outcome, Step
 from chaccu.data.records import Draft, Turn
 from chaccu.data.rounds import Round
+from chaccu.errors import RecipeError
 
 _USER = frozenset({"user", "human", "prompter", "question"})
 _ASSISTANT = frozenset({"assistant", "gpt", "chatgpt", "bard", "bing", "bot", "claude", "model", "ai", "answer"})
@@ -29,13 +30,23 @@ Known = Literal["user", "assistant", "tool", "system"]
 
 
 class Roles(Step, frozen=True):
-    """`names` adds a dump's own names: `{alice: user, hal: assistant}`. `questions_in_a_row`: `join` them to one, or keep only
-    the `last`."""
+    """`names` adds a dump's own names, whatever their case: `{alice: user, hal: assistant}`. `questions_in_a_row`: `join` them
+    to one, or keep only the `last`."""
 
     name: ClassVar[str] = "roles"
 
     names: dict[str, Known] = msgspec.field(default_factory=dict)
     questions_in_a_row: Literal["join", "last"] = "join"
+
+    def __post_init__(self) -> None:
+        names: dict[str, Known] = {}
+        for name, role in self.names.items():
+            if names.setdefault(_plain(name), role) != role:
+                raise RecipeError(
+                    f"roles: the name {name!r} is both {names[_plain(name)]} and {role}; case does not tell names apart.",
+                    remedy="name it once",
+                )
+        msgspec.structs.force_setattr(self, "names", names)
 
     def order_turns(self, draft: Draft) -> Outcome:
         """A conversation of the draft's good rounds, `Changed` when turns were dropped, `Drop` when no round is left."""
@@ -74,7 +85,7 @@ class Roles(Step, frozen=True):
         """The role, or any role and what is wrong with the turn."""
         if turn.text is None:
             return "user", "turn without text"
-        called = turn.role.strip().lower()
+        called = _plain(turn.role)
         if called in self.names:
             return self.names[called], None
         for role, names in (("user", _USER), ("assistant", _ASSISTANT), ("system", _SYSTEM), ("tool", _TOOL)):
@@ -94,6 +105,11 @@ class Roles(Step, frozen=True):
             said = list(dict.fromkeys(text for text in texts if text.strip())) or texts[-1:]
             asked.append(Message("user", "\n\n".join(said) if self.questions_in_a_row == "join" else said[-1]))
         return asked
+
+
+def _plain(name: str) -> str:
+    """A name as names are compared."""
+    return name.strip().lower()
 
 
 def _good_rounds(turns: list[Message | None]) -> tuple[list[Round], list[str]]:
