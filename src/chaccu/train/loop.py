@@ -31,6 +31,7 @@ from chaccu.artifact import (
 )
 from chaccu.conversation import TOKENIZER_FILES, TextTokenizer, check_format, resolve_format
 from chaccu.errors import ArtifactError, RecipeError, TrainError
+from chaccu.train.base_model import find_base
 from chaccu.train.model import TrainableModel
 from chaccu.train.optim import build_optimizer, learning_rate_at
 from chaccu.train.pack import PackedRow, encode_sources, pack_rows
@@ -82,8 +83,8 @@ def train(
     Raises `RecipeError`, `TrainError` or `StorageError` before the first step for whatever can be known by then.
     """
     output = Path(recipe.output)
-    base = Path(recipe.model)
-    chat_format = resolve_format(_format_name(recipe), base)
+    base = find_base(recipe.model)
+    chat_format = resolve_format(_format_name(recipe, base), base)
     inputs = {source.path: sha256_file(Path(source.path)) for source in (*recipe.data, *recipe.validation)}
     finished = None if fresh else _finished_run(output, recipe, inputs, replace=replace)
     if finished is not None:
@@ -118,7 +119,7 @@ def train(
         token_rows=[tokenizer.token_text(token) for token in model.token_rows],
         log=log,
     )
-    _save(model, recipe, chat_format.name, tokenizer, inputs, result)
+    _save(model, recipe, base, chat_format.name, tokenizer, inputs, result)
     return result
 
 
@@ -187,11 +188,10 @@ def evaluate(model: TrainableModel, rows: Sequence[PackedRow]) -> float | None:
     return total / sum(row.trained_tokens for row in rows)
 
 
-def _format_name(recipe: Recipe) -> str:
+def _format_name(recipe: Recipe, base: Path) -> str:
     if recipe.format is not None:
         return recipe.format
-    folder = Path(recipe.model)
-    named = read_manifest(folder).chat_format if (folder / MANIFEST_NAME).is_file() else None
+    named = read_manifest(base).chat_format if (base / MANIFEST_NAME).is_file() else None
     if named is None:
         raise RecipeError(
             f"no chat format is named for {recipe.model}.", remedy="set format: to a name out of chaccu format list"
@@ -216,12 +216,12 @@ def _finished_run(output: Path, recipe: Recipe, inputs: dict[str, str], *, repla
 def _save(
     model: TrainableModel,
     recipe: Recipe,
+    base: Path,
     chat_format: str,
     tokenizer: TextTokenizer,
     inputs: dict[str, str],
     result: TrainReport,
 ) -> None:
-    base = Path(recipe.model)
     with atomic_folder(Path(recipe.output)) as folder:
         model.full.save_pretrained(str(folder))
         copy_files(base, folder, TOKENIZER_FILES)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ import torch
 
 from chaccu.errors import MissingDependencyError, TrainError
 from chaccu.train.attention import ATTENTION, PackedLengths, attends_at_once, pack_lengths, register_attention
+from chaccu.train.base_model import find_base
 from chaccu.train.layers import Checkpoints, compile_layers, count_that_fit, find_layers
 from chaccu.train.loss import summed_cross_entropy
 from chaccu.train.pack import PackedRow, pad_row
@@ -213,13 +213,12 @@ def load_causal_lm(recipe: Recipe, dtype: torch.dtype) -> Any:
     """
     import transformers
 
-    if recipe.model.startswith((".", "/", "~")) and not Path(recipe.model).expanduser().exists():
-        raise TrainError(f"there is no model at {recipe.model}.", remedy="check the path, or name a Hugging Face hub id")
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        config = transformers.AutoConfig.from_pretrained(recipe.model)
+        base = find_base(recipe.model)
+        config = transformers.AutoConfig.from_pretrained(base)
         return transformers.AutoModelForCausalLM.from_pretrained(
-            recipe.model, dtype=dtype, attn_implementation=choose_attention(config)
+            base, dtype=dtype, attn_implementation=choose_attention(config)
         )
     except (OSError, ValueError) as error:
         raise TrainError(f"cannot load the model {recipe.model!r}: {error}") from error

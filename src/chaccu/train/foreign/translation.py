@@ -313,8 +313,8 @@ class Translation:
         if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
             self.remark(
                 BEFORE,
-                f"{model} looks like a hub id, and the tokenizer is read from a folder: "
-                f"hf download {model} --local-dir FOLDER, then FOLDER as model and --tokenizer",
+                f"{model} looks like a hub id: training fetches it, and --tokenizer above wants a folder "
+                f"(hf download {model} --local-dir FOLDER)",
             )
         for field in ("model", "output", "data", "validation"):
             if re.search("[$`]", str(self.fields.get(field, ""))):
