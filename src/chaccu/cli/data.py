@@ -44,7 +44,10 @@ def clean_command(
         Path | None, typer.Option(help="A folder with tokenizer.json: split what is over --max-tokens.")
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens a conversation may have.")] = None,
-    chat_format: Annotated[str, typer.Option("--format", help="Chat format in which tokens are counted.")] = "chatml",
+    chat_format: Annotated[
+        str | None,
+        typer.Option("--format", help="Chat format in which tokens are counted. Default: the configuration's, or chatml."),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail when a file is cut off.")] = False,
     validation_share: Annotated[float, typer.Option(help="Share of source conversations for validation.")] = 0.02,
     seed: Annotated[int, typer.Option(help="Another seed, another split.")] = 0,
@@ -90,7 +93,7 @@ def clean_command(
         _say_report(report)
 
 
-def _load_settings(config: Path | None, tokenizer: Path | None, max_tokens: int | None, chat_format: str) -> CleanConfig:
+def _load_settings(config: Path | None, tokenizer: Path | None, max_tokens: int | None, chat_format: str | None) -> CleanConfig:
     from chaccu.data.config import load_config
     from chaccu.errors import UsageError
 
@@ -98,6 +101,8 @@ def _load_settings(config: Path | None, tokenizer: Path | None, max_tokens: int 
     if (tokenizer is None) != (max_tokens is None):
         raise UsageError("--tokenizer and --max-tokens belong together.", remedy="give both, or neither")
     if tokenizer is None or max_tokens is None:
+        if chat_format is not None:
+            raise UsageError("--format alone changes nothing.", remedy="give --tokenizer and --max-tokens with it")
         return settings
     return settings.with_token_limit(str(tokenizer), max_tokens, chat_format)
 

@@ -63,7 +63,7 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 @runtime_checkable
 class RecordStep(Protocol):
-    """A step that judges a decoded record by what stands beside its turns, before a reader makes a draft of it."""
+    """A step that judges a decoded record by what stands beside its turns, once its reader has made a draft of it."""
 
     def judge_record(self, value: Any) -> Drop | None: ...
 

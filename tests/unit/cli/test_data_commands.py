@@ -61,6 +61,8 @@ def test_options_that_belong_together(dump: Path, tmp_path: Path) -> None:
         RUNNER.invoke(app, ["identity", "--name", "Vicky", "--out", str(dump.with_name("i.jsonl"))], catch_exceptions=False)
         with pytest.raises(UsageError, match="belong together"):
             RUNNER.invoke(app, arguments, catch_exceptions=False)
+    with pytest.raises(UsageError, match="--format alone changes nothing"):
+        RUNNER.invoke(app, ["clean", str(dump), "--out", str(tmp_path / "out"), "--format", "chatml"], catch_exceptions=False)
 
 
 def test_config_prints_what_clean_accepts(dump: Path, tmp_path: Path) -> None:
