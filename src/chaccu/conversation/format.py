@@ -171,9 +171,9 @@ def cut_windows(rendering: Rendering, messages: Sequence[Message], name: str) ->
         places = [place for place, segment in enumerate(segments) if segment.content and segment.reply == reply]
         if not places or not (message.trained_from or message.unfinished):
             continue
-        content = message.content or ""
-        [place], text = places if len(places) == 1 else [-1], segments[places[0]].text
-        if place < 0 or text not in (content, content.strip()):
+        place, content = places[0], message.content or ""
+        text = segments[place].text
+        if len(places) > 1 or text not in (content, content.strip()):
             raise FormatError(
                 f"format {name!r} changes the text of reply {reply}, which is trained only in part.",
                 remedy="split the conversation for the format that it is trained with",
@@ -183,10 +183,10 @@ def cut_windows(rendering: Rendering, messages: Sequence[Message], name: str) ->
             del segments[place + 1 :]
         parts = [Segment(part, True, reply, trained) for part, trained in ((text[:read], False), (text[read:], True)) if part]
         segments[place : place + 1] = parts
-        if read:
-            segments[:place] = [
-                msgspec.structs.replace(segment, trained=segment.reply != reply) for segment in segments[:place]
-            ]
+        # What the template writes of the reply before its text is read with it.
+        for before in range(place):
+            if read and segments[before].reply == reply:
+                segments[before] = msgspec.structs.replace(segments[before], trained=False)
     return Rendering(tuple(segments))
 
 

@@ -267,6 +267,18 @@ def test_windows_of_an_answer_train_each_character_once(name: str, kind: str) ->
     assert joined[len(before + answer) :] in ends
 
 
+@pytest.mark.parametrize("name", ["vicuna_v1.1", "chatml", "template chatml"])
+def test_each_of_several_windows_keeps_its_place(name: str) -> None:
+    turns = (Message("user", "Q"), Message("assistant", "one two", 3), Message("user", "R"), Message("assistant", "six ten", 3))
+    encoded = encode(Conversation(messages=turns), name, "byte_level")
+    trained = [token for token, mask in zip(encoded.ids, encoded.mask, strict=True) if mask]
+    text = build_tokenizer("byte_level").decode(trained)
+    assert " two" in text
+    assert " ten" in text
+    assert "one" not in text
+    assert "six" not in text
+
+
 def test_a_format_that_rewrites_an_answer_has_no_windows() -> None:
     chat_format = parse_format(
         "---\nstop: [x]\n---\n{% for m in messages %}{% generation %}{{ m.content | upper }}{% endgeneration %}{% endfor %}",
