@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from chaccu.conversation import list_formats
@@ -572,6 +572,8 @@ def load_fields(text: str) -> Any:
         st.sampled_from([*yaml.safe_load(AXOLOTL), *yaml.safe_load(FACTORY)]), st.none() | st.integers() | st.text()
     )
 )
+@example({"chat_template": 0})
+@example({"chat_template": ""})
 def test_any_values_are_refused_or_give_a_recipe(values: dict[str, Any]) -> None:
     for text in (AXOLOTL, FACTORY):
         try:

@@ -100,6 +100,11 @@ def _put_format(translation: Translation, key: str, template: Any, *, given: boo
 
 def _from_axolotl(translation: Translation) -> None:
     overall = translation.left.pop("chat_template", None)
+    if overall is not None and switched_off(overall):
+        translation.remark(MEANINGLESS, f"chat_template: {OFF}")
+        overall = None
+    elif overall is not None:
+        overall = text("chat_template", overall)
     templates: list[str] = []
     for field, key in (("data", "datasets"), ("validation", "test_datasets")):
         _, entries = translation.take(key)
@@ -151,8 +156,9 @@ def _read_entry(
 
 
 def _template_of(translation: Translation, key: str, kind: Any, left: dict[str, Any], overall: str | None) -> str | None:
-    given = [left.pop(name, None) for name in ("chat_template", "conversation")]
-    own = next((str(one) for one in given if one), None)
+    # What is not taken stays, and is told with the rest.
+    given = next((name for name in ("chat_template", "conversation") if left.get(name)), None)
+    own = None if given is None else text(f"{key}[].{given}", left.pop(given))
     if isinstance(kind, dict):
         translation.remark(UNSUPPORTED, f"{key}[].type: prompts of one's own; write those records as conversations first")
         return own
