@@ -96,7 +96,9 @@ def train(
     rows = pack_rows(encoded, recipe.row_len, seed=recipe.seed)
     validation = pack_rows(held_out, recipe.row_len, seed=recipe.seed)
     rows_to_train = plan_token_rows(recipe.lora, encoded, tokenizer) if recipe.method == "lora" else None
-    model = TrainableModel(recipe, torch.device("cuda" if torch.cuda.is_available() else "cpu"), rows_to_train)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # Under its folder's name, so that the hub is asked once.
+    model = TrainableModel(msgspec.structs.replace(recipe, model=str(base)), device, rows_to_train)
     if tokenizer.vocab_size > model.vocab_size:
         raise TrainError(
             f"the tokenizer has {tokenizer.vocab_size} ids and the model {model.vocab_size}.", remedy="use its own tokenizer"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,7 +70,7 @@ class TrainableModel:
         self.device = device
         self.dtype = choose_precision(recipe, device)
         torch.manual_seed(recipe.seed)
-        causal = causal or load_causal_lm(recipe, weights_dtype(recipe, device))
+        causal = causal or load_causal_lm(find_base(recipe.model), weights_dtype(recipe, device))
         self._body = causal.get_decoder()
         self._head = causal.get_output_embeddings()
         self.token_rows: list[int] = []
@@ -206,8 +207,8 @@ class TrainableModel:
             )
 
 
-def load_causal_lm(recipe: Recipe, dtype: torch.dtype) -> Any:
-    """The recipe's model through transformers, its attention ours where that knows all that the model asks of it.
+def load_causal_lm(base: Path, dtype: torch.dtype) -> Any:
+    """The model in the folder `base` through transformers, its attention ours where that knows all that the model asks of it.
 
     Raises `TrainError` when it cannot be loaded.
     """
@@ -215,13 +216,12 @@ def load_causal_lm(recipe: Recipe, dtype: torch.dtype) -> Any:
 
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        base = find_base(recipe.model)
         config = transformers.AutoConfig.from_pretrained(base)
         return transformers.AutoModelForCausalLM.from_pretrained(
             base, dtype=dtype, attn_implementation=choose_attention(config)
         )
     except (OSError, ValueError) as error:
-        raise TrainError(f"cannot load the model {recipe.model!r}: {error}") from error
+        raise TrainError(f"cannot load the model {str(base)!r}: {error}") from error
 
 
 def choose_attention(config: Any) -> str:

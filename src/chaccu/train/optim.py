@@ -93,7 +93,8 @@ class _AdamW8bit:
     def finish_step(self) -> None:
         for number, (parameter, _) in enumerate(self._moments):
             if parameter.grad is not None:
-                self._update(number, self._scale if self._scale is not None else torch.ones((), device=parameter.device))
+                scale = self._scale if self._scale is not None else torch.ones((), device=parameter.device)
+                self._update(number, parameter.grad, scale)
         self._step += 1
         self._scale = None
         self._norms = []
@@ -103,17 +104,15 @@ class _AdamW8bit:
         if gradient is not None:
             norm = torch.linalg.vector_norm(gradient, dtype=torch.float32)
             self._norms.append(norm)
-            self._update(number, self._scale_for(norm))
+            self._update(number, gradient, self._scale_for(norm))
 
     @torch.no_grad()
-    def _update(self, number: int, scale: torch.Tensor) -> None:
+    def _update(self, number: int, gradient: torch.Tensor, scale: torch.Tensor) -> None:
         parameter, moments = self._moments[number]
-        if parameter.grad is None:
-            return
         decay = self._recipe.weight_decay if parameter.ndim > 1 else 0.0
         rates = Rates(self._rate, *_BETAS, _EPSILON, decay, self._step)
         seed = hash((self._recipe.seed, self._step, number)) & 0x7FFFFFFF
-        step_parameter(parameter.data, parameter.grad, moments, rates, seed, scale)
+        step_parameter(parameter.data, gradient, moments, rates, seed, scale)
         parameter.grad = None
 
     def _scale_for(self, norm: torch.Tensor) -> torch.Tensor:

@@ -56,7 +56,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     `micro_batch_tokens`: of a packed row, from `sequence_len` (the most that a conversation may have, and the default) up.
     `optimizer`: `adamw` keeps float32 weights and moments; `adamw_8bit` keeps weights in the run's precision, rounded
     stochastically, and 8-bit moments. `optimizer_in_backward` updates each weight as soon as its gradient is there, so no
-    gradients are kept. `activation_checkpointing` recomputes every layer (`full`) or every other one (`selective`).
+    gradients are kept. `activation_checkpointing` recomputes every layer (`full`), or on a GPU as few as the memory allows
+    (`selective`).
     """
 
     model: str
