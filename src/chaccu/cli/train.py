@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from chaccu.train.loop import TrainReport
     from chaccu.train.recipe import Recipe
+    from chaccu.train.run import TrainReport
 
 
 def register(app: typer.Typer) -> None:
@@ -59,7 +59,8 @@ def _train_with_bar(recipe: Recipe, *, fresh: bool, replace: bool) -> TrainRepor
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from chaccu.train.loop import StepReport, train
+    from chaccu.train.loop import StepReport
+    from chaccu.train.run import train
 
     columns = (
         TextColumn("{task.description}"),

@@ -20,8 +20,9 @@ from chaccu.train.recipe import Recipe
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
-from chaccu.train.loop import StepReport, evaluate, run_steps, train  # noqa: E402 (torch may be absent)
+from chaccu.train.loop import StepReport, evaluate, run_steps  # noqa: E402 (torch may be absent)
 from chaccu.train.model import TrainableModel  # noqa: E402
+from chaccu.train.run import train  # noqa: E402
 
 ROW = PackedRow([7, 8, 9], [0, 1, 1], [3])
 
