@@ -102,9 +102,12 @@ def _step(  # type: ignore[no-untyped-def]
 ) -> Any:
     rows = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
     places = rows[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    factor = tl.load(scale)
+    # NaN is not at least 0: then there is nothing to load, and nothing to store.
+    count = tl.where(factor >= 0.0, count, 0)
     inside = places < count
     row_inside = rows * BLOCK < count
-    grad = tl.load(gradient + places, mask=inside, other=0.0).to(tl.float32) * tl.load(scale)
+    grad = tl.load(gradient + places, mask=inside, other=0.0).to(tl.float32) * factor
 
     code = tl.load(mean_codes + places, mask=inside, other=0).to(tl.float32)
     size = tl.abs(code)

@@ -3,6 +3,9 @@
 Clipping: the gradients of a step are scaled so that their norm over all weights is at most `max_grad_norm` (Pascanu et al.
 2013, arXiv:1211.5063). With `optimizer_in_backward` there is no moment at which all gradients are known: there the gradient of
 each weight tensor is scaled by itself to that norm, and the norm that is reported is the one over all before.
+
+A loss or a norm that is not finite updates nothing. In the backward pass this is decided on the device, since to look would
+wait for it: what comes before the first such gradient is updated, the rest of the step is not.
 """
 
 from __future__ import annotations
@@ -24,12 +27,20 @@ class StepOptimizer(Protocol):
 
     def set_rate(self, rate: float) -> None: ...
 
+    def watch(self, loss: torch.Tensor) -> None:
+        """Take note of a loss, a scalar on the device, before its backward pass."""
+        ...
+
     def clip(self) -> torch.Tensor:
         """Clip the step's gradients; their norm over all weights before, a float32 scalar on the device."""
         ...
 
     def finish_step(self) -> None:
         """Update what is not updated yet, and forget the gradients."""
+        ...
+
+    def skip_step(self) -> None:
+        """In place of `finish_step`: forget the gradients, and leave weights and moments as they are."""
         ...
 
 
@@ -56,12 +67,18 @@ class _AdamW:
         for group in self.inner.param_groups:
             group["lr"] = rate
 
+    def watch(self, loss: torch.Tensor) -> None:
+        pass
+
     def clip(self) -> torch.Tensor:
         norm: torch.Tensor = torch.nn.utils.clip_grad_norm_(self._parameters, self._limit)
         return norm
 
     def finish_step(self) -> None:
         self.inner.step()
+        self.inner.zero_grad(set_to_none=True)
+
+    def skip_step(self) -> None:
         self.inner.zero_grad(set_to_none=True)
 
 
@@ -75,6 +92,8 @@ class _AdamW8bit:
         self._step = 1
         self._scale: torch.Tensor | None = None
         self._norms: list[torch.Tensor] = []
+        # 0 times what was finite is 0, and NaN for the rest of the step when something was not.
+        self._nothing: torch.Tensor | float = 0.0
         if recipe.optimizer_in_backward:
             for number, (parameter, _) in enumerate(self._moments):
                 parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
@@ -83,6 +102,9 @@ class _AdamW8bit:
 
     def set_rate(self, rate: float) -> None:
         self._rate = rate
+
+    def watch(self, loss: torch.Tensor) -> None:
+        self._nothing = self._nothing + 0.0 * loss
 
     def clip(self) -> torch.Tensor:
         norms = self._norms or torch._foreach_norm([one.grad for one, _ in self._moments if one.grad is not None])
@@ -96,7 +118,18 @@ class _AdamW8bit:
                 scale = self._scale if self._scale is not None else torch.ones((), device=parameter.device)
                 self._update(number, parameter.grad, scale)
         self._step += 1
-        self._scale = None
+        self._forget()
+
+    def skip_step(self) -> None:
+        if self._recipe.optimizer_in_backward:
+            # Some weights may have taken this step; to count it for the others makes their next one smaller, never larger.
+            self._step += 1
+        for parameter, _ in self._moments:
+            parameter.grad = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._scale, self._nothing = None, 0.0
         self._norms = []
 
     def _update_now(self, number: int) -> None:
@@ -104,6 +137,7 @@ class _AdamW8bit:
         if gradient is not None:
             norm = torch.linalg.vector_norm(gradient, dtype=torch.float32)
             self._norms.append(norm)
+            self.watch(norm)
             self._update(number, gradient, self._scale_for(norm))
 
     @torch.no_grad()
@@ -116,7 +150,8 @@ class _AdamW8bit:
         parameter.grad = None
 
     def _scale_for(self, norm: torch.Tensor) -> torch.Tensor:
-        return (self._recipe.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        scale = (self._recipe.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        return scale + self._nothing + 0.0 * norm
 
 
 def learning_rate_at(recipe: Recipe, progress: float) -> float:

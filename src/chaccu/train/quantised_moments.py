@@ -56,7 +56,8 @@ def step_parameter(
     parameter: torch.Tensor, gradient: torch.Tensor, moments: Moments, rates: Rates, seed: int, scale: torch.Tensor
 ) -> None:
     """Update a contiguous `parameter` (bfloat16 or float32) and its moments in place. `scale`, a float32 scalar on the device,
-    multiplies the gradient: what clips it need not be known to the processor."""
+    multiplies the gradient: what clips it need not be known to the processor. NaN in it leaves weight and moments as they are,
+    whatever the gradient holds."""
     if parameter.is_cuda:
         from chaccu.train.adam_kernel import launch_step
 
@@ -68,6 +69,8 @@ def step_parameter(
 def _step_plainly(
     parameter: torch.Tensor, gradient: torch.Tensor, moments: Moments, rates: Rates, seed: int, scale: torch.Tensor
 ) -> None:
+    if not scale >= 0:
+        return
     generator = torch.Generator(parameter.device).manual_seed(seed)
     grad_N = gradient.reshape(-1).float() * scale
     mean_N = decode_mean(moments)

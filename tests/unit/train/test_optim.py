@@ -79,3 +79,47 @@ def test_in_backward_each_tensor_is_clipped_by_itself() -> None:
     # m after one step is a tenth of the gradient: clipped to a norm of 1 the one, untouched the other.
     assert decode_mean(moments[id(big)]).norm().item() == pytest.approx(0.1, rel=0.01)
     assert decode_mean(moments[id(small)]).norm().item() == pytest.approx(0.1 * norms[1].item(), rel=0.01)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
+def test_a_skipped_step_leaves_weights_and_moments(optimizer: str) -> None:
+    """The step after it is the step that would have been without it, to the bit."""
+    recipe = msgspec.structs.replace(EIGHT_BIT, optimizer=optimizer)
+    weights = []
+    for skips in (True, False):
+        weight = torch.nn.Parameter(torch.linspace(-1, 1, 300))
+        ours = build_optimizer([weight], recipe)
+        for factor in (1.0, float("inf"), 2.0) if skips else (1.0, 2.0):
+            (factor * weight.square()).sum().backward()
+            if torch.isfinite(ours.clip()):
+                ours.finish_step()
+            else:
+                ours.skip_step()
+            assert weight.grad is None
+        weights.append(weight.tolist())
+    assert weights[0] == weights[1]
+
+
+def test_in_backward_nothing_is_updated_from_the_first_gradient_that_is_not_finite_on() -> None:
+    first, bad, last = (torch.nn.Parameter(torch.ones(300)) for _ in range(3))
+    optimizer = build_optimizer([first, bad, last], msgspec.structs.replace(EIGHT_BIT, optimizer_in_backward=True))
+    for one, factor in ((first, 1.0), (bad, float("nan")), (last, 1.0)):
+        (factor * one).sum().backward()
+    assert not torch.isfinite(optimizer.clip())
+    optimizer.skip_step()
+    assert [(one == 1).all().item() for one in (first, bad, last)] == [False, True, True]
+    (first + bad + last).sum().backward()
+    assert torch.isfinite(optimizer.clip())
+    optimizer.finish_step()
+    assert [(one == 1).any().item() for one in (first, bad, last)] == [False, False, False]
+
+
+@pytest.mark.parametrize("loss", [float("inf"), float("nan")])
+def test_in_backward_a_loss_that_is_not_finite_updates_nothing(loss: float) -> None:
+    weight = torch.nn.Parameter(torch.ones(300))
+    optimizer = build_optimizer([weight], msgspec.structs.replace(EIGHT_BIT, optimizer_in_backward=True))
+    optimizer.watch(torch.tensor(loss))
+    weight.sum().backward()
+    optimizer.clip()
+    optimizer.skip_step()
+    assert (weight == 1).all()

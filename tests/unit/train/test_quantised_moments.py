@@ -95,6 +95,21 @@ def test_nothing_seen_and_no_rate_leaves_the_weight() -> None:
     assert torch.equal(weight, before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_scale_that_is_no_number_leaves_all_as_it_is(dtype: torch.dtype, device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
+    weight = torch.randn(700, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    moments = new_moments(weight)
+    step_parameter(weight, torch.ones_like(weight), moments, rates(1), 1, ONE.to(device))
+    before = [one.clone() for one in (weight, *moments)]
+    gradient = torch.full_like(weight, float("inf"))
+    gradient[3] = float("nan")
+    step_parameter(weight, gradient, moments, rates(2), 2, torch.tensor(float("nan"), device=device))
+    assert all(torch.equal(one, was) for one, was in zip((weight, *moments), before, strict=True))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_kernel_is_the_plain_version(dtype: torch.dtype) -> None:
