@@ -18,6 +18,7 @@ import yaml
 
 from chaccu.artifact import storage_errors
 from chaccu.errors import RecipeError, did_you_mean
+from chaccu.train.batch import resolve_accumulation
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 AboveZero = Annotated[float, msgspec.Meta(gt=0)]
@@ -54,6 +55,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     there too.
 
     `micro_batch_tokens`: of a packed row, from `sequence_len` (the most that a conversation may have, and the default) up.
+    `global_batch_size`: of a step over all `processes` (one a GPU), in sequences of `sequence_len` tokens;
+    `gradient_accumulation_steps`, rows that a process takes one after another in a step, follows from it.
     `optimizer`: `adamw` keeps float32 weights and moments; `adamw_8bit` keeps weights in the run's precision, rounded
     stochastically, and 8-bit moments. `optimizer_in_backward` updates each weight as soon as its gradient is there, so no
     gradients are kept. `activation_checkpointing` recomputes every layer (`full`), or on a GPU as few as the memory allows
@@ -69,6 +72,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     lora: LoraOptions = LoraOptions()
     sequence_len: Count = 2048
     micro_batch_tokens: Count | None = None
+    processes: Count = 1
+    global_batch_size: Count | None = None
     gradient_accumulation_steps: Count = 1
     learning_rate: AboveZero = 2e-5
     lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
@@ -145,6 +150,7 @@ def parse_recipe(fields: dict[str, Any]) -> Recipe:
         raise _explain(error, fields) from error
     if not recipe.data:
         raise RecipeError("the recipe names no data.", remedy="data: [{path: conversations.jsonl}]")
+    recipe = resolve_accumulation(recipe, given="gradient_accumulation_steps" in fields)
     _check_together(recipe)
     return recipe
 

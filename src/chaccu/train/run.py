@@ -66,6 +66,8 @@ def train(
 
     Raises `RecipeError`, `TrainError` or `StorageError` before the first step for whatever can be known by then.
     """
+    if recipe.processes > 1:
+        raise RecipeError(f"processes is {recipe.processes}, and a run has one.", remedy="set processes: 1")
     output = Path(recipe.output)
     base = find_base(recipe.model)
     chat_format = resolve_format(_format_name(recipe, base), base)

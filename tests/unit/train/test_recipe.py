@@ -55,6 +55,8 @@ def test_a_wrong_value_or_inner_key_is_named(fields: dict[str, Any], parts: list
     [
         ({"sequence_len": 0}, "sequence_len", "0"),
         ({"gradient_accumulation_steps": -2}, "gradient_accumulation_steps", "-2"),
+        ({"processes": 0}, "processes", "0"),
+        ({"global_batch_size": 0}, "global_batch_size", "0"),
         ({"learning_rate": -1e-4}, "learning_rate", "-0.0001"),
         ({"learning_rate": float("nan")}, "learning_rate", "nan"),
         ({"max_grad_norm": 0}, "max_grad_norm", "0"),
