@@ -22,6 +22,7 @@ from chaccu.train.base_model import find_base
 from chaccu.train.layers import Checkpoints, compile_layers, count_that_fit, find_layers
 from chaccu.train.loss import summed_cross_entropy
 from chaccu.train.pack import PackedRow, pad_row
+from chaccu.train.positions import load_config
 from chaccu.train.recipe import Recipe
 from chaccu.train.token_rows import TokenRowPlan
 
@@ -61,7 +62,7 @@ class TrainableModel:
     """A causal language model with its trained parameters.
 
     `full`: the module as loaded (or wrapped by peft); `parameters`: what the optimizer updates; `token_rows`: ids whose rows of
-    embedding and projection are trained beside LoRA.
+    embedding and projection are trained beside LoRA; `config_changes`: what `rope_scaling` changed in the base's config.
     """
 
     def __init__(self, recipe: Recipe, device: torch.device, rows: TokenRowPlan | None = None, *, causal: Any = None) -> None:
@@ -70,7 +71,11 @@ class TrainableModel:
         self.device = device
         self.dtype = choose_precision(recipe, device)
         torch.manual_seed(recipe.seed)
-        causal = causal or load_causal_lm(find_base(recipe.model), weights_dtype(recipe, device))
+        self.config_changes: dict[str, Any] = {}
+        if causal is None:
+            base = find_base(recipe.model)
+            config, self.config_changes = load_config(base, recipe)
+            causal = load_causal_lm(base, weights_dtype(recipe, device), config)
         self._body = causal.get_decoder()
         self._head = causal.get_output_embeddings()
         self.token_rows: list[int] = []
@@ -207,8 +212,9 @@ class TrainableModel:
             )
 
 
-def load_causal_lm(base: Path, dtype: torch.dtype) -> Any:
+def load_causal_lm(base: Path, dtype: torch.dtype, config: Any) -> Any:
     """The model in the folder `base` through transformers, its attention ours where that knows all that the model asks of it.
+    `config`: what `load_config` gives.
 
     Raises `TrainError` when it cannot be loaded.
     """
@@ -216,9 +222,8 @@ def load_causal_lm(base: Path, dtype: torch.dtype) -> Any:
 
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        config = transformers.AutoConfig.from_pretrained(base)
         return transformers.AutoModelForCausalLM.from_pretrained(
-            base, dtype=dtype, attn_implementation=choose_attention(config)
+            base, config=config, dtype=dtype, attn_implementation=choose_attention(config)
         )
     except (OSError, ValueError) as error:
         raise TrainError(f"cannot load the model {str(base)!r}: {error}") from error

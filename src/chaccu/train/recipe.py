@@ -22,6 +22,7 @@ from chaccu.train.batch import resolve_accumulation
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 AboveZero = Annotated[float, msgspec.Meta(gt=0)]
+FromOne = Annotated[float, msgspec.Meta(ge=1)]
 FromZero = Annotated[float, msgspec.Meta(ge=0)]
 BelowOne = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
@@ -50,6 +51,22 @@ class LoraOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     trainable_tokens: Literal["auto"] | list[str] = "auto"
 
 
+class RopeScaling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Rotary positions stretched by `factor`, in transformers' names; what is None is its default.
+
+    `original_max_position_embeddings`: the length that is stretched, where the base's config does not say it right.
+    """
+
+    rope_type: Literal["linear", "dynamic", "yarn", "llama3"]
+    factor: FromOne
+    original_max_position_embeddings: Count | None = None
+    attention_factor: AboveZero | None = None
+    beta_fast: AboveZero | None = None
+    beta_slow: AboveZero | None = None
+    low_freq_factor: AboveZero | None = None
+    high_freq_factor: AboveZero | None = None
+
+
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One training run. Lengths are tokens; `max_minutes` ends the run early, with the schedule bent so that it ends
     there too.
@@ -71,6 +88,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     method: Literal["full", "lora"] = "lora"
     lora: LoraOptions = LoraOptions()
     sequence_len: Count = 2048
+    rope_scaling: RopeScaling | None = None
     micro_batch_tokens: Count | None = None
     processes: Count = 1
     global_batch_size: Count | None = None
@@ -94,6 +112,13 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def row_len(self) -> int:
         """Tokens of a packed row: what one forward pass takes."""
         return self.micro_batch_tokens or self.sequence_len
+
+
+_INNER: dict[str, Any] = {"lora": LoraOptions, "rope_scaling": RopeScaling}
+_OF_ONE_TYPE = {
+    "yarn": ("attention_factor", "beta_fast", "beta_slow"),
+    "llama3": ("low_freq_factor", "high_freq_factor"),
+}
 
 
 def list_recipes() -> list[str]:
@@ -152,6 +177,8 @@ def parse_recipe(fields: dict[str, Any]) -> Recipe:
         raise RecipeError("the recipe names no data.", remedy="data: [{path: conversations.jsonl}]")
     recipe = resolve_accumulation(recipe, given="gradient_accumulation_steps" in fields)
     _check_together(recipe)
+    if recipe.rope_scaling is not None:
+        _check_rope_scaling(recipe.rope_scaling)
     return recipe
 
 
@@ -176,6 +203,16 @@ def _check_together(recipe: Recipe) -> None:
         )
 
 
+def _check_rope_scaling(scaling: RopeScaling) -> None:
+    for rope_type, keys in _OF_ONE_TYPE.items():
+        given = [key for key in keys if getattr(scaling, key) is not None]
+        if given and scaling.rope_type != rope_type:
+            raise RecipeError(
+                f"rope_scaling has {given[0]}, which {scaling.rope_type} does not know.",
+                remedy=f"leave it out, or set rope_type: {rope_type}",
+            )
+
+
 def _explain(error: msgspec.ValidationError, fields: dict[str, Any]) -> RecipeError:
     """msgspec's message with what it leaves out: the value that was wrong and the nearest right name."""
     problem, _, path = str(error).partition(" - at `$")
@@ -185,13 +222,12 @@ def _explain(error: msgspec.ValidationError, fields: dict[str, Any]) -> RecipeEr
     for step in steps:
         value = value[int(step) if isinstance(value, list) else step]
     if (unknown := re.search("unknown field `(.*)`", problem)) is not None:
-        inner = LoraOptions if steps[0] == "lora" else DataSource
-        return RecipeError(
-            f"the key {unknown[1]!r} in {steps[0]} is not known.", remedy=did_you_mean(unknown[1], get_type_hints(inner))
-        )
+        inner = get_type_hints(_INNER.get(steps[0], DataSource))
+        return RecipeError(f"the key {unknown[1]!r} in {steps[0]} is not known.", remedy=did_you_mean(unknown[1], inner))
     if not steps or isinstance(value, dict):
         return RecipeError(f"the recipe is not valid: {error}.")
-    choices = [choice for choice in get_args(hints[steps[0]]) if isinstance(choice, str)]
+    hint = get_type_hints(_INNER[steps[0]])[steps[1]] if steps[0] in _INNER and steps[1:] else hints[steps[0]]
+    choices = [choice for choice in get_args(hint) if isinstance(choice, str)]
     remedy = did_you_mean(str(value), choices) if choices else ""
     return RecipeError(f"{'.'.join(steps)} is {value!r}: {problem}.", remedy=remedy)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -32,13 +33,14 @@ from chaccu.train.base_model import find_base
 from chaccu.train.loop import StepReport, evaluate, run_steps
 from chaccu.train.model import TrainableModel
 from chaccu.train.pack import encode_sources, pack_rows
+from chaccu.train.positions import check_lengths, load_config
 from chaccu.train.recipe import Recipe
 from chaccu.train.token_rows import plan_token_rows
 
 
 class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
     """A finished run. Losses are nats a trained token on the validation rows (None without validation data); `token_rows`:
-    tokens whose rows were trained beside LoRA."""
+    tokens whose rows were trained beside LoRA; `config_changes`: values of the base's config that merging has to change too."""
 
     output: str
     steps: int
@@ -50,6 +52,7 @@ class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
     fill: float
     token_rows: list[str]
     log: list[StepReport]
+    config_changes: dict[str, Any] = {}
     reused: bool = False
 
 
@@ -75,6 +78,7 @@ def train(
     finished = None if fresh else _finished_run(output, recipe, inputs, replace=replace)
     if finished is not None:
         return finished
+    check_lengths(load_config(base, recipe)[0], recipe)
     tokenizer = TextTokenizer.load(base)
     check_format(chat_format, tokenizer)
     encoded = encode_sources(recipe.data, chat_format, tokenizer, sequence_len=recipe.sequence_len, seed=recipe.seed)
@@ -106,6 +110,7 @@ def train(
         fill=tokens / (len(rows) * recipe.row_len),
         token_rows=[tokenizer.token_text(token) for token in model.token_rows],
         log=log,
+        config_changes=model.config_changes,
     )
     _save(model, recipe, base, chat_format.name, tokenizer, inputs, result)
     return result

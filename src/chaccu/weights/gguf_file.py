@@ -197,6 +197,11 @@ def integer_pair(key: str, value: int) -> bytes:
     return _string(key) + struct.pack("<II", 4, value)
 
 
+def float_pair(key: str, value: float) -> bytes:
+    """One key-value pair of type float32, as bytes."""
+    return _string(key) + struct.pack("<If", 6, value)
+
+
 def write_gguf(
     file: IO[bytes],
     *,

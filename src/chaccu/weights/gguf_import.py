@@ -29,6 +29,7 @@ from chaccu.artifact import (
 from chaccu.conversation import TextTokenizer
 from chaccu.errors import WeightsError, did_you_mean
 from chaccu.weights.gguf_file import GgufFile
+from chaccu.weights.gguf_rope import read_rope
 from chaccu.weights.gguf_tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def _shared_config(file: GgufFile) -> dict[str, Any]:
 
 
 def _llama_config(file: GgufFile) -> dict[str, Any]:
-    rope = {"rope_type": "default", "rope_theta": file.get("llama.rope.freq_base", 10000.0)}
+    rope = {**read_rope(file), "rope_theta": file.get("llama.rope.freq_base", 10000.0)}
     return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **_shared_config(file), "rope_parameters": rope}
 
 
@@ -126,7 +127,7 @@ def _gemma3_config(file: GgufFile) -> dict[str, Any]:
         "hidden_activation": "gelu_pytorch_tanh",
         "layer_types": layers,
         "rope_parameters": {
-            "full_attention": {"rope_type": "default", "rope_theta": file.get("gemma3.rope.freq_base", 1_000_000.0)},
+            "full_attention": {**read_rope(file), "rope_theta": file.get("gemma3.rope.freq_base", 1_000_000.0)},
             "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
         },
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -23,12 +23,14 @@ from chaccu.artifact import (
     read_manifest,
     require_free_space,
     sha256_file,
+    write_json,
     write_manifest,
 )
 from chaccu.conversation import TOKENIZER_FILES
 from chaccu.errors import WeightsError
 from chaccu.weights.gguf_file import GgufFile, write_gguf
 from chaccu.weights.gguf_import import Progress, find_architecture, gguf_values, hf_tensor
+from chaccu.weights.gguf_rope import stretch_pairs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,7 +42,10 @@ _BASE_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
 
 
 class Adapter:
-    """A PEFT LoRA adapter folder, opened for reading. Raises `WeightsError` when it is not one or of an unknown kind."""
+    """A PEFT LoRA adapter folder, opened for reading. Raises `WeightsError` when it is not one or of an unknown kind.
+
+    `config_changes`: values of the base's config that differ in training (stretched positions), and so in the merged model.
+    """
 
     def __init__(self, folder: Path) -> None:
         from safetensors.numpy import load_file
@@ -59,6 +64,8 @@ class Adapter:
             raise WeightsError(f"{folder} uses {', '.join(odd) or config.get('peft_type')}, which merging does not know.")
         self.folder = folder
         self.scale = config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])
+        named = read_manifest(folder) if (folder / MANIFEST_NAME).is_file() else None
+        self.config_changes: dict[str, Any] = (named.facts.get("config_changes") or {}) if named else {}
         self._tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(str(weights_file)).items()}
         self._row_ids: dict[str, list[int]] = config.get("trainable_token_indices") or {}
         self.weights = sorted(
@@ -114,6 +121,7 @@ def merge_adapter(base: Path, adapter_folder: Path, out: Path, *, progress: Prog
             save_file(tensors, str(folder / shard.name), metadata={"format": "pt"})
         _refuse_unknown(left, base)
         copy_files(base, folder, (*_BASE_FILES, "model.safetensors.index.json"))
+        _change_config(folder / "config.json", adapter.config_changes)
         return write_manifest(folder, _manifest("model", out, base, adapter, {}))
 
 
@@ -147,7 +155,7 @@ def merge_into_gguf(gguf: Path, base: Path, adapter_folder: Path, out: Path, *, 
     require_free_space(out.parent, 2 * gguf.stat().st_size, "the merged GGUF model")
     with atomic_folder(out) as folder:
         with (folder / "model.gguf").open("wb") as target:
-            pairs = file.pairs_without()
+            pairs = stretch_pairs(file, adapter.config_changes)
             for done in write_gguf(target, pairs=pairs, tensors=table, packed=packed, alignment=file.alignment):
                 if progress:
                     progress(done, gguf.stat().st_size)
@@ -168,6 +176,17 @@ def wrap_gguf(gguf: Path, base: Path, out: Path) -> Manifest:
             folder,
             msgspec.structs.replace(parent, kind="gguf", parents={"base": manifest_sha256(base)}, settings={}, files={}),
         )
+
+
+def _change_config(file: Path, changes: dict[str, Any]) -> None:
+    """Give a model's config the values that the adapter was trained with, where they are not the base's."""
+    if not changes:
+        return
+    config = json.loads(file.read_text(encoding="utf-8"))
+    text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
+    text.pop("rope_scaling", None)  # the older name, which stands before rope_parameters where both are there
+    text.update(changes)
+    write_json(file, config)
 
 
 def _check_parent(base: Path, adapter_folder: Path) -> None:
