@@ -3,9 +3,8 @@
     python benchmarks/bench_train.py --data rows.npz --shape 7b --tokens 16384 --checkpoint none --in-backward
 
 `--data` is an .npz with `ids`, `mask` (1 = trained) and `off` (where each conversation begins, and the end). Useful tokens are
-those of conversations; the share of the peak (MFU) counts the FLOPs that the model needs, 6 a weight and 12·layers·width·length
-attended to a token, and none for what is computed twice. Weights are random; the data and the work are real. Prints one JSON
-line.
+those of conversations; the share of the peak (MFU) is that of `chaccu.train.flops`, which gives nothing for what is computed
+twice. Weights are random; the data and the work are real. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ import torch
 import transformers
 
 from chaccu.train.attention import register_attention
+from chaccu.train.flops import count_model_flops
 from chaccu.train.model import RowTensors, TrainableModel
 from chaccu.train.optim import build_optimizer
 from chaccu.train.pack import PackedRow, TokenSequence, pack_rows
@@ -58,13 +58,6 @@ def build_causal_lm(shape: str) -> Any:
         )
 
 
-def flops_per_token(shape: str, attended: float) -> float:
-    """Forward and backward FLOPs of one token that attends to `attended` tokens on average."""
-    width, layers, heads, groups, inner = SHAPES[shape]
-    matrices = 2 * width * width + 2 * width * (width * groups // heads) + 3 * width * inner
-    return 6 * (layers * matrices + width * VOCABULARY) + 12 * layers * width * attended
-
-
 def load_sequences(path: Path, count: int) -> list[TokenSequence]:
     """The first `count` conversations of the file."""
     data = np.load(path)
@@ -74,12 +67,6 @@ def load_sequences(path: Path, count: int) -> list[TokenSequence]:
         for begin, end in pairwise(ends[: count + 1])
         if mask[begin + 1 : end].any()
     ]
-
-
-def mean_attended(rows: list[PackedRow]) -> float:
-    """How many tokens a token attends to: half its conversation's length, on average over tokens."""
-    lengths = np.array([length for row in rows for length in row.lengths], dtype=np.float64)
-    return float((lengths**2).sum() / lengths.sum() / 2)
 
 
 def main() -> None:
@@ -141,8 +128,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if options.profile:
         print_profile(lambda: run_step(model, optimizer, batch, ready, batch))
     rate = statistics.median(tokens / second for tokens, second in zip(useful, seconds, strict=True))
-    used = batches[3 : options.steps + 3]
-    flops = flops_per_token(options.shape, mean_attended([row for batch in used for row in batch]))
+    lengths = [length for batch in batches[3 : options.steps + 3] for row in batch for length in row.lengths]
+    flops = count_model_flops(model.causal).count(lengths) / sum(lengths)
     return {
         "shape": options.shape,
         "tokens": options.tokens,

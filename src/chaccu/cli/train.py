@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from chaccu.train.recipe import Recipe
-    from chaccu.train.run import TrainReport
 
 
 def register(app: typer.Typer) -> None:
@@ -33,13 +29,14 @@ def train_command(
     import msgspec
     import yaml
 
+    from chaccu.cli.train_bar import train_with_bar
     from chaccu.train.recipe import load_recipe
 
     resolved = load_recipe(recipe, overrides or [])
     if explain:
         typer.echo(yaml.safe_dump(msgspec.to_builtins(resolved), sort_keys=False), nl=False)
         return
-    result = _train_with_bar(resolved, fresh=fresh, replace=replace)
+    result = train_with_bar(resolved, fresh=fresh, replace=replace)
     if as_json:
         typer.echo(msgspec.json.encode(result).decode())
         return
@@ -53,26 +50,3 @@ def train_command(
         f"{result.steps} steps, {result.tokens:,} tokens ({result.trained_tokens:,} trained), rows {result.fill:.1%} full, "
         f"{result.seconds:.0f} s -> {result.output}"
     )
-
-
-def _train_with_bar(recipe: Recipe, *, fresh: bool, replace: bool) -> TrainReport:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from chaccu.train.loop import StepReport
-    from chaccu.train.run import train
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("loading the model", total=None)
-
-        def show(step: StepReport) -> None:
-            text = f"loss {step.loss:.3f}  {step.tokens_per_s:,.0f} tok/s  lr {step.learning_rate:.1e}"
-            bar.update(task, description=text, total=step.steps, completed=step.step)
-
-        return train(recipe, report=show, fresh=fresh, replace=replace)

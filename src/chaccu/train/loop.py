@@ -9,27 +9,15 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-import msgspec
 import torch
 
 from chaccu.errors import TrainError
+from chaccu.train.meter import StepMeter
 from chaccu.train.model import TrainableModel
 from chaccu.train.optim import build_optimizer, learning_rate_at
 from chaccu.train.pack import PackedRow
 from chaccu.train.recipe import Recipe
-
-
-class StepReport(msgspec.Struct, frozen=True):
-    """One optimizer step. `loss`: nats a trained token; `tokens_per_s`: all packed tokens; `left_s`: expected time to the
-    end."""
-
-    step: int
-    steps: int
-    loss: float
-    grad_norm: float
-    learning_rate: float
-    tokens_per_s: float
-    left_s: float
+from chaccu.train.report import StepReport
 
 
 def run_steps(
@@ -49,6 +37,7 @@ def run_steps(
     group = recipe.gradient_accumulation_steps
     schedule = [rows[start : start + group] for _ in range(recipe.num_train_epochs) for start in range(0, len(rows), group)]
     schedule = schedule[: recipe.max_steps]
+    meter = StepMeter(model)
     log: list[StepReport] = []
     begun = clock()
     ready = [model.prepare_row(row) for row in schedule[0]] if schedule else []
@@ -62,6 +51,7 @@ def run_steps(
         rate = learning_rate_at(recipe, max(progress, min(1 / len(schedule), recipe.warmup_ratio)))
         optimizer.set_rate(rate)
         trained = sum(row.trained_tokens for row in batch)
+        meter.begin()
         losses = []
         for row in ready:
             row_loss = model.row_loss(row) / trained
@@ -76,10 +66,20 @@ def run_steps(
             )
         optimizer.finish_step()
         now = clock()
-        tokens = sum(len(row.ids_T) for row in batch)
+        cost = meter.finish(batch, now - step_begun)
         done = max(number / len(schedule), (now - begun) / (60 * recipe.max_minutes) if recipe.max_minutes else 0.0)
         log.append(
-            StepReport(number, len(schedule), loss, norm, rate, tokens / (now - step_begun), (now - begun) * (1 / done - 1))
+            StepReport(
+                step=number,
+                steps=len(schedule),
+                loss=loss,
+                grad_norm=norm,
+                learning_rate=rate,
+                tokens_per_s=cost.tokens_per_s,
+                mfu=cost.mfu,
+                memory_bytes=cost.memory_bytes,
+                left_s=(now - begun) * (1 / done - 1),
+            )
         )
         if report:
             report(log[-1])

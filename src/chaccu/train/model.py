@@ -118,6 +118,11 @@ class TrainableModel:
             compile_layers(layers, lean=recipe.activation_checkpointing != "none")
         self.checkpoints = None if recipe.activation_checkpointing == "none" else Checkpoints(layers)
 
+    @property
+    def causal(self) -> Any:
+        """The transformers model itself, adapters in it."""
+        return self._causal
+
     def prepare_row(self, row: PackedRow) -> RowTensors:
         """`row` on the device, copied while the device goes on with what it has.
 

@@ -30,11 +30,12 @@ from chaccu.artifact import (
 from chaccu.conversation import TOKENIZER_FILES, TextTokenizer, check_format, resolve_format
 from chaccu.errors import ArtifactError, RecipeError, TrainError
 from chaccu.train.base_model import find_base
-from chaccu.train.loop import StepReport, evaluate, run_steps
+from chaccu.train.loop import evaluate, run_steps
 from chaccu.train.model import TrainableModel
 from chaccu.train.pack import encode_sources, pack_rows
 from chaccu.train.positions import check_lengths, load_config
 from chaccu.train.recipe import Recipe
+from chaccu.train.report import StepReport
 from chaccu.train.token_rows import plan_token_rows
 
 

@@ -17,10 +17,11 @@ from chaccu.conversation import Encoded, TextTokenizer, load_format
 from chaccu.errors import ArtifactError, RecipeError, TrainError
 from chaccu.train.pack import PackedRow, encode_sources, pack_rows
 from chaccu.train.recipe import Recipe
+from chaccu.train.report import StepReport
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
-from chaccu.train.loop import StepReport, evaluate, run_steps  # noqa: E402 (torch may be absent)
+from chaccu.train.loop import evaluate, run_steps  # noqa: E402 (torch may be absent)
 from chaccu.train.model import TrainableModel  # noqa: E402
 from chaccu.train.run import train  # noqa: E402
 
@@ -45,6 +46,7 @@ def test_training_learns_and_the_folder_says_how(recipe: Recipe, llama: Path) ->
     assert seen == result.log
     assert [step.step for step in seen] == list(range(1, result.steps + 1))
     assert seen[-1].left_s == pytest.approx(0)
+    assert all(step.mfu is None and step.memory_bytes > 100e6 and step.tokens_per_s > 0 for step in seen)
     assert 0.5 < result.fill <= 1
     output = Path(recipe.output)
     manifest = read_manifest(output, kind="adapter")

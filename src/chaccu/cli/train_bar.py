@@ -1,0 +1,50 @@
+"""The live bar of `chaccu train`, on stderr: what each step was, and how long the rest takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from chaccu.train.recipe import Recipe
+    from chaccu.train.report import StepReport
+    from chaccu.train.run import TrainReport
+
+
+def train_with_bar(recipe: Recipe, *, fresh: bool, replace: bool) -> TrainReport:
+    """Run the recipe (see `chaccu.train.run.train`) behind the bar."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    from chaccu.train.run import train
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[left]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("loading the model", total=None, left="")
+
+        def show(step: StepReport) -> None:
+            left = f"{format_seconds(step.left_s)} left"
+            bar.update(task, description=describe_step(step), total=step.steps, completed=step.step, left=left)
+
+        return train(recipe, report=show, fresh=fresh, replace=replace)
+
+
+def describe_step(step: StepReport) -> str:
+    """A step in one short line; no MFU where none is known."""
+    parts = [f"loss {step.loss:.3f}", f"norm {step.grad_norm:.2f}", f"lr {step.learning_rate:.1e}"]
+    parts.append(f"{step.tokens_per_s:,.0f} tok/s")
+    if step.mfu is not None:
+        parts.append(f"MFU {step.mfu:.1%}")
+    parts.append(f"{step.memory_bytes / 1e9:.1f} GB")
+    return "  ".join(parts)
+
+
+def format_seconds(seconds: float) -> str:
+    """`1:02:03`, or `2:03` below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,27 @@
+"""What a run reports while it goes: one record an optimizer step, as the bar, the log and the trackers show it.
+
+Invariant: free of torch, so that what reads a log needs none.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class StepReport(msgspec.Struct, frozen=True, kw_only=True, tag="step", tag_field="kind"):
+    """One optimizer step, numbered from 1.
+
+    `loss`: nats a trained token. `tokens_per_s`: tokens of conversations, padding left out. `mfu`: share of the chip's dense
+    16-bit peak that the model's own work takes (None where no peak is known). `memory_bytes`: on a GPU the most that was
+    allocated in the step, elsewhere the process's resident set. `left_s`: expected time to the end.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    tokens_per_s: float
+    mfu: float | None
+    memory_bytes: int
+    left_s: float
