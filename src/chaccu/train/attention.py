@@ -1,8 +1,9 @@
 """Causal attention over packed rows: transformers' models call it by name, and conversations of a row never meet.
 
-A row's conversations lie end to end; `PackedLengths` says where each ends. On a GPU that has them, PyTorch's variable-length
-kernels take the whole row at once (bf16 and fp16); elsewhere scaled dot-product attention runs one conversation after another.
-Both do only the work of the conversations themselves, where a block mask over the row would do that of all pairs.
+A row's conversations lie end to end; `PackedLengths` says where each ends. On a GPU that has them, variable-length kernels take
+the whole row at once (bf16 and fp16): FlashAttention 4's where that is installed, else PyTorch's own. Elsewhere scaled
+dot-product attention runs one conversation after another. All do only the work of the conversations themselves, where a block
+mask over the row would do that of all pairs.
 
 Tensor names: T tokens of a row, H heads, G heads of keys and values (G divides H), E width of a head.
 """
@@ -16,6 +17,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+
+from chaccu.train.flash_attention import attend as flash_attend
+from chaccu.train.flash_attention import has_flash_attention, serves_width
 
 ATTENTION = "chaccu_packed"
 # The number of conversations differs from row to row; a few sizes of its tensor keep a compiled model from being compiled anew.
@@ -99,6 +103,12 @@ def _attend_at_once(
     if packed is None:
         starts_N = pack_lengths((tokens,), tokens).starts_N.to(query_THE.device)
         packed = PackedLengths((tokens,), starts_N, tokens)
+    width, device = query_THE.shape[2], query_THE.device.index or 0
+    if has_flash_attention(device) and serves_width(width, device):
+        # Two kinds of a layer would be compiled for a window that no conversation can reach past.
+        window = sliding_window if sliding_window is not None and sliding_window < packed.longest else 0
+        scale = scaling if scaling is not None else width**-0.5
+        return flash_attend(query_THE, key_TGE, value_TGE, packed.starts_N, longest=packed.longest, scale=scale, window=window)
     from torch.nn.attention.varlen import varlen_attn
 
     options: dict[str, Any] = {"window_size": ((sliding_window or 0) - 1, 0), "scale": scaling}
