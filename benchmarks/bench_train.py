@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--checkpoint", default="none", help="none, selective, full, or a number of layers")
     parser.add_argument("--in-backward", action="store_true")
+    parser.add_argument("--precision", choices=("bf16", "fp8"), default="bf16")
     parser.add_argument("--eager", action="store_true")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--peak", type=float, default=H100_PEAK)
@@ -98,7 +99,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         sequence_len=SEQUENCE_LEN,
         micro_batch_tokens=options.tokens,
         gradient_accumulation_steps=options.accumulate,
-        precision="bf16",
+        precision=options.precision,
         optimizer="adamw_8bit",
         optimizer_in_backward=options.in_backward,
         activation_checkpointing=options.checkpoint if named else "full",
@@ -136,6 +137,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "accumulate": options.accumulate,
         "checkpoint": options.checkpoint,
         "in_backward": options.in_backward,
+        "precision": options.precision,
         "layers_recomputed": model.checkpoints.count if model.checkpoints is not None else 0,
         "compiled": not options.eager,
         "useful_tokens_per_s": round(rate),

@@ -19,6 +19,7 @@ import torch
 from chaccu.errors import MissingDependencyError, TrainError
 from chaccu.train.attention import ATTENTION, PackedLengths, attends_at_once, pack_lengths, register_attention
 from chaccu.train.base_model import find_base
+from chaccu.train.float8 import use_float8
 from chaccu.train.layers import Checkpoints, compile_layers, count_that_fit, find_layers
 from chaccu.train.loss import summed_cross_entropy
 from chaccu.train.pack import PackedRow, pad_row
@@ -31,9 +32,10 @@ _USABLE = 0.98
 
 
 def choose_precision(recipe: Recipe, device: torch.device) -> torch.dtype:
-    """The compute dtype: as the recipe says; `auto` is bf16 where the processor multiplies it natively, else fp32."""
+    """The compute dtype: as the recipe says; `auto` is bf16 where the processor multiplies it natively, else fp32. With fp8, whose
+    products are inside the layers, what they give is bf16."""
     if recipe.precision != "auto":
-        return {"bf16": torch.bfloat16, "fp32": torch.float32}[recipe.precision]
+        return {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": torch.float32}[recipe.precision]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -114,6 +116,8 @@ class TrainableModel:
         self.parameters = [parameter for parameter in self.full.parameters() if parameter.requires_grad]
         self._check_halves()
         layers = find_layers(causal) if recipe.compile or recipe.activation_checkpointing != "none" else []
+        if recipe.precision == "fp8":
+            use_float8(layers, device)
         if recipe.compile:
             compile_layers(layers, lean=recipe.activation_checkpointing != "none")
         self.checkpoints = None if recipe.activation_checkpointing == "none" else Checkpoints(layers)

@@ -101,7 +101,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     num_train_epochs: Count = 1
     max_steps: Count | None = None
     max_minutes: AboveZero | None = None
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: Literal["auto", "bf16", "fp32", "fp8"] = "auto"
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     optimizer_in_backward: bool = False
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
@@ -201,6 +201,8 @@ def _check_together(recipe: Recipe) -> None:
             "optimizer_in_backward updates at every backward pass and cannot accumulate gradients over several.",
             remedy="set gradient_accumulation_steps: 1 and raise micro_batch_tokens, or leave optimizer_in_backward out",
         )
+    if recipe.precision == "fp8":
+        _check_float8(recipe)
 
 
 def _check_rope_scaling(scaling: RopeScaling) -> None:
@@ -211,6 +213,25 @@ def _check_rope_scaling(scaling: RopeScaling) -> None:
                 f"rope_scaling has {given[0]}, which {scaling.rope_type} does not know.",
                 remedy=f"leave it out, or set rope_type: {rope_type}",
             )
+
+
+def _check_float8(recipe: Recipe) -> None:
+    """Raise `RecipeError` where products in float8 would gain nothing, or could not be formed."""
+    if recipe.method != "full":
+        raise RecipeError(
+            f"precision fp8 is for method: full, and the method is {recipe.method}.",
+            remedy="set precision: bf16; an adapter's products are small",
+        )
+    if not recipe.compile:
+        raise RecipeError(
+            "precision fp8 goes with compile: true: uncompiled, rounding costs more than it gains.",
+            remedy="set compile: true, or precision: bf16",
+        )
+    if recipe.row_len % 16:
+        raise RecipeError(
+            f"precision fp8 wants rows of a multiple of 16 tokens, and they have {recipe.row_len}.",
+            remedy=f"set micro_batch_tokens: {-(-recipe.row_len // 16) * 16}",
+        )
 
 
 def _explain(error: msgspec.ValidationError, fields: dict[str, Any]) -> RecipeError:

@@ -94,6 +94,9 @@ def test_a_value_out_of_range_is_named(fields: dict[str, Any], key: str, value: 
             },
             "cannot accumulate",
         ),
+        ({"precision": "fp8"}, "fp8 is for method: full"),
+        ({"precision": "fp8", "method": "full"}, "goes with compile: true"),
+        ({"precision": "fp8", "method": "full", "compile": True, "sequence_len": 100}, "multiple of 16 tokens"),
     ],
 )
 def test_values_that_are_wrong_together_are_named(fields: dict[str, Any], says: str) -> None:
