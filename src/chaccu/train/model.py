@@ -32,8 +32,8 @@ _USABLE = 0.98
 
 
 def choose_precision(recipe: Recipe, device: torch.device) -> torch.dtype:
-    """The compute dtype: as the recipe says; `auto` is bf16 where the processor multiplies it natively, else fp32. With fp8, whose
-    products are inside the layers, what they give is bf16."""
+    """The compute dtype: as the recipe says; `auto` is bf16 where the processor multiplies it natively, else fp32. With fp8,
+    whose products are inside the layers, what they give is bf16."""
     if recipe.precision != "auto":
         return {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": torch.float32}[recipe.precision]
     if device.type == "cuda":
