@@ -1,4 +1,4 @@
-"""A tokenizer and a LLaMA too small to be any good: real files in a real folder, built in well under a second.
+"""A tokenizer and models too small to be any good: real files in a real folder, built in well under a second.
 
 Invariant: equal calls write equal weights and an equal tokenizer, which knows the control tokens of the `chatml` and `gemma-3`
 formats.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from chaccu.artifact import Manifest, write_manifest
 from chaccu.conversation import TextTokenizer
@@ -21,6 +22,39 @@ _TEXTS = (
     "How do I boil an egg? Put it into hot water, wait for seven minutes, then cool it.",
     "Tell me a story about a llama. A llama walked down from the mountain to see the sea.",
 )
+
+_DECODER: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+# What each of them is made of in little: transformers' own model types and values.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama", **_DECODER},
+    "mistral": {"model_type": "mistral", **_DECODER, "sliding_window": 32},
+    "qwen2": {"model_type": "qwen2", **_DECODER},
+    "qwen3": {"model_type": "qwen3", **_DECODER, "head_dim": 16},
+    # Layers, heads and positions of distilgpt2 (Sanh et al. 2019, arXiv:1910.01108); its width is 768.
+    "distilgpt2": {"model_type": "gpt2", "n_embd": 96, "n_layer": 6, "n_head": 12, "n_positions": 1024},
+    # As Gemma 3 270M (Gemma 3 technical report, 2025), where every sixth layer sees everything; its width is 640.
+    "gemma-3": {
+        "model_type": "gemma3_text",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 32,
+        "layer_types": [*["sliding_attention"] * 5, "full_attention"],
+        "max_position_embeddings": 32768,
+        "tie_word_embeddings": True,
+    },
+}
 
 
 def build_tokenizer(folder: Path) -> TextTokenizer:
@@ -46,31 +80,31 @@ def build_tokenizer(folder: Path) -> TextTokenizer:
 
 
 def build_llama(folder: Path, *, tie_word_embeddings: bool = False) -> Path:
-    """Write a random LLaMA (float32, two layers, some 0.1 million weights) as a base model for `chatml`; returns `folder`.
+    """Write a random LLaMA (float32, two layers, some 0.1 million weights) as a base model for `chatml`; returns `folder`."""
+    return build_model(folder, "llama", tie_word_embeddings=tie_word_embeddings)
 
-    Draws from a generator of its own: torch's global one is left as it was.
+
+def build_model(folder: Path, architecture: str, *, chat_format: str = "chatml", **fields: Any) -> Path:
+    """Write a random model of one of `ARCHITECTURES` as a base for `chat_format`, with its tokenizer; returns `folder`.
+
+    `fields` are put into its config. Draws from a generator of its own: torch's global one is left as it was.
     """
     import torch
     import transformers
 
     tokenizer = build_tokenizer(folder)
-    config = transformers.LlamaConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=tie_word_embeddings,
-        bos_token_id=tokenizer.bos_id,
-        eos_token_id=tokenizer.token_id(EOS),
-        pad_token_id=tokenizer.token_id("<eos>"),
-    )
+    ends = {"bos": tokenizer.bos_id, "eos": tokenizer.token_id(EOS), "pad": tokenizer.token_id("<eos>")}
+    values = {
+        "vocab_size": tokenizer.vocab_size,
+        **{f"{name}_token_id": value for name, value in ends.items()},
+        **ARCHITECTURES[architecture],
+        **fields,
+    }
+    config = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = transformers.LlamaForCausalLM(config)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.save_pretrained(str(folder))
-    manifest = Manifest(kind="base", name="tiny-llama", chat_format="chatml", tokenizer_sha256=tokenizer.sha256)
+    manifest = Manifest(kind="base", name=f"tiny-{architecture}", chat_format=chat_format, tokenizer_sha256=tokenizer.sha256)
     write_manifest(folder, manifest)
     return folder
