@@ -46,6 +46,8 @@ def train_command(
         typer.echo(f"held-out loss {result.loss_before:.4f} -> {result.loss_after:.4f} nats a token")
     if result.token_rows:
         typer.echo(f"trained the embedding rows of {', '.join(result.token_rows)}: the base cannot tell them from others")
+    if result.skipped_steps:
+        typer.echo(f"{result.skipped_steps} steps were skipped: their loss or gradient was not finite")
     typer.echo(
         f"{result.steps} steps, {result.tokens:,} tokens ({result.trained_tokens:,} trained), rows {result.fill:.1%} full, "
         f"{result.seconds:.0f} s -> {result.output}"

@@ -35,7 +35,10 @@ def train_with_bar(recipe: Recipe, *, fresh: bool, replace: bool) -> TrainReport
 
 def describe_step(step: StepReport) -> str:
     """A step in one short line; no MFU where none is known."""
-    parts = [f"loss {step.loss:.3f}", f"norm {step.grad_norm:.2f}", f"lr {step.learning_rate:.1e}"]
+    loss, norm = (
+        "not finite" if value is None else f"{value:.{digits}f}" for value, digits in ((step.loss, 3), (step.grad_norm, 2))
+    )
+    parts = [*(["skipped"] if step.skipped else []), f"loss {loss}", f"norm {norm}", f"lr {step.learning_rate:.1e}"]
     parts.append(f"{step.tokens_per_s:,.0f} tok/s")
     if step.mfu is not None:
         parts.append(f"MFU {step.mfu:.1%}")

@@ -1,6 +1,7 @@
 """The training loop: packed rows to optimizer steps, and what each step was.
 
-Invariant: the loss of a step is normalised by the trained tokens of the whole step, so accumulation does not change it.
+Invariants: the loss of a step is normalised by the trained tokens of the whole step, so accumulation does not change it; a
+step whose loss or gradient is not finite changes nothing.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from chaccu.errors import TrainError
 from chaccu.train.meter import StepMeter
 from chaccu.train.model import TrainableModel
 from chaccu.train.optim import build_optimizer, learning_rate_at
 from chaccu.train.pack import PackedRow
 from chaccu.train.recipe import Recipe
 from chaccu.train.report import StepReport
+from chaccu.train.step_guard import StepGuard
 
 
 def run_steps(
@@ -26,13 +27,16 @@ def run_steps(
     recipe: Recipe,
     report: Callable[[StepReport], None] | None = None,
     *,
+    decode: Callable[[Sequence[int]], str] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[StepReport]:
     """Train on `rows` for the recipe's epochs, `max_steps` or `max_minutes` of `clock`, whichever ends first.
 
-    Raises `TrainError` when the loss or the gradient is not finite.
+    `decode`: text of token ids, for what is saved when the run fails. Raises `TrainError` when the loss or the gradient is not
+    finite `max_skipped_steps` times in a row.
     """
     model.fit_memory(recipe)
+    guard = StepGuard(recipe, model.dtype, decode)
     optimizer = build_optimizer(model.parameters, recipe)
     group = recipe.gradient_accumulation_steps
     schedule = [rows[start : start + group] for _ in range(recipe.num_train_epochs) for start in range(0, len(rows), group)]
@@ -55,16 +59,18 @@ def run_steps(
         losses = []
         for row in ready:
             row_loss = model.row_loss(row) / trained
-            row_loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.watch(row_loss.detach())
+            guard.scale_loss(row_loss).backward()  # type: ignore[no-untyped-call]
             losses.append(row_loss.detach())
         ready = [model.prepare_row(row) for row in schedule[number]] if number < len(schedule) else []
+        guard.unscale(model.parameters)
         # What is read here waits for the device: once a step.
         loss, norm = torch.stack([torch.stack(losses).sum(), optimizer.clip()]).tolist()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise TrainError(
-                f"step {number}: loss {loss}, gradient norm {norm}.", remedy="lower learning_rate, or use precision=fp32"
-            )
-        optimizer.finish_step()
+        taken = guard.admits(number, loss, norm, batch, rate)
+        if taken:
+            optimizer.finish_step()
+        else:
+            optimizer.skip_step()
         now = clock()
         cost = meter.finish(batch, now - step_begun)
         done = max(number / len(schedule), (now - begun) / (60 * recipe.max_minutes) if recipe.max_minutes else 0.0)
@@ -72,18 +78,23 @@ def run_steps(
             StepReport(
                 step=number,
                 steps=len(schedule),
-                loss=loss,
-                grad_norm=norm,
+                loss=_finite(loss),
+                grad_norm=_finite(norm),
                 learning_rate=rate,
                 tokens_per_s=cost.tokens_per_s,
                 mfu=cost.mfu,
                 memory_bytes=cost.memory_bytes,
                 left_s=(now - begun) * (1 / done - 1),
+                skipped=not taken,
             )
         )
         if report:
             report(log[-1])
     return log
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 @torch.no_grad()

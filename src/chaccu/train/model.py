@@ -9,6 +9,7 @@ between is refused instead of trained wrongly.
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from chaccu.train.layers import Checkpoints, compile_layers, count_that_fit, fin
 from chaccu.train.loss import summed_cross_entropy
 from chaccu.train.pack import PackedRow, pad_row
 from chaccu.train.positions import load_config
-from chaccu.train.recipe import Recipe
+from chaccu.train.recipe import Recipe, why_not_fp16
 from chaccu.train.token_rows import TokenRowPlan
 
 # Of a GPU's free memory: the rest is lost between its blocks.
@@ -32,12 +33,16 @@ _USABLE = 0.98
 
 
 def choose_precision(recipe: Recipe, device: torch.device) -> torch.dtype:
-    """The compute dtype: as the recipe says; `auto` is bf16 where the processor multiplies it natively, else fp32. With fp8,
-    whose products are inside the layers, what they give is bf16."""
+    """The compute dtype: as the recipe says; `auto` is bf16 where the processor multiplies it natively, else fp16 on a GPU if
+    the weights that are trained stay float32, else fp32. With fp8, whose products are inside the layers, what they give is
+    bf16."""
     if recipe.precision != "auto":
-        return {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": torch.float32}[recipe.precision]
+        named = {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+        return named[recipe.precision]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16
+        return torch.float32 if why_not_fp16(recipe) else torch.float16
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
 
@@ -213,6 +218,12 @@ class TrainableModel:
             logits_TV = self._causal(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
         theirs = float(torch.nn.functional.cross_entropy(logits_TV, ids[1:], reduction="sum"))
         self.full.train()
+        if not math.isfinite(theirs):
+            precision = str(self.dtype).removeprefix("torch.")
+            raise TrainError(
+                f"{type(self._causal).__name__} loses {theirs} on eight tokens in {precision} before any training.",
+                remedy="its weights are damaged, or reach beyond float16: set precision: bf16 or fp32",
+            )
         if abs(ours - theirs) > 0.02 * abs(theirs):
             raise TrainError(
                 f"{type(self._causal).__name__} does more between its body and its logits than Chaccu knows: "

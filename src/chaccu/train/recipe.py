@@ -74,6 +74,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     `micro_batch_tokens`: of a packed row, from `sequence_len` (the most that a conversation may have, and the default) up.
     `global_batch_size`: of a step over all `processes` (one a GPU), in sequences of `sequence_len` tokens;
     `gradient_accumulation_steps`, rows that a process takes one after another in a step, follows from it.
+    `max_skipped_steps`: a step whose loss or gradient is not finite is skipped, and so many in a row end the run.
     `optimizer`: `adamw` keeps float32 weights and moments; `adamw_8bit` keeps weights in the run's precision, rounded
     stochastically, and 8-bit moments. `optimizer_in_backward` updates each weight as soon as its gradient is there, so no
     gradients are kept. `activation_checkpointing` recomputes every layer (`full`), or on a GPU as few as the memory allows
@@ -101,7 +102,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     num_train_epochs: Count = 1
     max_steps: Count | None = None
     max_minutes: AboveZero | None = None
-    precision: Literal["auto", "bf16", "fp32", "fp8"] = "auto"
+    max_skipped_steps: Count = 3
+    precision: Literal["auto", "bf16", "fp16", "fp32", "fp8"] = "auto"
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     optimizer_in_backward: bool = False
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
@@ -182,6 +184,15 @@ def parse_recipe(fields: dict[str, Any]) -> Recipe:
     return recipe
 
 
+def why_not_fp16(recipe: Recipe) -> str:
+    """Why the recipe cannot be trained in float16, whose small updates need float32 weights beside it; "" when it can."""
+    if recipe.method == "full" and recipe.optimizer == "adamw_8bit":
+        return f"optimizer {recipe.optimizer} keeps no float32 weights, and float16 ones lose small updates"
+    if recipe.optimizer_in_backward:
+        return "optimizer_in_backward would use gradients whose loss scale is still in them"
+    return ""
+
+
 def _check_together(recipe: Recipe) -> None:
     """Raise `RecipeError` for values that are right one by one and wrong together."""
     if recipe.row_len < recipe.sequence_len:
@@ -193,6 +204,11 @@ def _check_together(recipe: Recipe) -> None:
         raise RecipeError(
             f"optimizer adamw_8bit is for method: full, and the method is {recipe.method}.",
             remedy="set optimizer: adamw; an adapter's moments are small",
+        )
+    if recipe.precision == "fp16" and (reason := why_not_fp16(recipe)):
+        raise RecipeError(
+            f"precision: fp16 does not go with this recipe: {reason}.",
+            remedy="set optimizer: adamw and optimizer_in_backward: false; or precision: bf16 on a GPU from Ampere on, or fp32",
         )
     if recipe.optimizer_in_backward and recipe.optimizer != "adamw_8bit":
         raise RecipeError("optimizer_in_backward goes with adamw_8bit only.", remedy="set optimizer: adamw_8bit")

@@ -11,17 +11,19 @@ import msgspec
 class StepReport(msgspec.Struct, frozen=True, kw_only=True, tag="step", tag_field="kind"):
     """One optimizer step, numbered from 1.
 
-    `loss`: nats a trained token. `tokens_per_s`: tokens of conversations, padding left out. `mfu`: share of the chip's dense
+    `loss`: nats a trained token. A skipped step changed nothing, since loss or gradient was not finite: what was not is None.
+    `tokens_per_s`: tokens of conversations, padding left out. `mfu`: share of the chip's dense
     16-bit peak that the model's own work takes (None where no peak is known). `memory_bytes`: on a GPU the most that was
     allocated in the step, elsewhere the process's resident set. `left_s`: expected time to the end.
     """
 
     step: int
     steps: int
-    loss: float
-    grad_norm: float
+    loss: float | None
+    grad_norm: float | None
     learning_rate: float
     tokens_per_s: float
     mfu: float | None
     memory_bytes: int
     left_s: float
+    skipped: bool = False

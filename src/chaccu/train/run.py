@@ -41,7 +41,8 @@ from chaccu.train.token_rows import plan_token_rows
 
 class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
     """A finished run. Losses are nats a trained token on the validation rows (None without validation data); `token_rows`:
-    tokens whose rows were trained beside LoRA; `config_changes`: values of the base's config that merging has to change too."""
+    tokens whose rows were trained beside LoRA; `skipped_steps`: steps that changed nothing, since they were not finite;
+    `config_changes`: values of the base's config that merging has to change too."""
 
     output: str
     steps: int
@@ -52,6 +53,7 @@ class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     fill: float
     token_rows: list[str]
+    skipped_steps: int
     log: list[StepReport]
     config_changes: dict[str, Any] = {}
     reused: bool = False
@@ -97,7 +99,7 @@ def train(
     require_free_space(output.parent, 4 * sum(parameter.numel() for parameter in model.parameters) + 64_000_000, "the result")
     begun = time.monotonic()
     before = evaluate(model, validation)
-    log = run_steps(model, rows, recipe, report)
+    log = run_steps(model, rows, recipe, report, decode=tokenizer.decode)
     after = evaluate(model, validation)
     tokens = sum(len(row.ids_T) for row in rows)
     result = TrainReport(
@@ -110,6 +112,7 @@ def train(
         seconds=time.monotonic() - begun,
         fill=tokens / (len(rows) * recipe.row_len),
         token_rows=[tokenizer.token_text(token) for token in model.token_rows],
+        skipped_steps=sum(step.skipped for step in log),
         log=log,
         config_changes=model.config_changes,
     )

@@ -58,3 +58,37 @@ def test_bfloat16_stays_near_float32() -> None:
     coarse = summed_cross_entropy(hidden_TD.bfloat16(), weight_VD, labels_T)
     assert coarse.dtype == torch.float32
     torch.testing.assert_close(coarse, exact, rtol=0.02, atol=0.0)
+
+
+def test_float16_overflows_neither_in_sums_over_tokens_nor_under_a_loss_scale() -> None:
+    """600 tokens of one label whose hidden state is large: the summed gradient of the label's row passes 65,504, and so does
+    the scale by itself; what is divided by the tokens does not."""
+    tokens, scale = 600, 2.0**16
+    hidden_TD = torch.full((tokens, D), 150.0).half().requires_grad_()
+    weight_VD = torch.zeros(V, D).requires_grad_()
+    (summed_cross_entropy(hidden_TD, weight_VD, torch.ones(tokens, dtype=torch.long)) * (1 / tokens)).backward()
+    expected = torch.full((V, D), 150.0 / V)
+    expected[1] -= 150.0
+    torch.testing.assert_close(weight_VD.grad, expected, rtol=2e-3, atol=1e-3)
+    hidden_1D, weight_VD = torch.zeros(1, D).half().requires_grad_(), torch.full((V, D), 2.0**-8)
+    weight_VD[1] = 0.0
+    (summed_cross_entropy(hidden_1D, weight_VD, torch.ones(1, dtype=torch.long)) * scale).backward()
+    torch.testing.assert_close(hidden_1D.grad.float(), torch.full((1, D), scale * 2.0**-8 * (V - 1) / V), rtol=2e-3, atol=0)
+
+
+def test_float16_keeps_gradients_that_are_small_beside_it() -> None:
+    """A vocabulary so large that each chance is below float16's normal numbers, and weights that make the gradient so too."""
+    vocabulary, scale = 50_000, 2.0**16
+    generator = torch.Generator().manual_seed(0)
+    hidden_TD = torch.randn(4, D, generator=generator).half()
+    weight_VD = torch.randn(vocabulary, D, generator=generator).mul(1e-2).half()
+    labels_T = torch.arange(4)
+    grads = []
+    for dtype, factor in ((torch.float32, 1.0), (torch.float16, scale)):
+        hidden, weight = hidden_TD.to(dtype).requires_grad_(), weight_VD.float().requires_grad_()
+        (summed_cross_entropy(hidden, weight, labels_T) * (factor / 4)).backward()
+        grads.append((hidden.grad.float() / factor, weight.grad / factor))
+    for exact, half in zip(*grads, strict=True):
+        assert (half - exact).norm() < 2e-3 * exact.norm()
+    rare_VD = (grads[1][1] - grads[0][1])[4:]
+    assert rare_VD.norm() < 5e-3 * grads[0][1][4:].norm()

@@ -257,7 +257,7 @@ class Translation:
             if key != asked:
                 self.remark(MEANINGLESS, f"{key}: {OFF if not wanted[key] else f'{asked} stands before it'}")
         if asked in ("fp16", "float16"):
-            self.put(asked, "precision", "auto", "bf16 where the processor multiplies it natively, else fp32; never float16")
+            self.put(asked, "precision", "auto", "bf16 where the processor multiplies it natively, float16 on GPUs that do not")
         elif asked:
             precision = "fp32" if asked == "float32" else "auto" if wanted[asked] == "auto" else "bf16"
             self.put(asked, "precision", precision)
