@@ -103,7 +103,7 @@ def build_model(folder: Path, architecture: str, *, chat_format: str = "chatml",
     config = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     model.save_pretrained(str(folder))
     manifest = Manifest(kind="base", name=f"tiny-{architecture}", chat_format=chat_format, tokenizer_sha256=tokenizer.sha256)
     write_manifest(folder, manifest)
