@@ -28,12 +28,13 @@ from chaccu.artifact import (
     write_manifest,
 )
 from chaccu.conversation import TOKENIZER_FILES, TextTokenizer, check_format, resolve_format
-from chaccu.errors import ArtifactError, RecipeError, TrainError
+from chaccu.errors import ArtifactError, RecipeError
 from chaccu.train.base_model import find_base
 from chaccu.train.loop import evaluate, run_steps
 from chaccu.train.model import TrainableModel
 from chaccu.train.pack import encode_sources, pack_rows
 from chaccu.train.positions import check_lengths, load_config
+from chaccu.train.preflight import check_stop_trained, check_vocabulary
 from chaccu.train.recipe import Recipe
 from chaccu.train.report import StepReport
 from chaccu.train.token_rows import plan_token_rows
@@ -86,16 +87,14 @@ def train(
     check_format(chat_format, tokenizer)
     encoded = encode_sources(recipe.data, chat_format, tokenizer, sequence_len=recipe.sequence_len, seed=recipe.seed)
     held_out = encode_sources(recipe.validation, chat_format, tokenizer, sequence_len=recipe.sequence_len, seed=recipe.seed)
+    check_stop_trained(encoded, chat_format, tokenizer)
     rows = pack_rows(encoded, recipe.row_len, seed=recipe.seed)
     validation = pack_rows(held_out, recipe.row_len, seed=recipe.seed)
     rows_to_train = plan_token_rows(recipe.lora, encoded, tokenizer) if recipe.method == "lora" else None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # Under its folder's name, so that the hub is asked once.
     model = TrainableModel(msgspec.structs.replace(recipe, model=str(base)), device, rows_to_train)
-    if tokenizer.vocab_size > model.vocab_size:
-        raise TrainError(
-            f"the tokenizer has {tokenizer.vocab_size} ids and the model {model.vocab_size}.", remedy="use its own tokenizer"
-        )
+    check_vocabulary([*encoded, *held_out], tokenizer, model.vocab_size)
     require_free_space(output.parent, 4 * sum(parameter.numel() for parameter in model.parameters) + 64_000_000, "the result")
     begun = time.monotonic()
     before = evaluate(model, validation)

@@ -14,7 +14,7 @@ import msgspec
 import torch
 
 from chaccu.conversation import Encoded, TextTokenizer
-from chaccu.errors import RecipeError, did_you_mean
+from chaccu.errors import RecipeError, TrainError, did_you_mean
 from chaccu.train.pack import TokenSequence
 from chaccu.train.recipe import LoraOptions
 
@@ -24,14 +24,26 @@ _INDISTINCT_COSINE = 0.95
 
 class TokenRowPlan(msgspec.Struct, frozen=True):
     """`candidates`: ids whose rows may be trained; `always`: whether they are, even where the base tells them from others.
-    `begin_at`: for some of them, the id whose row theirs begins at."""
+    `begin_at`: for some of them, the id whose row theirs begins at. `left_out`: control tokens that replies generate, with
+    their texts, which are not among the candidates."""
 
     candidates: tuple[int, ...] = ()
     always: bool = False
     begin_at: dict[int, int] = {}
+    left_out: dict[int, str] = {}
 
     def choose(self, weight_VD: torch.Tensor) -> list[int]:
-        """The ids whose rows are trained, given the base's projection."""
+        """The ids whose rows are trained, given the base's projection.
+
+        Raises `TrainError` when one of `left_out` has a row that the base cannot tell from another.
+        """
+        if unlearnable := indistinct_tokens(weight_VD, self.left_out):
+            texts = ", ".join(f"{self.left_out[token]!r} (token {token})" for token in unlearnable)
+            raise TrainError(
+                f"replies generate {texts}, whose row in the base points where another token's does (cosine above "
+                f"{_INDISTINCT_COSINE}): LoRA cannot tell them apart, and lora.trainable_tokens leaves the row untrained.",
+                remedy="set lora.trainable_tokens: auto, or name them in the list too",
+            )
         return list(self.candidates) if self.always else indistinct_tokens(weight_VD, self.candidates)
 
 
@@ -40,9 +52,10 @@ def plan_token_rows(options: LoraOptions, encoded: Sequence[Encoded | TokenSeque
 
     Raises `RecipeError` for a name that is not a token.
     """
+    generated = {token for row in encoded for token, trained in zip(row.ids, row.mask, strict=True) if trained}
+    generated &= tokenizer.control_ids
     if options.trainable_tokens == "auto":
-        generated = {token for row in encoded for token, trained in zip(row.ids, row.mask, strict=True) if trained}
-        candidates = sorted(generated & tokenizer.control_ids)
+        candidates = sorted(generated)
     else:
         candidates = sorted(_find_token(text, tokenizer) for text in options.trainable_tokens)
     end_of_text = tokenizer.token_id(tokenizer.eos_token) if tokenizer.eos_token else None
@@ -53,7 +66,8 @@ def plan_token_rows(options: LoraOptions, encoded: Sequence[Encoded | TokenSeque
         if bit and not any(row.mask[place + 1 : place + 2])
     }
     begin_at = {} if end_of_text is None else {token: end_of_text for token in candidates if token in ends - {end_of_text}}
-    return TokenRowPlan(tuple(candidates), options.trainable_tokens != "auto", begin_at)
+    left_out = {token: tokenizer.token_text(token) for token in sorted(generated.difference(candidates))}
+    return TokenRowPlan(tuple(candidates), options.trainable_tokens != "auto", begin_at, left_out)
 
 
 def _find_token(text: str, tokenizer: TextTokenizer) -> int:
