@@ -1,7 +1,7 @@
 """The training loop: packed rows to optimizer steps, and what each step was.
 
-Invariants: the loss of a step is normalised by the trained tokens of the whole step, so accumulation does not change it; a
-step whose loss or gradient is not finite changes nothing.
+Invariants: the loss of a step is normalised by the trained tokens of the whole step, so neither accumulation nor the number of
+processes changes it; every process takes the same steps; a step whose loss or gradient is not finite changes nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from chaccu.train.batch import accumulation_steps
 from chaccu.train.meter import StepMeter
 from chaccu.train.model import TrainableModel
 from chaccu.train.optim import build_optimizer, learning_rate_at
@@ -36,15 +37,18 @@ def run_steps(
     finite `max_skipped_steps` times in a row.
     """
     model.fit_memory(recipe)
-    guard = StepGuard(recipe, model.dtype, decode)
+    processes = model.processes
+    guard = StepGuard(recipe, model.dtype, decode, processes=processes)
     optimizer = build_optimizer(model.parameters, recipe)
-    group = recipe.gradient_accumulation_steps
+    group = accumulation_steps(recipe, processes.count) * processes.count
     schedule = [rows[start : start + group] for _ in range(recipe.num_train_epochs) for start in range(0, len(rows), group)]
     schedule = schedule[: recipe.max_steps]
     meter = StepMeter(model)
     log: list[StepReport] = []
+    if recipe.max_minutes:
+        clock = processes.shared(clock)
     begun = clock()
-    ready = [model.prepare_row(row) for row in schedule[0]] if schedule else []
+    ready = [model.prepare_row(row) for row in processes.share(schedule[0])] if schedule else []
     for number, batch in enumerate(schedule, 1):
         step_begun = clock()
         spent = (step_begun - begun) / (60 * recipe.max_minutes) if recipe.max_minutes else 0.0
@@ -62,10 +66,10 @@ def run_steps(
             optimizer.watch(row_loss.detach())
             guard.scale_loss(row_loss).backward()  # type: ignore[no-untyped-call]
             losses.append(row_loss.detach())
-        ready = [model.prepare_row(row) for row in schedule[number]] if number < len(schedule) else []
+        ready = [model.prepare_row(row) for row in processes.share(schedule[number])] if number < len(schedule) else []
         guard.unscale(model.parameters)
         # What is read here waits for the device: once a step.
-        loss, norm = torch.stack([torch.stack(losses).sum(), optimizer.clip()]).tolist()
+        loss, norm = torch.stack([processes.sum(torch.stack(losses).sum()), optimizer.clip()]).tolist()
         taken = guard.admits(number, loss, norm, batch, rate)
         if taken:
             optimizer.finish_step()
@@ -103,6 +107,6 @@ def evaluate(model: TrainableModel, rows: Sequence[PackedRow]) -> float | None:
     if not rows:
         return None
     model.full.eval()
-    total = sum(model.row_loss(row).item() for row in rows)
+    total = sum(model.row_loss(row).item() for row in model.processes.share(rows))
     model.full.train()
-    return total / sum(row.trained_tokens for row in rows)
+    return model.processes.sum(torch.tensor(total, dtype=torch.float64)).item() / sum(row.trained_tokens for row in rows)

@@ -31,6 +31,7 @@ class StepMeter:
         self._device = model.device
         self._flops = count_model_flops(model.causal)
         self._peak = find_device_peak(model.device)
+        self._chips = model.processes.count
         self._process = psutil.Process()
 
     def begin(self) -> None:
@@ -39,9 +40,9 @@ class StepMeter:
             torch.cuda.reset_peak_memory_stats(self._device)
 
     def finish(self, batch: Sequence[PackedRow], seconds: float) -> StepCost:
-        """The step that began last has taken these rows and so many seconds."""
+        """The step that began last has taken these rows, over all processes, and so many seconds."""
         lengths = [length for row in batch for length in row.lengths]
-        mfu = None if self._peak is None else self._flops.count(lengths) / (seconds * self._peak)
+        mfu = None if self._peak is None else self._flops.count(lengths) / (seconds * self._peak * self._chips)
         return StepCost(sum(lengths) / seconds, mfu, self._memory_bytes())
 
     def _memory_bytes(self) -> int:

@@ -11,21 +11,25 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 import torch
 
 from chaccu.errors import MissingDependencyError, TrainError
 from chaccu.train.attention import ATTENTION, PackedLengths, attends_at_once, pack_lengths, register_attention
 from chaccu.train.base_model import find_base
-from chaccu.train.float8 import use_float8
-from chaccu.train.layers import Checkpoints, compile_layers, count_that_fit, find_layers
+from chaccu.train.layers import count_that_fit
 from chaccu.train.loss import summed_cross_entropy
 from chaccu.train.pack import PackedRow, pad_row
+from chaccu.train.parallel import apply_parallel, bind_loss, build_mesh, count_transient_bytes, gather_weights
 from chaccu.train.positions import load_config
+from chaccu.train.processes import ALONE, Processes
 from chaccu.train.recipe import Recipe, why_not_fp16
+from chaccu.train.shards import local
 from chaccu.train.token_rows import TokenRowPlan
 
 # Of a GPU's free memory: the rest is lost between its blocks.
@@ -56,13 +60,14 @@ def weights_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
 
 class RowTensors(NamedTuple):
     """A packed row of T tokens on the device; P of them are trained: `labels_P`, predicted by the hidden states at
-    `places_P`."""
+    `places_P`. Of a row that does not `count` the loss is 0."""
 
     ids_1T: torch.Tensor
     positions_1T: torch.Tensor
     places_P: torch.Tensor
     labels_P: torch.Tensor
     packed: PackedLengths | None
+    counts: bool
 
 
 class TrainableModel:
@@ -72,12 +77,40 @@ class TrainableModel:
     embedding and projection are trained beside LoRA; `config_changes`: what `rope_scaling` changed in the base's config.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device, rows: TokenRowPlan | None = None, *, causal: Any = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        device: torch.device,
+        rows: TokenRowPlan | None = None,
+        *,
+        causal: Any = None,
+        processes: Processes = ALONE,
+    ) -> None:
         """Load the recipe's model, or take `causal`. `rows`: control tokens whose rows are to be trained where LoRA cannot
-        reach them."""
+        reach them. `processes`: who else holds a shard of it."""
         self.device = device
+        self.processes = processes
+        self._sum_losses: Callable[[RowTensors], torch.Tensor] = self._sum_losses_here
         self.dtype = choose_precision(recipe, device)
         torch.manual_seed(recipe.seed)
+        mesh = build_mesh(processes)
+        with processes.in_turns(_loads_at_once(recipe, processes) if causal is None else processes.local_count):
+            causal = self._load(recipe, rows, causal)
+            if processes.count == 1:
+                self._check_halves()
+            self.checkpoints = apply_parallel(causal, recipe, self.dtype, mesh, device)
+        self._sum_losses = bind_loss(causal, self._sum_losses_here)
+        self.parameters = [parameter for parameter in self.full.parameters() if parameter.requires_grad]
+        if processes.count > 1:
+            # Only in shards does the model have to fit the device; sixteen tokens are not worth compiling for.
+            with torch.compiler.set_stance("force_eager"):
+                self._check_halves()
+            # What is drawn from here on differs between the processes, as their rows do.
+            torch.manual_seed(recipe.seed + processes.rank)
+
+    def _load(self, recipe: Recipe, rows: TokenRowPlan | None, causal: Any) -> Any:
+        """The transformers model, as it is trained; sets what the loss needs to know of it."""
+        device = self.device
         self.config_changes: dict[str, Any] = {}
         if causal is None:
             base = find_base(recipe.model)
@@ -93,7 +126,8 @@ class TrainableModel:
             self._begin_rows(causal, rows.begin_at)
         else:
             self.full = causal
-        self.full.to(device).train()
+        # To be sharded, a model stays in the processor's memory: a device may not have room for all of it.
+        self.full.to(device if self.processes.count == 1 else "cpu").train()
         self._softcap = float(getattr(causal.config, "final_logit_softcapping", None) or 0.0)
         self._causal = causal
         self.vocab_size = int(self._head.weight.shape[0])
@@ -110,22 +144,10 @@ class TrainableModel:
             for parameter in self.full.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
-        self._autocasts = any(parameter.dtype != self.dtype for parameter in self.full.parameters())
-        self._rows: dict[str, torch.Tensor] = {}
-        if self.token_rows:
-            adapter = causal.get_output_embeddings().token_adapter
-            self._rows = {
-                "rows_KD": adapter.trainable_tokens_delta["default"],
-                "ids_K": torch.tensor(self.token_rows, device=device),
-            }
-        self.parameters = [parameter for parameter in self.full.parameters() if parameter.requires_grad]
-        self._check_halves()
-        layers = find_layers(causal) if recipe.compile or recipe.activation_checkpointing != "none" else []
-        if recipe.precision == "fp8":
-            use_float8(layers, device)
-        if recipe.compile:
-            compile_layers(layers, lean=recipe.activation_checkpointing != "none")
-        self.checkpoints = None if recipe.activation_checkpointing == "none" else Checkpoints(layers)
+        # Weights that are gathered come in the computation's precision.
+        self._autocasts = self.processes.count == 1 and any(one.dtype != self.dtype for one in self.full.parameters())
+        self._ids_K = torch.tensor(self.token_rows, device=device) if self.token_rows else None
+        return causal
 
     @property
     def causal(self) -> Any:
@@ -154,16 +176,28 @@ class TrainableModel:
         ids_1T, positions_1T, places_P, labels_P = map(
             self._send, (ids_T[None], positions_T[None], predicted_P - 1, ids_T[predicted_P])
         )
-        return RowTensors(ids_1T, positions_1T, places_P, labels_P, packed)
+        return RowTensors(ids_1T, positions_1T, places_P, labels_P, packed, row.counts)
 
     def row_loss(self, row: PackedRow | RowTensors) -> torch.Tensor:
         """Summed cross-entropy of a row's trained tokens, a float32 scalar on the device."""
-        ready = row if isinstance(row, RowTensors) else self.prepare_row(row)
+        return self._sum_losses(row if isinstance(row, RowTensors) else self.prepare_row(row))
+
+    def _sum_losses_here(self, ready: RowTensors) -> torch.Tensor:
         told = {} if ready.packed is None else {"packed": ready.packed}
         with self.autocast():
             output = self._body(input_ids=ready.ids_1T, position_ids=ready.positions_1T, use_cache=False, **told)
             hidden_PD = output.last_hidden_state[0][ready.places_P].to(self.dtype)
-        return summed_cross_entropy(hidden_PD, self._head.weight, ready.labels_P, softcap=self._softcap, **self._rows)
+        rows_KD = None
+        if self.token_rows:
+            rows_KD = self._causal.get_output_embeddings().token_adapter.trainable_tokens_delta["default"]
+        loss = summed_cross_entropy(
+            hidden_PD, self._head.weight, ready.labels_P, rows_KD=rows_KD, ids_K=self._ids_K, softcap=self._softcap
+        )
+        return loss if ready.counts else loss * 0
+
+    def gather_weights(self, *, trained_only: bool = False) -> dict[str, torch.Tensor] | None:
+        """As `parallel.gather_weights`: what `full.save_pretrained` takes as `state_dict`."""
+        return gather_weights(self.full, trained_only=trained_only)
 
     def fit_memory(self, recipe: Recipe) -> None:
         """With `activation_checkpointing: selective` on a GPU, let as few layers recompute as the memory allows.
@@ -184,12 +218,14 @@ class TrainableModel:
             loss = self.row_loss(row)
             held.append((torch.cuda.memory_allocated() - before, torch.cuda.max_memory_allocated() - before))
             del loss
-        trained = sum(parameter.numel() * parameter.element_size() for parameter in self.parameters)
-        moments = 2 * sum(parameter.numel() for parameter in self.parameters)
+        trained = sum(local(parameter).numel() * parameter.element_size() for parameter in self.parameters)
+        moments = 2 * sum(local(parameter).numel() for parameter in self.parameters)
         moments = moments if recipe.optimizer == "adamw_8bit" else 4 * moments
         fixed = torch.cuda.memory_allocated() + moments + (0 if recipe.optimizer_in_backward else trained) + max(held[1])
+        fixed += count_transient_bytes(self._causal)
         free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
-        self.checkpoints.spread(size - count_that_fit(int(free * _USABLE), fixed, held[2][0] - held[1][0], size))
+        fit = count_that_fit(int(free * _USABLE), fixed, held[2][0] - held[1][0], size)
+        self.checkpoints.spread(size - self.processes.least(fit))
 
     def _send(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
@@ -212,8 +248,9 @@ class TrainableModel:
     @torch.no_grad()
     def _check_halves(self) -> None:
         self.full.eval()
-        ids = (torch.arange(8, device=self.device) * 7 + 3) % self.vocab_size
-        ours = float(self.row_loss(PackedRow(ids.tolist(), [1] * 8, [8])))
+        # As many as products in float8 want.
+        ids = (torch.arange(16, device=self.device) * 7 + 3) % self.vocab_size
+        ours = float(self.row_loss(PackedRow(ids.tolist(), [1] * 16, [16])))
         with self.autocast():
             logits_TV = self._causal(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
         theirs = float(torch.nn.functional.cross_entropy(logits_TV, ids[1:], reduction="sum"))
@@ -221,15 +258,25 @@ class TrainableModel:
         if not math.isfinite(theirs):
             precision = str(self.dtype).removeprefix("torch.")
             raise TrainError(
-                f"{type(self._causal).__name__} loses {theirs} on eight tokens in {precision} before any training.",
+                f"{type(self._causal).__name__} loses {theirs} on sixteen tokens in {precision} before any training.",
                 remedy="its weights are damaged, or reach beyond float16: set precision: bf16 or fp32",
             )
         if abs(ours - theirs) > 0.02 * abs(theirs):
             raise TrainError(
                 f"{type(self._causal).__name__} does more between its body and its logits than Chaccu knows: "
-                f"the loss of eight tokens is {ours:.4f} by parts and {theirs:.4f} by the model.",
+                f"the loss of sixteen tokens is {ours:.4f} by parts and {theirs:.4f} by the model.",
                 remedy="use another base model",
             )
+
+
+def _loads_at_once(recipe: Recipe, processes: Processes) -> int:
+    """How many processes of this machine may hold the whole model in its memory at once, on the way to their shards."""
+    if processes.count == 1:
+        return 1
+    # Twice: 16 bits in the file may become 32.
+    size = 2 * sum(file.stat().st_size for file in find_base(recipe.model).glob("*.safetensors"))
+    fit = int(0.9 * psutil.virtual_memory().available / max(1, size))
+    return processes.least(max(1, min(fit, processes.local_count)))
 
 
 def load_causal_lm(base: Path, dtype: torch.dtype, config: Any) -> Any:

@@ -18,6 +18,7 @@ import torch
 
 from chaccu.train.quantised_moments import Moments, Rates, new_moments, step_parameter
 from chaccu.train.recipe import Recipe
+from chaccu.train.shards import local, total_norm, whole
 
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 
@@ -71,8 +72,7 @@ class _AdamW:
         pass
 
     def clip(self) -> torch.Tensor:
-        norm: torch.Tensor = torch.nn.utils.clip_grad_norm_(self._parameters, self._limit)
-        return norm
+        return whole(torch.nn.utils.clip_grad_norm_(self._parameters, self._limit))
 
     def finish_step(self) -> None:
         self.inner.step()
@@ -87,7 +87,7 @@ class _AdamW8bit:
 
     def __init__(self, parameters: Sequence[torch.nn.Parameter], recipe: Recipe) -> None:
         self._recipe = recipe
-        self._moments: list[tuple[torch.nn.Parameter, Moments]] = [(one, new_moments(one)) for one in parameters]
+        self._moments: list[tuple[torch.nn.Parameter, Moments]] = [(one, new_moments(local(one))) for one in parameters]
         self._rate = recipe.learning_rate
         self._step = 1
         self._scale: torch.Tensor | None = None
@@ -107,8 +107,10 @@ class _AdamW8bit:
         self._nothing = self._nothing + 0.0 * loss
 
     def clip(self) -> torch.Tensor:
-        norms = self._norms or torch._foreach_norm([one.grad for one, _ in self._moments if one.grad is not None])
-        norm: torch.Tensor = torch.linalg.vector_norm(torch.stack([one.float() for one in norms]))
+        if self._norms:
+            norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(self._norms))
+        else:
+            norm = total_norm([one.grad for one, _ in self._moments if one.grad is not None])
         self._scale = self._scale_for(norm)
         return norm
 
@@ -135,7 +137,7 @@ class _AdamW8bit:
     def _update_now(self, number: int) -> None:
         gradient = self._moments[number][0].grad
         if gradient is not None:
-            norm = torch.linalg.vector_norm(gradient, dtype=torch.float32)
+            norm = whole(torch.linalg.vector_norm(gradient, dtype=torch.float32))
             self._norms.append(norm)
             self.watch(norm)
             self._update(number, gradient, self._scale_for(norm))
@@ -146,7 +148,7 @@ class _AdamW8bit:
         decay = self._recipe.weight_decay if parameter.ndim > 1 else 0.0
         rates = Rates(self._rate, *_BETAS, _EPSILON, decay, self._step)
         seed = hash((self._recipe.seed, self._step, number)) & 0x7FFFFFFF
-        step_parameter(parameter.data, gradient, moments, rates, seed, scale)
+        step_parameter(local(parameter.data), local(gradient), moments, rates, seed, scale)
         parameter.grad = None
 
     def _scale_for(self, norm: torch.Tensor) -> torch.Tensor:

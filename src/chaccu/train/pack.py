@@ -35,11 +35,12 @@ class TokenSequence(msgspec.Struct, frozen=True):
 
 class PackedRow(msgspec.Struct, frozen=True):
     """Whole conversations laid end to end; T tokens in all: `ids_T`, `mask_T` (1 = trained), and the conversations' `lengths`,
-    which sum to T."""
+    which sum to T. One that does not `count` makes up another process's share: it goes through the model for nothing."""
 
     ids_T: Sequence[int]
     mask_T: Sequence[int]
     lengths: list[int]
+    counts: bool = True
 
     @property
     def positions_T(self) -> list[int]:
@@ -154,7 +155,7 @@ def pad_row(row: PackedRow, size: int, longest: int) -> PackedRow:
     if room < 0:
         raise ValueError(f"a row of {len(row.ids_T)} tokens does not fit {size}")
     filler = [longest] * (room // longest) + ([room % longest] if room % longest else [])
-    return PackedRow([*row.ids_T, *[0] * room], [*row.mask_T, *[0] * room], [*row.lengths, *filler])
+    return PackedRow([*row.ids_T, *[0] * room], [*row.mask_T, *[0] * room], [*row.lengths, *filler], row.counts)
 
 
 def _join_row(sequences: Sequence[Encoded | TokenSequence]) -> PackedRow:

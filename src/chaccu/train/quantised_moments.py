@@ -58,6 +58,8 @@ def step_parameter(
     """Update a contiguous `parameter` (bfloat16 or float32) and its moments in place. `scale`, a float32 scalar on the device,
     multiplies the gradient: what clips it need not be known to the processor. NaN in it leaves weight and moments as they are,
     whatever the gradient holds."""
+    if not parameter.numel():
+        return  # The shard of a tensor with fewer rows than processes.
     if parameter.is_cuda:
         from chaccu.train.adam_kernel import launch_step
 

@@ -139,6 +139,13 @@ def load_recipe(source: Path, overrides: Sequence[str] = ()) -> Recipe:
     return parse_recipe(fields)
 
 
+def find_single_gpu_recipe(recipe: Recipe) -> str | None:
+    """The shipped recipe for one GPU (`…-1gpu`), of the same model where there is one."""
+    names = [name for name in list_recipes() if name.endswith("-1gpu")]
+    same = [name for name in names if read_fields(Path(name)).get("model") == recipe.model]
+    return next(iter(same + names), None)
+
+
 def read_fields(source: Path) -> dict[str, Any]:
     """The plain, unchecked values of a recipe file or of the shipped recipe of that name. Raises `RecipeError`."""
     if source.is_file():

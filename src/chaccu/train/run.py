@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
 
 from chaccu.artifact import (
     MANIFEST_NAME,
@@ -35,6 +34,7 @@ from chaccu.train.model import TrainableModel
 from chaccu.train.pack import encode_sources, pack_rows
 from chaccu.train.positions import check_lengths, load_config
 from chaccu.train.preflight import check_stop_trained, check_vocabulary
+from chaccu.train.processes import Processes, check_processes, joined
 from chaccu.train.recipe import Recipe
 from chaccu.train.report import StepReport
 from chaccu.train.token_rows import plan_token_rows
@@ -69,17 +69,24 @@ def train(
 ) -> TrainReport:
     """Run a recipe and write its output folder; an output made by the same recipe from the same data is reused.
 
-    `fresh` trains in any case; `replace` trains only when the output is of another recipe or other data, and replaces it.
+    Under a launcher every process calls it, and process 0 alone reports and writes; the others wait for it. `fresh` trains in
+    any case; `replace` trains only when the output is of another recipe or other data, and replaces it.
 
     Raises `RecipeError`, `TrainError` or `StorageError` before the first step for whatever can be known by then.
     """
-    if recipe.processes > 1:
-        raise RecipeError(f"processes is {recipe.processes}, and a run has one.", remedy="set processes: 1")
+    check_processes(recipe)
+    with joined(recipe) as processes:
+        return _train(recipe, processes, report=report if processes.first else None, fresh=fresh, replace=replace)
+
+
+def _train(
+    recipe: Recipe, processes: Processes, *, report: Callable[[StepReport], None] | None, fresh: bool, replace: bool
+) -> TrainReport:
     output = Path(recipe.output)
     base = find_base(recipe.model)
     chat_format = resolve_format(_format_name(recipe, base), base)
     inputs = {source.path: sha256_file(Path(source.path)) for source in (*recipe.data, *recipe.validation)}
-    finished = None if fresh else _finished_run(output, recipe, inputs, replace=replace)
+    finished = None if fresh else processes.decide(lambda: _finished_run(output, recipe, inputs, replace=replace))
     if finished is not None:
         return finished
     check_lengths(load_config(base, recipe)[0], recipe)
@@ -91,9 +98,9 @@ def train(
     rows = pack_rows(encoded, recipe.row_len, seed=recipe.seed)
     validation = pack_rows(held_out, recipe.row_len, seed=recipe.seed)
     rows_to_train = plan_token_rows(recipe.lora, encoded, tokenizer) if recipe.method == "lora" else None
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # Under its folder's name, so that the hub is asked once.
-    model = TrainableModel(msgspec.structs.replace(recipe, model=str(base)), device, rows_to_train)
+    local_recipe = msgspec.structs.replace(recipe, model=str(base))
+    model = TrainableModel(local_recipe, processes.device, rows_to_train, processes=processes)
     check_vocabulary([*encoded, *held_out], tokenizer, model.vocab_size)
     require_free_space(output.parent, 4 * sum(parameter.numel() for parameter in model.parameters) + 64_000_000, "the result")
     begun = time.monotonic()
@@ -153,8 +160,11 @@ def _save(
     inputs: dict[str, str],
     result: TrainReport,
 ) -> None:
+    weights = model.gather_weights(trained_only=recipe.method == "lora")
+    if not model.processes.first:
+        return
     with atomic_folder(Path(recipe.output)) as folder:
-        model.full.save_pretrained(str(folder))
+        model.full.save_pretrained(str(folder), **({} if weights is None else {"state_dict": weights}))
         copy_files(base, folder, TOKENIZER_FILES)
         write_json(folder / "train_log.json", result.log)
         write_manifest(

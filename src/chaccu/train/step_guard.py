@@ -23,6 +23,7 @@ import torch
 from chaccu.artifact import atomic_file
 from chaccu.errors import TrainError
 from chaccu.train.pack import PackedRow
+from chaccu.train.processes import ALONE, Processes
 from chaccu.train.recipe import Recipe
 
 _FIRST_SCALE, _GROW_AFTER = 2.0**16, 2000
@@ -56,8 +57,16 @@ class _Skipped(NamedTuple):
 class StepGuard:
     """Counts what is skipped. `dtype`: what the run computes in. `decode`: text of token ids, for the saved batch."""
 
-    def __init__(self, recipe: Recipe, dtype: torch.dtype, decode: Callable[[Sequence[int]], str] | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        dtype: torch.dtype,
+        decode: Callable[[Sequence[int]], str] | None = None,
+        *,
+        processes: Processes = ALONE,
+    ) -> None:
         self._recipe = recipe
+        self._processes = processes
         self._dtype = dtype
         self._decode = decode
         self._in_a_row: list[_Skipped] = []
@@ -94,7 +103,10 @@ class StepGuard:
 
     def _explain(self, rate: float) -> TrainError:
         file = Path(f"{self._recipe.output}.failed-batch.jsonl")
-        self._save(file)
+        if self._processes.first:
+            self._save(file)
+        # The process that ends first takes the others with it.
+        self._processes.wait()
         first, last = self._in_a_row[0], self._in_a_row[-1]
         precision = {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(self._dtype, "fp32")
         steps = f"{len(self._in_a_row)} steps in a row" if len(self._in_a_row) > 1 else "1 step"
