@@ -222,5 +222,5 @@ def test_a_base_without_a_finite_loss_is_refused_before_training(recipe: Recipe,
         return causal
 
     monkeypatch.setattr(model_module, "load_causal_lm", load_damaged)
-    with pytest.raises(TrainError, match=r"loses nan on eight tokens in float32(.|\n)*precision"):
+    with pytest.raises(TrainError, match=r"loses nan on sixteen tokens in float32(.|\n)*precision"):
         TrainableModel(recipe, CPU)
