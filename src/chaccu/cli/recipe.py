@@ -1,4 +1,4 @@
-"""`chaccu recipe`: recipes out of other trainers' configurations."""
+"""`chaccu recipe`: the shipped recipes, and recipes out of other trainers' configurations."""
 
 from __future__ import annotations
 
@@ -17,6 +17,24 @@ app = typer.Typer(name="recipe", help="Recipes: what decides a training run.", n
 @app.callback()
 def recipe_group() -> None:
     """Recipes: what decides a training run."""
+
+
+@app.command("list", epilog="Example: chaccu recipe list")
+def list_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print names and descriptions as one JSON object.")] = False,
+) -> None:
+    """List the shipped recipes, one a line: the name, then what it is for. `chaccu train NAME` runs one."""
+    import json
+
+    from chaccu.train.recipe import describe_recipe, list_recipes
+
+    described = {name: describe_recipe(name) for name in list_recipes()}
+    if as_json:
+        typer.echo(json.dumps(described))
+        return
+    width = max(map(len, described))
+    for name, line in described.items():
+        typer.echo(f"{name:{width}}  {line}")
 
 
 @app.command(

@@ -14,7 +14,7 @@ def register(app: typer.Typer) -> None:
 
 
 def train_command(
-    recipe: Annotated[Path, typer.Argument(help="A recipe in YAML, or the name of a shipped one: quickstart-cpu.")],
+    recipe: Annotated[Path, typer.Argument(help="A recipe in YAML, or the name of a shipped one: chaccu recipe list.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[key=value]...", help="Values that take the file's place.")
     ] = None,

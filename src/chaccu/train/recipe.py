@@ -128,6 +128,12 @@ def list_recipes() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in _shipped().iterdir() if entry.name.endswith(".yaml"))
 
 
+def describe_recipe(name: str) -> str:
+    """What the shipped recipe of that name is for: its first comment line."""
+    first = (_shipped() / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("#").strip()
+
+
 def load_recipe(source: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a YAML file, or the shipped one of that name, with `key=value` overrides (`lora.rank=16` reaches inside).
 

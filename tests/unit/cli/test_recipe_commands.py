@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from typer.testing import CliRunner
 
 from chaccu.cli.recipe import app
 from chaccu.errors import RecipeError, StorageError
-from chaccu.train.recipe import load_recipe
+from chaccu.train.recipe import list_recipes, load_recipe
 
 RUNNER = CliRunner()
 COMMAND = "torchrun --nproc_per_node=2 train_mem.py --model_name_or_path m --data_path d.json --output_dir o --max_steps -1"
@@ -67,3 +68,11 @@ def test_two_files_are_wrong_use(script: Path) -> None:
         RUNNER.invoke(app, ["import", "absent.yaml"], catch_exceptions=False)
     with pytest.raises(StorageError, match="name too long"):
         RUNNER.invoke(app, ["import", "a" * 300], catch_exceptions=False)
+
+
+def test_the_list_names_every_shipped_recipe_and_what_it_is_for() -> None:
+    lines = CliRunner().invoke(app, ["list"]).stdout.splitlines()
+    assert [line.split()[0] for line in lines] == list_recipes()
+    assert all(len(line.split()) > 5 for line in lines)
+    described = json.loads(CliRunner().invoke(app, ["list", "--json"]).stdout)
+    assert described["vicuna-7b"].startswith("Vicuna 7B on one GPU")

@@ -155,6 +155,12 @@ def test_every_shipped_recipe_is_one(name: str) -> None:
     assert recipe.validation
 
 
+def test_every_shipped_recipe_stands_in_the_page_s_table() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "train.md").read_text(encoding="utf-8")
+    section = page.partition("## Recipes that ship")[2].partition("\n## ")[0]
+    assert sorted(re.findall(r"^\| `([\w-]+)` \|", section, re.MULTILINE)) == list_recipes()
+
+
 def test_files_that_are_no_recipe(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"there is no recipe '.*absent.yaml'"):
         load_recipe(tmp_path / "absent.yaml")
