@@ -11,7 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
-from chaccu.train.quantised_moments import BLOCK, Moments, Rates, step_sizes
+from chaccu.train.quantised_moments import Moments, Rates, step_sizes
+from chaccu.train.rounding import BLOCK
+from chaccu.train.rounding_kernel import encode_rows, mix_bits, round_to_bfloat16, share_of_top_half
 
 if TYPE_CHECKING:
     constexpr = int
@@ -46,37 +48,6 @@ def launch_step(
         BLOCKS=_BLOCKS,
         num_warps=8,
     )
-
-
-@triton.jit
-def _mix(bits):  # type: ignore[no-untyped-def]
-    """A hash of 32 bits, each of which depends on all: a counter's are as good as random here, and cost six operations."""
-    bits = (bits ^ (bits >> 16)) * 0x7FEB352D
-    bits = (bits ^ (bits >> 15)) * 0x846CA68B
-    return bits ^ (bits >> 16)
-
-
-@triton.jit
-def _encode(values, top: constexpr, random, FOURTH: constexpr):  # type: ignore[no-untyped-def]
-    """Codes of the absolute values in each row, and the row's scale."""
-    scales = tl.max(tl.abs(values), axis=1)
-    share = tl.abs(values) * (1.0 / tl.maximum(scales, 1e-30))[:, None]
-    root = tl.sqrt(share)
-    if FOURTH:
-        low = tl.minimum(tl.floor(top * tl.sqrt(root)), top - 1.0)
-        value = low * low * low * low
-        gap = (low + 1.0) * (low + 1.0) * (low + 1.0) * (low + 1.0) - value
-        up = (share * (top * top * top * top) - value) / gap
-    else:
-        low = tl.minimum(tl.floor(top * root), top - 1.0)
-        up = (share * (top * top) - low * low) / (2.0 * low + 1.0)
-    return low + tl.where(random < up, 1.0, 0.0), scales
-
-
-@triton.jit
-def _share_of_top_half(bits):  # type: ignore[no-untyped-def]
-    """The upper 16 bits as a number in (0, 1)."""
-    return ((bits >> 16).to(tl.float32) + 0.5) / 65536.0
 
 
 @triton.jit
@@ -120,17 +91,16 @@ def _step(  # type: ignore[no-untyped-def]
 
     weight = tl.load(parameter + places, mask=inside, other=0.0).to(tl.float32)
     weight = weight * decay - step_size * mean / (root * root_scale + epsilon)
-    first = _mix((places.to(tl.uint32) + seed).to(tl.uint32))
-    second = _mix(first + 0x9E3779B9)
+    first = mix_bits((places.to(tl.uint32) + seed).to(tl.uint32))
+    second = mix_bits(first + 0x9E3779B9)
     if ROUNDS:
-        bits = weight.to(tl.uint32, bitcast=True) + (first & 0xFFFF)
-        weight = (bits & 0xFFFF0000).to(tl.float32, bitcast=True)
+        weight = round_to_bfloat16(weight, first & 0xFFFF)
     tl.store(parameter + places, weight.to(parameter.dtype.element_ty), mask=inside)
 
-    codes, scales = _encode(mean, 127.0, _share_of_top_half(first), True)
+    codes, scales = encode_rows(mean, 127.0, share_of_top_half(first), True)
     tl.store(mean_codes + places, tl.where(mean < 0.0, -codes, codes).to(tl.int8), mask=inside)
     tl.store(mean_scales + rows, scales, mask=row_inside)
-    codes, scales = _encode(root, 255.0, _share_of_top_half(second), False)
+    codes, scales = encode_rows(root, 255.0, share_of_top_half(second), False)
     codes = tl.where(root > 0.0, tl.maximum(codes, 2.0), codes)
     tl.store(root_codes + places, codes.to(tl.int32).to(tl.uint8), mask=inside)
     tl.store(root_scales + rows, scales, mask=row_inside)

@@ -19,7 +19,10 @@ from typing import NamedTuple
 
 import torch
 
-BLOCK = 256
+from chaccu.train.rounding import count_blocks, decode_blocks, encode_blocks, round_stochastically
+
+# The largest code and the power of m and of √v.
+_MEAN, _ROOT = (127, 4), (255, 2)
 # The code of a √v that is not zero.
 _LEAST_ROOT = 2
 
@@ -47,7 +50,7 @@ class Rates(NamedTuple):
 def new_moments(parameter: torch.Tensor) -> Moments:
     """Moments of nothing seen yet."""
     count = parameter.numel()
-    scales = torch.zeros(math.ceil(count / BLOCK), dtype=torch.float32, device=parameter.device)
+    scales = torch.zeros(count_blocks(count), dtype=torch.float32, device=parameter.device)
     codes = torch.zeros(count, dtype=torch.int8, device=parameter.device)
     return Moments(codes, scales, torch.zeros_like(codes, dtype=torch.uint8), scales.clone())
 
@@ -85,18 +88,13 @@ def _step_plainly(
     weight_N = weight_N * (1 - rates.learning_rate * rates.weight_decay) - step_size * mean_N / (
         root_N * root_scale + rates.epsilon
     )
-    parameter.reshape(-1).copy_(_round_weight(weight_N, parameter.dtype, generator))
-    for values_N, codes, scales, top, power in (
-        (mean_N, moments.mean_codes, moments.mean_scales, 127, 4),
-        (root_N, moments.root_codes, moments.root_scales, 255, 2),
-    ):
-        blocks_BN = torch.nn.functional.pad(values_N, (0, -len(values_N) % BLOCK)).view(-1, BLOCK)
-        scales.copy_(blocks_BN.abs().amax(dim=1))
-        share_N = (blocks_BN.abs() / scales.clamp_min(1e-30)[:, None]).view(-1)[: len(values_N)]
-        code_N = _round_code(share_N, top, power, generator)
-        if values_N is root_N:
-            code_N = torch.where(root_N > 0, code_N.clamp_min(_LEAST_ROOT), code_N)
-        codes.copy_(torch.where(values_N < 0, -code_N, code_N))
+    parameter.reshape(-1).copy_(round_stochastically(weight_N, parameter.dtype, generator))
+    codes_N, scales_B = encode_blocks(mean_N, *_MEAN, generator)
+    moments.mean_codes.copy_(codes_N)
+    moments.mean_scales.copy_(scales_B)
+    codes_N, scales_B = encode_blocks(root_N, *_ROOT, generator)
+    moments.root_codes.copy_(torch.where(root_N > 0, codes_N.clamp_min(_LEAST_ROOT), codes_N))
+    moments.root_scales.copy_(scales_B)
 
 
 def step_sizes(rates: Rates) -> tuple[float, float]:
@@ -106,35 +104,9 @@ def step_sizes(rates: Rates) -> tuple[float, float]:
 
 def decode_mean(moments: Moments) -> torch.Tensor:
     """m, (n,) float32."""
-    code_N = moments.mean_codes.float()
-    mean_N: torch.Tensor = code_N * code_N.abs().pow(3) / 127**4 * _spread(moments.mean_scales, len(code_N))
-    return mean_N
+    return decode_blocks(moments.mean_codes, moments.mean_scales, *_MEAN)
 
 
 def decode_root(moments: Moments) -> torch.Tensor:
     """√v, (n,) float32."""
-    code_N = moments.root_codes.float()
-    return code_N.square() / 255**2 * _spread(moments.root_scales, len(code_N))
-
-
-def _spread(scales: torch.Tensor, count: int) -> torch.Tensor:
-    return scales.repeat_interleave(BLOCK)[:count]
-
-
-def _round_code(share_N: torch.Tensor, top: int, power: int, generator: torch.Generator) -> torch.Tensor:
-    """A code for each share of the scale in [0, 1], such that the expected value is the share."""
-    low_N = (top * share_N ** (1 / power)).floor().clamp(0, top - 1)
-    # How far the share lies between the values of two codes.
-    up_N = (share_N * top**power - low_N**power) / ((low_N + 1) ** power - low_N**power)
-    chance_N = torch.rand(share_N.shape, generator=generator, device=share_N.device)
-    code_N: torch.Tensor = low_N + (chance_N < up_N).float()
-    return code_N
-
-
-def _round_weight(weight_N: torch.Tensor, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
-    if dtype != torch.bfloat16:
-        return weight_N.to(dtype)
-    # bfloat16 is the upper half of float32: adding a random lower half and cutting it off rounds up in proportion.
-    noise_N = torch.randint(0, 2**16, weight_N.shape, generator=generator, device=weight_N.device, dtype=torch.int32)
-    bits_N = (weight_N.view(torch.int32) + noise_N) & -(2**16)
-    return bits_N.view(torch.float32).to(torch.bfloat16)
+    return decode_blocks(moments.root_codes, moments.root_scales, *_ROOT)

@@ -7,13 +7,13 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from chaccu.train.quantised_moments import (  # noqa: E402 (torch may be absent)
-    BLOCK,
     Rates,
     decode_mean,
     decode_root,
     new_moments,
     step_parameter,
 )
+from chaccu.train.rounding import BLOCK  # noqa: E402
 
 ONE = torch.ones(())
 
