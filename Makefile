@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-UNIT := tests/unit
+UNIT := tests/unit tests/invariant
 ARGS ?=
 
 .PHONY: setup demo test check bench docs clean

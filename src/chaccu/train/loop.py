@@ -61,7 +61,8 @@ def run_steps(
         trained = sum(row.trained_tokens for row in batch)
         meter.begin()
         losses = []
-        for row in ready:
+        for place, row in enumerate(ready, 1):
+            optimizer.begin_backward(last=place == len(ready))
             row_loss = model.row_loss(row) / trained
             optimizer.watch(row_loss.detach())
             guard.scale_loss(row_loss).backward()  # type: ignore[no-untyped-call]

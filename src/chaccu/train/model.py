@@ -24,6 +24,7 @@ from chaccu.train.attention import ATTENTION, PackedLengths, attends_at_once, pa
 from chaccu.train.base_model import find_base
 from chaccu.train.layers import count_that_fit
 from chaccu.train.loss import summed_cross_entropy
+from chaccu.train.optim import optimizer_bytes
 from chaccu.train.pack import PackedRow, pad_row
 from chaccu.train.parallel import apply_parallel, bind_loss, build_mesh, count_transient_bytes, gather_weights
 from chaccu.train.positions import load_config
@@ -37,12 +38,14 @@ _USABLE = 0.98
 
 
 def choose_precision(recipe: Recipe, device: torch.device) -> torch.dtype:
-    """The compute dtype: as the recipe says; `auto` is bf16 where the processor multiplies it natively, else fp16 on a GPU if
-    the weights that are trained stay float32, else fp32. With fp8, whose products are inside the layers, what they give is
-    bf16."""
+    """The compute dtype: as the recipe says; `auto` is bf16 where the processor multiplies it natively or the optimizer keeps
+    weights in nothing else, else fp16 on a GPU if the weights that are trained stay float32, else fp32. With fp8, whose
+    products are inside the layers, what they give is bf16."""
     if recipe.precision != "auto":
         named = {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
         return named[recipe.precision]
+    if recipe.optimizer == "adamw_bf16_sr":
+        return torch.bfloat16
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16
@@ -219,8 +222,7 @@ class TrainableModel:
             held.append((torch.cuda.memory_allocated() - before, torch.cuda.max_memory_allocated() - before))
             del loss
         trained = sum(local(parameter).numel() * parameter.element_size() for parameter in self.parameters)
-        moments = 2 * sum(local(parameter).numel() for parameter in self.parameters)
-        moments = moments if recipe.optimizer == "adamw_8bit" else 4 * moments
+        moments = optimizer_bytes(recipe, self.parameters)
         fixed = torch.cuda.memory_allocated() + moments + (0 if recipe.optimizer_in_backward else trained) + max(held[1])
         fixed += count_transient_bytes(self._causal)
         free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()

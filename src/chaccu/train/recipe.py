@@ -76,9 +76,10 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     `gradient_accumulation_steps`, rows that a process takes one after another in a step, follows from it.
     `max_skipped_steps`: a step whose loss or gradient is not finite is skipped, and so many in a row end the run.
     `optimizer`: `adamw` keeps float32 weights and moments; `adamw_8bit` keeps weights in the run's precision, rounded
-    stochastically, and 8-bit moments. `optimizer_in_backward` updates each weight as soon as its gradient is there, so no
-    gradients are kept. `activation_checkpointing` recomputes every layer (`full`), or on a GPU as few as the memory allows
-    (`selective`).
+    stochastically, and 8-bit moments; `adamw_bf16_sr` keeps weights and moments in bf16, rounded stochastically; `adafactor`
+    such weights and one moment for each row and column. `optimizer_in_backward` updates each weight as soon as its gradient is
+    there, so no gradients are kept, but for their sum over several rows, in 8 bits. `activation_checkpointing` recomputes
+    every layer (`full`), or on a GPU as few as the memory allows (`selective`).
     """
 
     model: str
@@ -104,7 +105,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_minutes: AboveZero | None = None
     max_skipped_steps: Count = 3
     precision: Literal["auto", "bf16", "fp16", "fp32", "fp8"] = "auto"
-    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    optimizer: Literal["adamw", "adamw_8bit", "adamw_bf16_sr", "adafactor"] = "adamw"
     optimizer_in_backward: bool = False
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     compile: bool = False
@@ -199,7 +200,7 @@ def parse_recipe(fields: dict[str, Any]) -> Recipe:
 
 def why_not_fp16(recipe: Recipe) -> str:
     """Why the recipe cannot be trained in float16, whose small updates need float32 weights beside it; "" when it can."""
-    if recipe.method == "full" and recipe.optimizer == "adamw_8bit":
+    if recipe.method == "full" and recipe.optimizer != "adamw":
         return f"optimizer {recipe.optimizer} keeps no float32 weights, and float16 ones lose small updates"
     if recipe.optimizer_in_backward:
         return "optimizer_in_backward would use gradients whose loss scale is still in them"
@@ -213,9 +214,9 @@ def _check_together(recipe: Recipe) -> None:
             f"micro_batch_tokens is {recipe.micro_batch_tokens} and sequence_len {recipe.sequence_len}.",
             remedy="a row holds at least one whole conversation: raise the one, or lower the other",
         )
-    if recipe.optimizer == "adamw_8bit" and recipe.method != "full":
+    if recipe.optimizer in ("adamw_8bit", "adamw_bf16_sr") and recipe.method != "full":
         raise RecipeError(
-            f"optimizer adamw_8bit is for method: full, and the method is {recipe.method}.",
+            f"optimizer {recipe.optimizer} is for method: full, and the method is {recipe.method}.",
             remedy="set optimizer: adamw; an adapter's moments are small",
         )
     if recipe.precision == "fp16" and (reason := why_not_fp16(recipe)):
@@ -223,12 +224,15 @@ def _check_together(recipe: Recipe) -> None:
             f"precision: fp16 does not go with this recipe: {reason}.",
             remedy="set optimizer: adamw and optimizer_in_backward: false; or precision: bf16 on a GPU from Ampere on, or fp32",
         )
-    if recipe.optimizer_in_backward and recipe.optimizer != "adamw_8bit":
-        raise RecipeError("optimizer_in_backward goes with adamw_8bit only.", remedy="set optimizer: adamw_8bit")
-    if recipe.optimizer_in_backward and recipe.gradient_accumulation_steps > 1:
+    if recipe.optimizer == "adamw_bf16_sr" and recipe.precision not in ("auto", "bf16", "fp8"):
         raise RecipeError(
-            "optimizer_in_backward updates at every backward pass and cannot accumulate gradients over several.",
-            remedy="set gradient_accumulation_steps: 1 and raise micro_batch_tokens, or leave optimizer_in_backward out",
+            f"optimizer adamw_bf16_sr keeps weights in bf16, and precision is {recipe.precision}.",
+            remedy="set precision: bf16, or optimizer: adamw_8bit, which keeps them in the run's precision",
+        )
+    if recipe.optimizer_in_backward and recipe.optimizer == "adamw":
+        raise RecipeError(
+            "optimizer_in_backward does not go with optimizer adamw.",
+            remedy="set optimizer: adamw_8bit, adamw_bf16_sr or adafactor",
         )
     if recipe.precision == "fp8":
         _check_float8(recipe)

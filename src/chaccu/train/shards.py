@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
@@ -23,11 +23,34 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def gathered(part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The whole tensor that is cut as `like` is and of which `part` is here; `part` where `like` is not cut. All processes have
+    to call it."""
+    if not isinstance(like, DTensor):
+        return part
+    shards = DTensor.from_local(
+        part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+    return shards.full_tensor()
+
+
+def part_of(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """What of a whole `tensor`, which all processes have, would be here if it were cut as `like` is."""
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None).to_local()
+
+
 def total_norm(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """The 2-norm over all elements of all `tensors`, a float32 scalar on the device. All processes have to call it."""
-    norms = torch._foreach_norm([local(tensor) for tensor in tensors])
+    return norm_of_parts([local(tensor) for tensor in tensors], tensors)
+
+
+def norm_of_parts(parts: Sequence[torch.Tensor], like: Sequence[torch.Tensor]) -> torch.Tensor:
+    """As `total_norm`, of the tensors that are cut as those of `like` are and of which `parts` are here."""
+    norms = torch._foreach_norm(list(parts))
     norm: torch.Tensor = torch.linalg.vector_norm(torch.stack([one.float() for one in norms]))
-    if not any(isinstance(tensor, DTensor) for tensor in tensors):
+    if not any(isinstance(tensor, DTensor) for tensor in like):
         return norm
     square = norm.square()
     torch.distributed.all_reduce(square)

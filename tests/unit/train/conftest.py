@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from pathlib import Path
 
 import msgspec
@@ -19,6 +21,17 @@ THINGS = ("sky", "grass", "sea", "snow", "llama", "egg")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("transformers", reason="transformers is not installed")
     return build_llama(tmp_path_factory.mktemp("base") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def kernel_device() -> str:
+    """Where Triton kernels run: a GPU, or with TRITON_INTERPRET=1 and Triton installed, the processor."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    if torch.cuda.is_available():
+        return "cuda"
+    if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
+        return "cpu"
+    pytest.skip("needs a CUDA GPU, or Triton and TRITON_INTERPRET=1")
 
 
 @pytest.fixture

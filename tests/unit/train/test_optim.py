@@ -75,7 +75,7 @@ def test_in_backward_each_tensor_is_clipped_by_itself() -> None:
     (3.0 * big + 0.01 * small).sum().backward()
     norms = torch.tensor([3.0 * 300**0.5, 0.01 * 300**0.5])
     assert optimizer.clip().item() == pytest.approx(norms.norm().item(), rel=1e-5)
-    moments = {id(parameter): state for parameter, state in optimizer._moments}  # type: ignore[attr-defined]
+    moments = {id(weight.parameter): weight.state for weight in optimizer._weights}  # type: ignore[attr-defined]
     # m after one step is a tenth of the gradient: clipped to a norm of 1 the one, untouched the other.
     assert decode_mean(moments[id(big)]).norm().item() == pytest.approx(0.1, rel=0.01)
     assert decode_mean(moments[id(small)]).norm().item() == pytest.approx(0.1 * norms[1].item(), rel=0.01)

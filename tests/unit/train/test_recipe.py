@@ -84,16 +84,9 @@ def test_a_value_out_of_range_is_named(fields: dict[str, Any], key: str, value: 
     [
         ({"sequence_len": 2048, "micro_batch_tokens": 1024}, "micro_batch_tokens is 1024 and sequence_len 2048"),
         ({"optimizer": "adamw_8bit", "method": "lora"}, "adamw_8bit is for method: full"),
-        ({"optimizer_in_backward": True, "method": "full"}, "goes with adamw_8bit only"),
-        (
-            {
-                "method": "full",
-                "optimizer": "adamw_8bit",
-                "optimizer_in_backward": True,
-                "gradient_accumulation_steps": 2,
-            },
-            "cannot accumulate",
-        ),
+        ({"optimizer": "adamw_bf16_sr", "method": "lora"}, "adamw_bf16_sr is for method: full"),
+        ({"optimizer": "adamw_bf16_sr", "method": "full", "precision": "fp32"}, "keeps weights in bf16, and precision is fp32"),
+        ({"optimizer_in_backward": True, "method": "full"}, "does not go with optimizer adamw"),
         ({"precision": "fp8"}, "fp8 is for method: full"),
         ({"precision": "fp8", "method": "full"}, "goes with compile: true"),
         ({"precision": "fp8", "method": "full", "compile": True, "sequence_len": 100}, "multiple of 16 tokens"),

@@ -26,6 +26,7 @@ from chaccu.train.recipe import Recipe
 
 _ADAMW = {"adamw", "adamw_hf", "adamw_apex_fused", "adamw_anyprecision", "optimi_adamw", "paged_adamw", "paged_adamw_32bit"}
 _ADAMW_8BIT = {"adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "ao_adamw_8bit", "adamw_torch_8bit"}
+_ADAMW_4BIT = {"adamw_torch_4bit", "ao_adamw_4bit"}
 _ADAMW_VALUES = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant"}
 
@@ -230,18 +231,24 @@ class Translation:
         key, name = self.take(*self.dialect.optimizer)
         name = text(key, name).lower()
         full = self.fields["method"] == "full"
-        if name in _ADAMW_8BIT:
-            note = "" if full else "an adapter's moments are small: 8 bits are for method full"
+        if name in _ADAMW_8BIT | _ADAMW_4BIT:
+            note = "moments in 8 bits" if name in _ADAMW_4BIT else ""
+            note = note if full else "an adapter's moments are small: 8 bits are for method full"
             self.put(key, "optimizer", "adamw_8bit" if full else "adamw", note)
         elif name in _ADAMW or (name.startswith("adamw_torch") and "bit" not in name):
             self.put(key, "optimizer", "adamw")
+        elif name == "adafactor":
+            self.put(key, "optimizer", "adafactor", "the rate as it is, neither relative steps nor scaled by weights, as there")
         else:
             self.fields["optimizer"] = "adamw"
             self.remark(UNSUPPORTED, f"{key}: {name} is not there; adamw is written, which wants a learning rate of its own")
         for key, value in _ADAMW_VALUES.items():
             if key not in self.left:
                 continue
-            if math.isclose(number(key, self.left.pop(key)), value):
+            given = number(key, self.left.pop(key))
+            if name == "adafactor":
+                self.remark(MEANINGLESS, f"{key}: Adafactor has none")
+            elif math.isclose(given, value):
                 self.remark(MEANINGLESS, f"{key}: {value:g} here too")
             else:
                 self.remark(UNSUPPORTED, f"{key}: AdamW runs with {value:g}")
