@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from chaccu.train.recipe import Recipe
-    from chaccu.train.report import StepReport
+    from chaccu.train.report import EvalReport, StepReport
     from chaccu.train.run import TrainReport
 
 
@@ -30,7 +30,11 @@ def train_with_bar(recipe: Recipe, *, fresh: bool, replace: bool) -> TrainReport
             left = f"{format_seconds(step.left_s)} left"
             bar.update(task, description=describe_step(step), total=step.steps, completed=step.step, left=left)
 
-        return train(recipe, report=show, fresh=fresh, replace=replace)
+        def show_eval(report: EvalReport) -> None:
+            for line in describe_eval(report):
+                bar.console.print(line, markup=False, highlight=False, no_wrap=True, overflow="ellipsis")
+
+        return train(recipe, report=show, report_eval=show_eval, fresh=fresh, replace=replace)
 
 
 def describe_step(step: StepReport) -> str:
@@ -44,6 +48,16 @@ def describe_step(step: StepReport) -> str:
         parts.append(f"MFU {step.mfu:.1%}")
     parts.append(f"{step.memory_bytes / 1e9:.1f} GB")
     return "  ".join(parts)
+
+
+def describe_eval(report: EvalReport) -> list[str]:
+    """An evaluation in a line, and each sample answer in two, without their line breaks."""
+    best = "the best so far" if report.best_step == report.step else f"best {report.best_loss:.4f} at {report.best_step}"
+    lines = [f"step {report.step}: held-out loss {report.loss:.4f}, {best}"]
+    for sample in report.samples:
+        answer = sample.answer if sample.ended else f"{sample.answer} …"
+        lines += [f"  > {' '.join(sample.question.split())}", f"    {' '.join(answer.split())}"]
+    return lines
 
 
 def format_seconds(seconds: float) -> str:

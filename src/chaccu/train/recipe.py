@@ -21,6 +21,7 @@ from chaccu.errors import RecipeError, did_you_mean
 from chaccu.train.batch import resolve_accumulation
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
+FromZeroCount = Annotated[int, msgspec.Meta(ge=0)]
 AboveZero = Annotated[float, msgspec.Meta(gt=0)]
 FromOne = Annotated[float, msgspec.Meta(ge=1)]
 FromZero = Annotated[float, msgspec.Meta(ge=0)]
@@ -80,6 +81,10 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     such weights and one moment for each row and column. `optimizer_in_backward` updates each weight as soon as its gradient is
     there, so no gradients are kept, but for their sum over several rows, in 8 bits. `activation_checkpointing` recomputes
     every layer (`full`), or on a GPU as few as the memory allows (`selective`).
+
+    `eval_steps`: how often the held-out loss is measured and `sample_answers` held-out questions are answered, in at most
+    `sample_tokens` tokens each (0 of either: none); both are done before the first step and after the last in any case.
+    `save_steps`: how often the model as it is becomes a snapshot beside the output, of which `save_total_limit` stay.
     """
 
     model: str
@@ -109,6 +114,12 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     optimizer_in_backward: bool = False
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     compile: bool = False
+    eval_steps: Count | None = None
+    sample_answers: FromZeroCount = 4
+    sample_tokens: FromZeroCount = 64
+    save_steps: Count | None = None
+    save_total_limit: Count = 2
+    report_to: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
     seed: int = 0
 
     @property
@@ -213,6 +224,11 @@ def _check_together(recipe: Recipe) -> None:
         raise RecipeError(
             f"micro_batch_tokens is {recipe.micro_batch_tokens} and sequence_len {recipe.sequence_len}.",
             remedy="a row holds at least one whole conversation: raise the one, or lower the other",
+        )
+    if recipe.eval_steps is not None and not recipe.validation:
+        raise RecipeError(
+            f"eval_steps is {recipe.eval_steps}, and there is no validation data to evaluate on.",
+            remedy="validation: [{path: held-out.jsonl}], or leave eval_steps out",
         )
     if recipe.optimizer in ("adamw_8bit", "adamw_bf16_sr") and recipe.method != "full":
         raise RecipeError(

@@ -1,4 +1,5 @@
-"""What a run reports while it goes: one record an optimizer step, as the bar, the log and the trackers show it.
+"""What a run reports while it goes: one record an optimizer step and one an evaluation, as the bar, the log and the trackers
+show them.
 
 Invariant: free of torch, so that what reads a log needs none.
 """
@@ -27,3 +28,23 @@ class StepReport(msgspec.Struct, frozen=True, kw_only=True, tag="step", tag_fiel
     memory_bytes: int
     left_s: float
     skipped: bool = False
+
+
+class SampleAnswer(msgspec.Struct, frozen=True):
+    """What the model in training answers to a held-out question. `ended`: by its end of turn, rather than by the limit of
+    tokens."""
+
+    question: str
+    answer: str
+    ended: bool
+
+
+class EvalReport(msgspec.Struct, frozen=True, kw_only=True, tag="eval", tag_field="kind"):
+    """The model after `step` steps: `loss` in nats a trained token of the validation rows, the best one so far
+    with its step, and sample answers."""
+
+    step: int
+    loss: float
+    best_loss: float
+    best_step: int
+    samples: tuple[SampleAnswer, ...] = ()

@@ -1,13 +1,15 @@
 """A whole run: a recipe checked against its model and data, trained, and its result written to an artifact folder.
 
 Invariants: losses before and after are measured on the same held-out rows; what ends the run early (Ctrl-C, an error, a full
-disk) leaves no folder under the recipe's `output`.
+disk) leaves no folder under the recipe's `output`, only its log under `<output>.run` and what snapshots there were.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +25,31 @@ from chaccu.artifact import (
     read_manifest,
     require_free_space,
     sha256_file,
-    write_json,
     write_manifest,
 )
 from chaccu.conversation import TOKENIZER_FILES, TextTokenizer, check_format, resolve_format
 from chaccu.errors import ArtifactError, RecipeError
 from chaccu.train.base_model import find_base
-from chaccu.train.loop import evaluate, run_steps
+from chaccu.train.evaluations import Evaluations
+from chaccu.train.loop import run_steps
 from chaccu.train.model import TrainableModel
-from chaccu.train.pack import encode_sources, pack_rows
+from chaccu.train.pack import PackedRow, encode_sources, pack_rows
 from chaccu.train.positions import check_lengths, load_config
 from chaccu.train.preflight import check_stop_trained, check_vocabulary
 from chaccu.train.processes import Processes, check_processes, joined
 from chaccu.train.recipe import Recipe
-from chaccu.train.report import StepReport
+from chaccu.train.report import EvalReport, SampleAnswer, StepReport
+from chaccu.train.samples import Sampler, choose_prompts
+from chaccu.train.snapshots import Snapshots
 from chaccu.train.token_rows import plan_token_rows
+from chaccu.train.trackers import Reporter, RunFolder, import_tracker, open_reporter
 
 
 class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
     """A finished run. Losses are nats a trained token on the validation rows (None without validation data); `token_rows`:
     tokens whose rows were trained beside LoRA; `skipped_steps`: steps that changed nothing, since they were not finite;
-    `config_changes`: values of the base's config that merging has to change too."""
+    `best_loss`: the least held-out loss that was met, after `best_step` steps; `samples`: what the trained model answers to
+    held-out questions; `config_changes`: values of the base's config that merging has to change too."""
 
     output: str
     steps: int
@@ -56,6 +62,9 @@ class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
     token_rows: list[str]
     skipped_steps: int
     log: list[StepReport]
+    best_loss: float | None = None
+    best_step: int | None = None
+    samples: tuple[SampleAnswer, ...] = ()
     config_changes: dict[str, Any] = {}
     reused: bool = False
 
@@ -64,6 +73,7 @@ def train(
     recipe: Recipe,
     *,
     report: Callable[[StepReport], None] | None = None,
+    report_eval: Callable[[EvalReport], None] | None = None,
     fresh: bool = False,
     replace: bool = False,
 ) -> TrainReport:
@@ -76,11 +86,17 @@ def train(
     """
     check_processes(recipe)
     with joined(recipe) as processes:
-        return _train(recipe, processes, report=report if processes.first else None, fresh=fresh, replace=replace)
+        return _train(recipe, processes, report=report, report_eval=report_eval, fresh=fresh, replace=replace)
 
 
 def _train(
-    recipe: Recipe, processes: Processes, *, report: Callable[[StepReport], None] | None, fresh: bool, replace: bool
+    recipe: Recipe,
+    processes: Processes,
+    *,
+    report: Callable[[StepReport], None] | None,
+    report_eval: Callable[[EvalReport], None] | None,
+    fresh: bool,
+    replace: bool,
 ) -> TrainReport:
     output = Path(recipe.output)
     base = find_base(recipe.model)
@@ -89,6 +105,7 @@ def _train(
     finished = None if fresh else processes.decide(lambda: _finished_run(output, recipe, inputs, replace=replace))
     if finished is not None:
         return finished
+    import_tracker(recipe.report_to)
     check_lengths(load_config(base, recipe)[0], recipe)
     tokenizer = TextTokenizer.load(base)
     check_format(chat_format, tokenizer)
@@ -102,28 +119,93 @@ def _train(
     local_recipe = msgspec.structs.replace(recipe, model=str(base))
     model = TrainableModel(local_recipe, processes.device, rows_to_train, processes=processes)
     check_vocabulary([*encoded, *held_out], tokenizer, model.vocab_size)
-    require_free_space(output.parent, 4 * sum(parameter.numel() for parameter in model.parameters) + 64_000_000, "the result")
+    _require_space(output, recipe, model)
+    save = partial(_save, model, recipe, base, chat_format.name, tokenizer, inputs)
+    facts: dict[str, Any] = {
+        "token_rows": [tokenizer.token_text(token) for token in model.token_rows],
+        "config_changes": model.config_changes,
+    }
+    evaluations = None
+    if validation:
+        prompts = choose_prompts(recipe, chat_format, tokenizer)
+        sampler = Sampler(model, prompts, chat_format, tokenizer, max_tokens=recipe.sample_tokens)
+        evaluations = Evaluations(model, validation, sampler)
+    snapshots = Snapshots(
+        output,
+        limit=recipe.save_total_limit if processes.first else None,
+        save=lambda path, state: save(path, {**state, **facts}),
+    )
+    run_folder = RunFolder(output)
     begun = time.monotonic()
-    before = evaluate(model, validation)
-    log = run_steps(model, rows, recipe, report, decode=tokenizer.decode)
-    after = evaluate(model, validation)
+    opened = (
+        open_reporter(recipe, run_folder, on_step=report, on_eval=report_eval) if processes.first else nullcontext(Reporter())
+    )
+    with opened as reporter:
+        log = _run_and_report(model, rows, recipe, reporter, evaluations, snapshots, tokenizer)
     tokens = sum(len(row.ids_T) for row in rows)
     result = TrainReport(
         output=str(output),
         steps=len(log),
-        loss_before=before,
-        loss_after=after,
+        **_summarise(evaluations),
         tokens=tokens,
         trained_tokens=sum(row.trained_tokens for row in rows),
         seconds=time.monotonic() - begun,
         fill=tokens / (len(rows) * recipe.row_len),
-        token_rows=[tokenizer.token_text(token) for token in model.token_rows],
         skipped_steps=sum(step.skipped for step in log),
         log=log,
-        config_changes=model.config_changes,
+        **facts,
     )
-    _save(model, recipe, base, chat_format.name, tokenizer, inputs, result)
+    save(output, msgspec.to_builtins(result), logs=run_folder)
+    if processes.first:
+        run_folder.remove()
     return result
+
+
+def _run_and_report(
+    model: TrainableModel,
+    rows: Sequence[PackedRow],
+    recipe: Recipe,
+    reporter: Reporter,
+    evaluations: Evaluations | None,
+    snapshots: Snapshots,
+    tokenizer: TextTokenizer,
+) -> list[StepReport]:
+    """The steps, with evaluations before, after and as often as the recipe says, and snapshots."""
+
+    def evaluate_after(step: int) -> None:
+        if evaluations is not None and (evaluations.last is None or evaluations.last.step != step):
+            reporter.record(evaluations.run(step))
+
+    def finish_step(step: StepReport) -> None:
+        reporter.record(step)
+        if recipe.eval_steps is not None and step.step % recipe.eval_steps == 0:
+            evaluate_after(step.step)
+        if recipe.save_steps is not None and step.step % recipe.save_steps == 0:
+            held_out = None if evaluations is None else evaluations.loss_at(step.step)
+            snapshots.write(step.step, {"step": step.step, "steps": step.steps, "held_out_loss": held_out})
+
+    evaluate_after(0)
+    log = run_steps(model, rows, recipe, finish_step, decode=tokenizer.decode)
+    evaluate_after(len(log))
+    return log
+
+
+def _summarise(evaluations: Evaluations | None) -> dict[str, Any]:
+    first, last = (None, None) if evaluations is None else (evaluations.first, evaluations.last)
+    return {
+        "loss_before": first and first.loss,
+        "loss_after": last and last.loss,
+        "best_loss": last and last.best_loss,
+        "best_step": last and last.best_step,
+        "samples": last.samples if last else (),
+    }
+
+
+def _require_space(output: Path, recipe: Recipe, model: TrainableModel) -> None:
+    """For the result, and for the snapshots, of which there is one more while the oldest is not yet removed."""
+    count = 1 if recipe.save_steps is None else recipe.save_total_limit + 2
+    size = 4 * sum(parameter.numel() for parameter in model.parameters) + 64_000_000
+    require_free_space(output.parent, count * size, "the result" if count == 1 else "the result with its snapshots")
 
 
 def _format_name(recipe: Recipe, base: Path) -> str:
@@ -158,26 +240,31 @@ def _save(
     chat_format: str,
     tokenizer: TextTokenizer,
     inputs: dict[str, str],
-    result: TrainReport,
+    path: Path,
+    facts: dict[str, Any],
+    *,
+    logs: RunFolder | None = None,
 ) -> None:
+    output = Path(recipe.output)
     weights = model.gather_weights(trained_only=recipe.method == "lora")
     if not model.processes.first:
         return
-    with atomic_folder(Path(recipe.output)) as folder:
+    with atomic_folder(path) as folder:
         model.full.save_pretrained(str(folder), **({} if weights is None else {"state_dict": weights}))
         copy_files(base, folder, TOKENIZER_FILES)
-        write_json(folder / "train_log.json", result.log)
+        if logs is not None:
+            logs.copy_to(folder / "logs")
         write_manifest(
             folder,
             Manifest(
                 kind="adapter" if recipe.method == "lora" else "model",
-                name=Path(recipe.output).name,
+                name=output.name if path == output else f"{output.name}-{path.name}",
                 chat_format=chat_format,
                 tokenizer_sha256=tokenizer.sha256,
                 parents={"base": manifest_sha256(base)} if (base / MANIFEST_NAME).is_file() else {},
                 inputs=inputs,
                 settings=msgspec.to_builtins(recipe),
-                facts=msgspec.to_builtins(result),
+                facts=facts,
                 versions=library_versions("torch", "transformers", "peft", "tokenizers"),
             ),
         )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from chaccu.cli.train_bar import describe_step, format_seconds
-from chaccu.train.report import StepReport
+from chaccu.cli.train_bar import describe_eval, describe_step, format_seconds
+from chaccu.train.report import EvalReport, SampleAnswer, StepReport
 
 STEP = StepReport(
     step=3, steps=9, loss=1.2345, grad_norm=0.678, learning_rate=2e-4, tokens_per_s=13352.4, mfu=0.5549,
@@ -23,3 +23,17 @@ def test_without_a_known_peak_no_share_is_shown() -> None:
 
 def test_seconds_read_as_a_clock_does() -> None:
     assert [format_seconds(seconds) for seconds in (0, 59.6, 754, 3723)] == ["0:00", "1:00", "12:34", "1:02:03"]
+
+
+def test_an_evaluation_shows_its_loss_the_best_one_and_what_the_model_says() -> None:
+    samples = (SampleAnswer("What\n is it?", "A llama.\n\nIt walks.", True), SampleAnswer("And?", "so on", False))
+    report = EvalReport(step=20, loss=1.5, best_loss=1.25, best_step=10, samples=samples)
+    assert describe_eval(report) == [
+        "step 20: held-out loss 1.5000, best 1.2500 at 10",
+        "  > What is it?",
+        "    A llama. It walks.",
+        "  > And?",
+        "    so on …",
+    ]
+    best = EvalReport(step=10, loss=1.25, best_loss=1.25, best_step=10)
+    assert describe_eval(best) == ["step 10: held-out loss 1.2500, the best so far"]
