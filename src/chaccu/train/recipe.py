@@ -254,6 +254,16 @@ def _check_together(recipe: Recipe) -> None:
         _check_float8(recipe)
 
 
+def parse_rope_scaling(fields: dict[str, Any]) -> RopeScaling:
+    """A checked `rope_scaling` from plain values. Raises `RecipeError`."""
+    try:
+        scaling = msgspec.convert(fields, RopeScaling, strict=False)
+    except msgspec.ValidationError as error:
+        raise RecipeError(f"rope_scaling is not valid: {error}.") from error
+    _check_rope_scaling(scaling)
+    return scaling
+
+
 def _check_rope_scaling(scaling: RopeScaling) -> None:
     for rope_type, keys in _OF_ONE_TYPE.items():
         given = [key for key in keys if getattr(scaling, key) is not None]

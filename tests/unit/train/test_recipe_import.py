@@ -19,7 +19,7 @@ from chaccu.errors import RecipeError
 from chaccu.train.foreign.command import find_training_command
 from chaccu.train.foreign.headings import BEFORE, DEFAULTS, MEANINGLESS, TRANSLATED, UNSUPPORTED
 from chaccu.train.foreign.trainers import DIALECTS, find_format
-from chaccu.train.recipe import DataSource, LoraOptions, Recipe, load_recipe
+from chaccu.train.recipe import DataSource, LoraOptions, Recipe, RopeScaling, load_recipe
 from chaccu.train.recipe_import import ImportedRecipe, import_recipe_file, import_recipe_text
 
 VICUNA = r"""#!/bin/bash
@@ -155,6 +155,8 @@ def test_fastchat() -> None:
         method="full",
         sequence_len=2048,
         micro_batch_tokens=4096,
+        processes=4,
+        global_batch_size=128,
         gradient_accumulation_steps=16,
         precision="bf16",
         num_train_epochs=3,
@@ -162,12 +164,13 @@ def test_fastchat() -> None:
         seed=42,
     )
     assert "2 x 16 x 4 processes = 128 conversations of at most 2,048 tokens, so at most 262,144" in said(imported, BEFORE)
-    assert "16 packed rows of 4,096 tokens = 65,536 tokens" in said(imported, BEFORE)
-    assert "gradient_accumulation_steps=64" in said(imported, BEFORE)
+    assert "16 packed rows of 4,096 tokens on 4 processes = 262,144 tokens" in said(imported, BEFORE)
+    assert "processes=1 takes the same steps, 262,144 tokens each" in said(imported, BEFORE)
+    assert "nproc_per_node -> processes: 4" in said(imported, TRANSLATED)
     assert "chaccu data clean shared/talks.json --out runs/data --tokenizer models/llama-7b" in said(imported, BEFORE)
-    assert "fsdp, fsdp_transformer_layer_cls_to_wrap: a run is one process" in said(imported, UNSUPPORTED)
+    assert "fsdp, fsdp_transformer_layer_cls_to_wrap: processes: 4 spreads weights" in said(imported, MEANINGLESS)
     assert "tf32: precision" in said(imported, MEANINGLESS)
-    assert "nproc_per_node, master_port, CUDA_VISIBLE_DEVICES" in said(imported, MEANINGLESS)
+    assert "master_port, CUDA_VISIBLE_DEVICES: of the launcher" in said(imported, MEANINGLESS)
 
 
 def test_fastchat_with_lora() -> None:
@@ -178,7 +181,8 @@ def test_fastchat_with_lora() -> None:
     assert (recipe.precision, recipe.num_train_epochs, recipe.lr_scheduler, recipe.warmup_ratio) == ("auto", 3, "linear", 0.0)
     assert "6 processes" in said(imported, BEFORE)
     assert "q_lora: the base is not quantised" in said(imported, UNSUPPORTED)
-    assert "deepspeed: a run is one process" in said(imported, UNSUPPORTED)
+    assert "deepspeed: processes: 6 spreads weights" in said(imported, MEANINGLESS)
+    assert (recipe.processes, recipe.global_batch_size, recipe.gradient_accumulation_steps) == (6, 48, 1)
     assert "lora_target_modules -> lora.target_modules: [q_proj, v_proj]" in said(imported, DEFAULTS)
 
 
@@ -342,6 +346,56 @@ def test_axolotl_without_an_adapter_is_full_training() -> None:
 def test_the_scale_of_rslora_is_given() -> None:
     imported = from_axolotl(adapter="lora", lora_r=16, lora_alpha=32, peft_use_rslora=True)
     assert "lora.alpha=128" in said(imported, UNSUPPORTED)
+
+
+def test_shards_of_one_process_are_named() -> None:
+    imported = from_axolotl(deepspeed="zero3.json", fsdp=[], micro_batch_size=2, gradient_accumulation_steps=4)
+    assert "deepspeed: one process shards nothing. With processes: N" in said(imported, UNSUPPORTED)
+    assert "fsdp: switched off there" in said(imported, MEANINGLESS)
+    assert "processes=N takes N times as many tokens in a step" in said(imported, BEFORE)
+    assert (imported.recipe.processes, imported.recipe.global_batch_size) == (1, None)
+    alone = import_recipe_text("torchrun --nproc_per_node 1 t.py --model_name_or_path m --data_path d", source="s").recipe
+    assert (alone.processes, alone.global_batch_size, alone.gradient_accumulation_steps) == (1, None, 1)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, RopeScaling(rope_type="linear", factor=2.0)),
+        (
+            {"overrides_of_model_config": {"rope_scaling": {"rope_type": "yarn", "factor": 4, "beta_fast": 16}}},
+            RopeScaling(rope_type="yarn", factor=4.0, beta_fast=16.0),
+        ),
+        (
+            {"rope_scaling": {"type": "dynamic", "factor": "2", "original_max_position_embeddings": 4096.0, "odd": 1}},
+            RopeScaling(rope_type="dynamic", factor=2.0, original_max_position_embeddings=4096),
+        ),
+    ],
+)
+def test_stretched_positions_are_carried_over(keys: dict[str, Any], expected: RopeScaling) -> None:
+    imported = from_axolotl(**keys)
+    assert imported.recipe.rope_scaling == expected
+    assert "rope_scaling -> rope_scaling: {" in said(imported, TRANSLATED)
+    assert ("odd has no like" in said(imported, UNSUPPORTED)) == ("odd" in str(keys))
+
+
+def test_other_ways_of_stretching_are_told() -> None:
+    assert "rope_scaling: linear takes its factor" in said(from_factory(rope_scaling="linear"), BEFORE)
+    assert "linear, dynamic, yarn and llama3 are known" in said(from_factory(rope_scaling="mystic"), UNSUPPORTED)
+    assert "none that is known here" in said(from_axolotl(rope_scaling={"type": "su", "factor": 2}), UNSUPPORTED)
+    assert "none that is known here" in said(from_axolotl(rope_scaling={"factor": 2}), UNSUPPORTED)
+    assert "use_rope_scaling: switched off there" in said(from_factory(use_rope_scaling=False), MEANINGLESS)
+    assert "rope_scaling: switched off there" in said(from_factory(rope_scaling="none"), MEANINGLESS)
+    long = "python train_mem.py --model_name_or_path m --data_path d --model_max_length 16384"
+    assert "FastChat stretches positions linearly" in said(import_recipe_text(long, source="s"), BEFORE)
+
+
+def test_float8_is_carried_over_where_the_rest_goes_with_it() -> None:
+    imported = from_axolotl(fp8=True, torch_compile=True, bf16=True)
+    assert (imported.recipe.precision, imported.recipe.method) == ("fp8", "full")
+    assert "bf16: fp8 stands before it" in said(imported, MEANINGLESS)
+    assert from_axolotl(fp8=True, bf16=True).recipe.precision == "bf16"
+    assert "fp8: precision fp8 goes with" in said(from_axolotl(fp8=True, bf16=True), UNSUPPORTED)
 
 
 def test_llama_factory_recomputes_unless_told_not_to() -> None:

@@ -21,6 +21,7 @@ from chaccu.errors import RecipeError
 _TRAINER_FLAGS = {"model_name_or_path", "base_model", "data_path", "dataset", "dataset_name", "output_dir", "learning_rate"}
 # Of torchrun, deepspeed and accelerate, which may stand behind the script where someone pastes flags alone.
 _PER_HOST, _HOSTS, _ALL = ("nproc_per_node", "num_gpus"), ("nnodes", "num_nodes", "num_machines"), ("num_processes",)
+COUNTING_FLAGS = (*_PER_HOST, *_HOSTS, *_ALL)
 _LAUNCHER_FLAGS = {*_PER_HOST, *_HOSTS, *_ALL, "node_rank", "master_addr", "master_port", "standalone", "rdzv_backend"}
 _OPERATORS = "();<>|&"
 _HIDDEN = {sign: chr(0xE010 + number) for number, sign in enumerate(f"#{_OPERATORS}")}

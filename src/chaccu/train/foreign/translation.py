@@ -16,10 +16,12 @@ import yaml
 
 from chaccu.conversation import TOKENIZER_FORMAT
 from chaccu.errors import RecipeError
-from chaccu.train.foreign.command import TrainingCommand
+from chaccu.train.foreign.command import COUNTING_FLAGS, TrainingCommand
 from chaccu.train.foreign.data import translate_data
 from chaccu.train.foreign.headings import BEFORE, DEFAULTS, HEADINGS, MEANINGLESS, OFF, TRANSLATED, UNSUPPORTED
 from chaccu.train.foreign.method import translate_method
+from chaccu.train.foreign.positions import translate_positions
+from chaccu.train.foreign.step_size import compare_steps, translate_step_size
 from chaccu.train.foreign.trainers import DIALECTS, find_entry
 from chaccu.train.foreign.values import number, switched_off, text, truth, whole
 from chaccu.train.recipe import Recipe
@@ -33,7 +35,8 @@ _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant", "c
 
 class Translation:
     """One configuration on its way into a recipe: `left` are the keys not dealt with yet, `fields` the recipe's values,
-    `sources` what `chaccu data clean` is to read, `held_out` the share of them to validate with."""
+    `sources` what `chaccu data clean` is to read, `held_out` the share of them to validate with, `defaulted` the keys that have
+    the trainer's default."""
 
     def __init__(self, trainer: str, given: dict[str, Any], command: TrainingCommand | None = None) -> None:
         self.trainer = trainer
@@ -44,7 +47,7 @@ class Translation:
         self.remarks: dict[str, list[str]] = {heading: [] for heading in HEADINGS}
         self.sources: list[str] = []
         self.held_out: float | None = None
-        self._defaulted: set[str] = set()
+        self.defaulted: set[str] = set()
         if empty := [key for key, value in given.items() if value is None]:
             self.remark(MEANINGLESS, f"{', '.join(empty)}: empty there")
 
@@ -59,13 +62,14 @@ class Translation:
         self.direct("compile", ("torch_compile",), truth)
         translate_method(self)
         translate_data(self)
-        self._translate_batch()
+        translate_step_size(self)
+        translate_positions(self)
         self._translate_schedule()
         self._translate_optimizer()
         self._translate_precision()
         self._translate_checkpointing()
         self._tell_data()
-        self._compare_steps()
+        compare_steps(self)
         self._tell_command()
         self._tell_rest()
         self.fields = {key: self.fields[key] for key in Recipe.__struct_fields__ if key in self.fields}
@@ -86,7 +90,7 @@ class Translation:
 
     def use_default(self, key: str) -> None:
         """`key` is not given: what is put for it is the trainer's default."""
-        self._defaulted.add(key)
+        self.defaulted.add(key)
 
     def put(self, key: str, field: str, value: Any, note: str = "") -> None:
         """Set a field of the recipe (`lora.rank` reaches inside) to what became of `key`."""
@@ -101,7 +105,7 @@ class Translation:
             .strip()
         )
         self.remark(
-            DEFAULTS if key in self._defaulted else TRANSLATED,
+            DEFAULTS if key in self.defaulted else TRANSLATED,
             f"{key} -> {field}: {shown}{f' ({note})' if note else ''}",
         )
 
@@ -127,48 +131,6 @@ class Translation:
                     f"the configuration has {key}; Chaccu trains on conversations.",
                     remedy="import the configuration of the supervised stage",
                 )
-
-    # --- the size of a step ---
-
-    def _translate_batch(self) -> None:
-        length_key, length = self.take(*self.dialect.length)
-        length = whole(length_key, length)
-        self.put(length_key, "sequence_len", length)
-        batch_key, batch = self.take(*self.dialect.batch)
-        batch = whole(batch_key, batch)
-        if batch > 1:
-            self.put(batch_key, "micro_batch_tokens", batch * length, f"{batch} x {length:,} tokens in one row")
-        else:
-            heading = DEFAULTS if batch_key in self._defaulted else TRANSLATED
-            self.remark(heading, f"{batch_key} -> a row of sequence_len tokens")
-        if "batch_size" in self.left and "gradient_accumulation_steps" not in self.left and batch > 0:
-            total = whole("batch_size", self.left.pop("batch_size"))
-            self.put("batch_size", "gradient_accumulation_steps", max(1, total // batch), f"{total} by {batch}")
-        else:
-            self.direct("gradient_accumulation_steps", ("gradient_accumulation_steps",), whole)
-
-    def _compare_steps(self) -> None:
-        length, steps = self.fields["sequence_len"], self.fields["gradient_accumulation_steps"]
-        row = self.fields.get("micro_batch_tokens", length)
-        batch = row // max(length, 1)
-        processes = self.command.processes if self.command else None
-        there = batch * steps * (processes or 1)
-        packed = self.trainer == "axolotl" and not switched_off(self.left.get("sample_packing"))
-        one = "rows" if packed else "conversations"
-        over = f" x {processes} processes" if processes else " on each process"
-        self.remark(
-            BEFORE,
-            f"A step there: {batch} x {steps}{over} = {there:,} {one} of at most {length:,} tokens, so at most "
-            f"{there * length:,} tokens{'' if packed else ', padding included'}. A step here: {steps} packed rows of "
-            f"{row:,} tokens = {steps * row:,} tokens, on one process."
-            + ("" if packed else " Rows are packed full, so it holds more conversations where they are short."),
-        )
-        if processes is None:
-            self.remark(
-                BEFORE, "How many processes ran there is not said: with N, N times gradient_accumulation_steps is as much."
-            )
-        elif processes > 1:
-            self.remark(BEFORE, f"For as much as there: gradient_accumulation_steps={steps * processes}")
 
     # --- the way of the learning rate ---
 
@@ -260,11 +222,16 @@ class Translation:
                 value = self.left.pop(key)
                 wanted[key] = value if value in ("auto", "full") else truth(key, value)
         asked = next((key for key, value in wanted.items() if value), "")
+        if self._takes_float8():
+            wanted["fp8"] = True
+            asked = "fp8"
         for key in wanted:
             if key != asked:
                 self.remark(MEANINGLESS, f"{key}: {OFF if not wanted[key] else f'{asked} stands before it'}")
         if asked in ("fp16", "float16"):
             self.put(asked, "precision", "auto", "bf16 where the processor multiplies it natively, float16 on GPUs that do not")
+        elif asked == "fp8":
+            self.put(asked, "precision", "fp8")
         elif asked:
             precision = "fp32" if asked == "float32" else "auto" if wanted[asked] == "auto" else "bf16"
             self.put(asked, "precision", precision)
@@ -273,6 +240,17 @@ class Translation:
         else:
             self.use_default("no 16-bit precision")
             self.put("no 16-bit precision", "precision", self.dialect.defaults["precision"])
+
+    def _takes_float8(self) -> bool:
+        """Whether fp8 is asked for and the rest of the recipe goes with it."""
+        fields = self.fields
+        if "fp8" not in self.left or not truth("fp8", self.left["fp8"]):
+            return False
+        row = fields.get("micro_batch_tokens", fields["sequence_len"])
+        if fields["method"] != "full" or not fields.get("compile") or row % 16:
+            return False
+        del self.left["fp8"]
+        return True
 
     def _translate_checkpointing(self) -> None:
         if self.trainer == "llama-factory":
@@ -330,9 +308,10 @@ class Translation:
     def _tell_command(self) -> None:
         if self.command is None:
             return
-        launcher = ", ".join([*self.command.launcher, *self.command.environment])
+        told = COUNTING_FLAGS if "processes" in self.fields else ()
+        launcher = ", ".join([*(one for one in self.command.launcher if one not in told), *self.command.environment])
         if launcher:
-            self.remark(MEANINGLESS, f"{launcher}: of the launcher, and a run is one process")
+            self.remark(MEANINGLESS, f"{launcher}: of the launcher; chaccu train starts the processes itself")
         if self.command.loose:
             self.remark(UNSUPPORTED, f"{' '.join(self.command.loose)}: these words belong to no flag that could be read")
         if self.command.others:
