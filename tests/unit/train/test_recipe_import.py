@@ -161,6 +161,8 @@ def test_fastchat() -> None:
         precision="bf16",
         num_train_epochs=3,
         activation_checkpointing="full",
+        save_steps=1200,
+        save_total_limit=10,
         seed=42,
     )
     assert "2 x 16 x 4 processes = 128 conversations of at most 2,048 tokens, so at most 262,144" in said(imported, BEFORE)
@@ -280,6 +282,15 @@ def test_what_is_written_loads_and_names_every_key(text: str, tmp_path: Path) ->
         ("", {"precision": "fp32", "learning_rate": 5e-5, "sequence_len": 512, "micro_batch_tokens": 4096}),
         ("--torch_compile True", {"compile": True}),
         ("--gradient-checkpointing=False", {"activation_checkpointing": "none"}),
+        ("--eval_data_path held.json --eval_strategy steps --eval_steps 50", {"eval_steps": 50, "report_to": "tensorboard"}),
+        ("--eval_steps 50", {"eval_steps": None}),
+        ("--save_strategy no --save_steps 10", {"save_steps": None}),
+        ("--save_steps 10 --save_total_limit 3", {"save_steps": 10, "save_total_limit": 3}),
+        ("--save_steps 10 --save_total_limit 0", {"save_steps": 10, "save_total_limit": 2}),
+        ("--report_to wandb", {"report_to": "wandb"}),
+        ("--report_to tensorboard wandb", {"report_to": "wandb"}),
+        ("--report_to none", {"report_to": "none"}),
+        ("--report_to mlflow", {"report_to": "tensorboard"}),
         ("--eval_data_path held.json", {"validation": [DataSource(path="held.json")]}),
     ],
 )
@@ -298,6 +309,10 @@ def test_a_flag_gives_a_value(flags: str, expected: dict[str, Any]) -> None:
         ("--optim adafactor --optim_args x=1", "optim_args: AdamW runs with betas"),
         ("--adam_beta2 0.95", "adam_beta2: AdamW runs with 0.999"),
         ("--neftune_noise_alpha 5", "neftune_noise_alpha"),
+        ("--save_strategy epoch", "save_strategy: epoch is not there; save_steps counts steps"),
+        ("--save_steps 0.1", "save_steps: a share of the run"),
+        ("--report_to mlflow", "report_to: one of tensorboard, wandb and trackio"),
+        ("--report_to wandb,tensorboard,comet_ml", "report_to: one of"),
         ("--resume_from_checkpoint out/checkpoint-5", "resume_from_checkpoint"),
         ("--anything_else 3", "anything_else: not known"),
         ("-x lonely", "-x lonely: these words belong to no flag"),
@@ -346,6 +361,19 @@ def test_axolotl_without_an_adapter_is_full_training() -> None:
 def test_the_scale_of_rslora_is_given() -> None:
     imported = from_axolotl(adapter="lora", lora_r=16, lora_alpha=32, peft_use_rslora=True)
     assert "lora.alpha=128" in said(imported, UNSUPPORTED)
+
+
+def test_evaluations_wait_for_held_out_data() -> None:
+    assert "eval_steps=50 evaluates as often" in said(from_flags("--eval_steps 50"), BEFORE)
+    assert "evaluation_strategy, eval_steps: switched off" in said(
+        from_flags("--evaluation_strategy no --eval_steps 5"), MEANINGLESS
+    )
+
+
+def test_axolotl_names_trackers_by_their_projects() -> None:
+    assert from_axolotl(wandb_project="mine").recipe.report_to == "wandb"
+    assert from_axolotl(use_tensorboard=True).recipe.report_to == "tensorboard"
+    assert "mlflow_project: one of" in said(from_axolotl(mlflow_project="mine"), UNSUPPORTED)
 
 
 def test_shards_of_one_process_are_named() -> None:

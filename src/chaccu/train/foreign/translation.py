@@ -24,6 +24,7 @@ from chaccu.train.foreign.positions import translate_positions
 from chaccu.train.foreign.step_size import compare_steps, translate_step_size
 from chaccu.train.foreign.trainers import DIALECTS, find_entry
 from chaccu.train.foreign.values import number, switched_off, text, truth, whole
+from chaccu.train.foreign.watching import translate_watching
 from chaccu.train.recipe import Recipe
 
 _ADAMW = {"adamw", "adamw_hf", "adamw_apex_fused", "adamw_anyprecision", "optimi_adamw", "paged_adamw", "paged_adamw_32bit"}
@@ -68,6 +69,7 @@ class Translation:
         self._translate_optimizer()
         self._translate_precision()
         self._translate_checkpointing()
+        translate_watching(self)
         self._tell_data()
         compare_steps(self)
         self._tell_command()
