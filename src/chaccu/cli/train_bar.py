@@ -51,13 +51,18 @@ def describe_step(step: StepReport) -> str:
 
 
 def describe_eval(report: EvalReport) -> list[str]:
-    """An evaluation in a line, and each sample answer in two, without their line breaks."""
+    """An evaluation in a line, and each sample answer in two."""
     best = "the best so far" if report.best_step == report.step else f"best {report.best_loss:.4f} at {report.best_step}"
     lines = [f"step {report.step}: held-out loss {report.loss:.4f}, {best}"]
     for sample in report.samples:
         answer = sample.answer if sample.ended else f"{sample.answer} …"
-        lines += [f"  > {' '.join(sample.question.split())}", f"    {' '.join(answer.split())}"]
+        lines += [f"  > {_in_one_line(sample.question)}", f"    {_in_one_line(answer)}"]
     return lines
+
+
+def _in_one_line(text: str) -> str:
+    """`text` without line breaks, and without what a terminal would obey: an untrained model says anything."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in " ".join(text.split()))
 
 
 def format_seconds(seconds: float) -> str:

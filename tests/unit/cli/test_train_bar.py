@@ -26,14 +26,14 @@ def test_seconds_read_as_a_clock_does() -> None:
 
 
 def test_an_evaluation_shows_its_loss_the_best_one_and_what_the_model_says() -> None:
-    samples = (SampleAnswer("What\n is it?", "A llama.\n\nIt walks.", True), SampleAnswer("And?", "so on", False))
+    samples = (SampleAnswer("What\n is it?", "A llama.\n\nIt walks.", True), SampleAnswer("And?", "so \x1b[2Jon", False))
     report = EvalReport(step=20, loss=1.5, best_loss=1.25, best_step=10, samples=samples)
     assert describe_eval(report) == [
         "step 20: held-out loss 1.5000, best 1.2500 at 10",
         "  > What is it?",
         "    A llama. It walks.",
         "  > And?",
-        "    so on …",
+        "    so \ufffd[2Jon …",
     ]
     best = EvalReport(step=10, loss=1.25, best_loss=1.25, best_step=10)
     assert describe_eval(best) == ["step 10: held-out loss 1.2500, the best so far"]

@@ -11,8 +11,10 @@ import msgspec
 import pytest
 
 from chaccu.conversation import ChatFormat, Conversation, Message, TextTokenizer, encode_conversation, load_format
+from chaccu.testing.tiny import ARCHITECTURES, build_model
 from chaccu.train.pack import encode_sources, pack_rows
 from chaccu.train.recipe import DataSource, Recipe
+from chaccu.train.report import SampleAnswer
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -60,10 +62,23 @@ def test_answers_are_greedy_and_no_prompt_disturbs_another(recipe: Recipe, token
     prompts = ask("Sky?", "What colour is the sea that lies below the mountain?", tokenizer=tokenizer)
     answers = Sampler(model, prompts, CHATML, tokenizer, max_tokens=12).answer()
     for prompt, answer in zip(prompts, answers, strict=True):
-        expected = tokenizer.decode(greedy(model, prompt.ids, 12))
-        end = expected.find("<|im_end|>")
-        assert (answer.question, answer.ended) == (prompt.question, end >= 0)
-        assert answer.answer == expected[: end if end >= 0 else None].strip()
+        text, end, _ = tokenizer.decode(greedy(model, prompt.ids, 12)).partition("<|im_end|>")
+        assert answer == SampleAnswer(prompt.question, text.strip(), bool(end))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_answers_as_its_own_logits_say(recipe: Recipe, tmp_path: Path, architecture: str) -> None:
+    base = build_model(tmp_path / architecture, architecture)
+    tokenizer = TextTokenizer.load(base)
+    model = TrainableModel(change(recipe, model=str(base), method="full"), CPU)
+    # Longer and shorter than the windows of 32.
+    long = "What colour is the sea that lies below the mountain where the llama walked, and who saw it at noon?"
+    prompts = ask(long, "Sky?", tokenizer=tokenizer)
+    assert len(prompts[0].ids) > 32 > len(prompts[1].ids)
+    answers = Sampler(model, prompts, CHATML, tokenizer, max_tokens=10).answer()
+    for prompt, answer in zip(prompts, answers, strict=True):
+        text, end, _ = tokenizer.decode(greedy(model, prompt.ids, 10)).partition("<|im_end|>")
+        assert answer == SampleAnswer(prompt.question, text.strip(), bool(end))
 
 
 def test_a_trained_model_ends_its_answer_at_the_end_of_turn(recipe: Recipe, tokenizer: TextTokenizer) -> None:
