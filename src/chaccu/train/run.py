@@ -32,7 +32,8 @@ from chaccu.errors import ArtifactError, RecipeError
 from chaccu.train.base_model import find_base
 from chaccu.train.evaluations import Evaluations
 from chaccu.train.loop import run_steps
-from chaccu.train.model import TrainableModel
+from chaccu.train.model import TrainableModel, choose_precision
+from chaccu.train.out_of_memory import explain_out_of_memory
 from chaccu.train.pack import PackedRow, encode_sources, pack_rows
 from chaccu.train.positions import check_lengths, load_config
 from chaccu.train.preflight import check_stop_trained, check_vocabulary
@@ -106,7 +107,8 @@ def _train(
     if finished is not None:
         return finished
     import_tracker(recipe.report_to)
-    check_lengths(load_config(base, recipe)[0], recipe)
+    config, _ = load_config(base, recipe)
+    check_lengths(config, recipe)
     tokenizer = TextTokenizer.load(base)
     check_format(chat_format, tokenizer)
     encoded = encode_sources(recipe.data, chat_format, tokenizer, sequence_len=recipe.sequence_len, seed=recipe.seed)
@@ -117,7 +119,9 @@ def _train(
     rows_to_train = plan_token_rows(recipe.lora, encoded, tokenizer) if recipe.method == "lora" else None
     # Under its folder's name, so that the hub is asked once.
     local_recipe = msgspec.structs.replace(recipe, model=str(base))
-    model = TrainableModel(local_recipe, processes.device, rows_to_train, processes=processes)
+    told = recipe, config, processes.device, choose_precision(recipe, processes.device)
+    with explain_out_of_memory("loading the model", *told):
+        model = TrainableModel(local_recipe, processes.device, rows_to_train, processes=processes)
     check_vocabulary([*encoded, *held_out], tokenizer, model.vocab_size)
     _require_space(output, recipe, model)
     save = partial(_save, model, recipe, base, chat_format.name, tokenizer, inputs)
@@ -140,7 +144,7 @@ def _train(
     opened = (
         open_reporter(recipe, run_folder, on_step=report, on_eval=report_eval) if processes.first else nullcontext(Reporter())
     )
-    with opened as reporter:
+    with opened as reporter, explain_out_of_memory("training", *told):
         log = _run_and_report(model, rows, recipe, reporter, evaluations, snapshots, tokenizer)
     tokens = sum(len(row.ids_T) for row in rows)
     result = TrainReport(
