@@ -24,6 +24,7 @@ from chaccu.train.attention import ATTENTION, PackedLengths, attends_at_once, pa
 from chaccu.train.base_model import find_base
 from chaccu.train.layers import count_that_fit
 from chaccu.train.loss import summed_cross_entropy
+from chaccu.train.nf4 import adopt_packed_layers, describe_packing, loading_options, packed_layers
 from chaccu.train.optim import optimizer_bytes
 from chaccu.train.pack import PackedRow, pad_row
 from chaccu.train.parallel import apply_parallel, bind_loss, build_mesh, count_transient_bytes, gather_weights
@@ -77,7 +78,8 @@ class TrainableModel:
     """A causal language model with its trained parameters.
 
     `full`: the module as loaded (or wrapped by peft); `parameters`: what the optimizer updates; `token_rows`: ids whose rows of
-    embedding and projection are trained beside LoRA; `config_changes`: what `rope_scaling` changed in the base's config.
+    embedding and projection are trained beside LoRA; `config_changes`: what `rope_scaling` changed in the base's config;
+    `packing`: how the base lies in 4 bits, None where it does not.
     """
 
     def __init__(
@@ -118,11 +120,12 @@ class TrainableModel:
         if causal is None:
             base = find_base(recipe.model)
             config, self.config_changes = load_config(base, recipe)
-            causal = load_causal_lm(base, weights_dtype(recipe, device), config)
+            packed_on = device if recipe.method == "qlora" else None
+            causal = load_causal_lm(base, weights_dtype(recipe, device), config, packed_on=packed_on)
         self._body = causal.get_decoder()
         self._head = causal.get_output_embeddings()
         self.token_rows: list[int] = []
-        if recipe.method == "lora":
+        if recipe.trains_adapter:
             rows = rows or TokenRowPlan()
             self.token_rows = rows.choose(self._head.weight.detach())
             self.full = _add_lora(causal, recipe, self.token_rows)
@@ -143,12 +146,15 @@ class TrainableModel:
                 f"{type(causal).__name__} in {str(self.dtype).removeprefix('torch.')} on {device.type}.",
                 remedy="set compile: false",
             )
-        if recipe.method == "lora":
+        if recipe.trains_adapter:
             for parameter in self.full.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
         # Weights that are gathered come in the computation's precision.
-        self._autocasts = self.processes.count == 1 and any(one.dtype != self.dtype for one in self.full.parameters())
+        self._autocasts = self.processes.count == 1 and any(
+            one.dtype != self.dtype for one in self.full.parameters() if one.is_floating_point()
+        )
+        self.packing = describe_packing(causal)
         self._ids_K = torch.tensor(self.token_rows, device=device) if self.token_rows else None
         return causal
 
@@ -281,9 +287,11 @@ def _loads_at_once(recipe: Recipe, processes: Processes) -> int:
     return processes.least(max(1, min(fit, processes.local_count)))
 
 
-def load_causal_lm(base: Path, dtype: torch.dtype, config: Any) -> Any:
+def load_causal_lm(base: Path, dtype: torch.dtype, config: Any, *, packed_on: torch.device | None = None) -> Any:
     """The model in the folder `base` through transformers, its attention ours where that knows all that the model asks of it.
     `config`: what `load_config` gives.
+
+    `packed_on`: a device on which each linear weight is packed into 4 bits as it is read.
 
     Raises `TrainError` when it cannot be loaded.
     """
@@ -291,11 +299,15 @@ def load_causal_lm(base: Path, dtype: torch.dtype, config: Any) -> Any:
 
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        return transformers.AutoModelForCausalLM.from_pretrained(
-            base, config=config, dtype=dtype, attn_implementation=choose_attention(config)
+        options = {} if packed_on is None else loading_options(config, dtype, packed_on)
+        causal = transformers.AutoModelForCausalLM.from_pretrained(
+            base, config=config, dtype=dtype, attn_implementation=choose_attention(config), **options
         )
     except (OSError, ValueError) as error:
         raise TrainError(f"cannot load the model {str(base)!r}: {error}") from error
+    if packed_on is not None:
+        adopt_packed_layers(causal)
+    return causal
 
 
 def choose_attention(config: Any) -> str:
@@ -326,6 +338,12 @@ def _add_lora(causal: Any, recipe: Recipe, token_rows: list[int]) -> Any:
         # Between two libraries: peft asks transformers by the old name.
         warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)
         adapted = peft.get_peft_model(causal, config)
+    for module in adapted.modules():
+        if isinstance(module, peft.tuners.lora.LoraLayer):
+            # Autocast chooses the dtype; peft would first copy every input into the adapter's float32, for each layer anew.
+            module.cast_input_dtype_enabled = False
+    # An adapter of a Conv1D that was packed is, for whoever loads it on the base, one of a Conv1D.
+    config.fan_in_fan_out |= any(layer.from_conv1d for layer in packed_layers(causal))
     if isinstance(causal.get_output_embeddings(), peft.tuners.lora.LoraLayer):
         raise TrainError(
             "lora.target_modules takes in the output projection, which the fused loss reads as it is.",

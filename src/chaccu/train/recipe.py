@@ -72,6 +72,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """One training run. Lengths are tokens; `max_minutes` ends the run early, with the schedule bent so that it ends
     there too.
 
+    `method`: all weights (`full`), an adapter (`lora`), or an adapter on a base packed into 4 bits (`qlora`).
     `micro_batch_tokens`: of a packed row, from `sequence_len` (the most that a conversation may have, and the default) up.
     `global_batch_size`: of a step over all `processes` (one a GPU), in sequences of `sequence_len` tokens;
     `gradient_accumulation_steps`, rows that a process takes one after another in a step, follows from it.
@@ -92,7 +93,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     output: str
     format: str | None = None
     validation: list[DataSource] = []
-    method: Literal["full", "lora"] = "lora"
+    method: Literal["full", "lora", "qlora"] = "lora"
     lora: LoraOptions = LoraOptions()
     sequence_len: Count = 2048
     rope_scaling: RopeScaling | None = None
@@ -121,6 +122,11 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     save_total_limit: Count = 2
     report_to: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
     seed: int = 0
+
+    @property
+    def trains_adapter(self) -> bool:
+        """Whether a LoRA adapter is trained beside a frozen base."""
+        return self.method != "full"
 
     @property
     def row_len(self) -> int:

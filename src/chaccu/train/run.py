@@ -45,12 +45,15 @@ from chaccu.train.snapshots import Snapshots
 from chaccu.train.token_rows import plan_token_rows
 from chaccu.train.trackers import Reporter, RunFolder, import_tracker, open_reporter
 
+_LIBRARIES = ("torch", "transformers", "peft", "tokenizers")
+
 
 class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
     """A finished run. Losses are nats a trained token on the validation rows (None without validation data); `token_rows`:
-    tokens whose rows were trained beside LoRA; `skipped_steps`: steps that changed nothing, since they were not finite;
-    `best_loss`: the least held-out loss that was met, after `best_step` steps; `samples`: what the trained model answers to
-    held-out questions; `config_changes`: values of the base's config that merging has to change too."""
+    tokens whose rows were trained beside LoRA; `packing`: how the base lay in 4 bits meanwhile; `skipped_steps`: steps that
+    changed nothing, since they were not finite; `best_loss`: the least held-out loss that was met, after `best_step` steps;
+    `samples`: what the trained model answers to held-out questions; `config_changes`: values of the base's config that merging
+    has to change too."""
 
     output: str
     steps: int
@@ -62,6 +65,7 @@ class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
     fill: float
     token_rows: list[str]
     skipped_steps: int
+    packing: str | None = None
     log: list[StepReport]
     best_loss: float | None = None
     best_step: int | None = None
@@ -116,7 +120,7 @@ def _train(
     check_stop_trained(encoded, chat_format, tokenizer)
     rows = pack_rows(encoded, recipe.row_len, seed=recipe.seed)
     validation = pack_rows(held_out, recipe.row_len, seed=recipe.seed)
-    rows_to_train = plan_token_rows(recipe.lora, encoded, tokenizer) if recipe.method == "lora" else None
+    rows_to_train = plan_token_rows(recipe.lora, encoded, tokenizer) if recipe.trains_adapter else None
     # Under its folder's name, so that the hub is asked once.
     local_recipe = msgspec.structs.replace(recipe, model=str(base))
     told = recipe, config, processes.device, choose_precision(recipe, processes.device)
@@ -127,6 +131,7 @@ def _train(
     save = partial(_save, model, recipe, base, chat_format.name, tokenizer, inputs)
     facts: dict[str, Any] = {
         "token_rows": [tokenizer.token_text(token) for token in model.token_rows],
+        "packing": model.packing,
         "config_changes": model.config_changes,
     }
     evaluations = None
@@ -250,7 +255,7 @@ def _save(
     logs: RunFolder | None = None,
 ) -> None:
     output = Path(recipe.output)
-    weights = model.gather_weights(trained_only=recipe.method == "lora")
+    weights = model.gather_weights(trained_only=recipe.trains_adapter)
     if not model.processes.first:
         return
     with atomic_folder(path) as folder:
@@ -261,7 +266,7 @@ def _save(
         write_manifest(
             folder,
             Manifest(
-                kind="adapter" if recipe.method == "lora" else "model",
+                kind="adapter" if recipe.trains_adapter else "model",
                 name=output.name if path == output else f"{output.name}-{path.name}",
                 chat_format=chat_format,
                 tokenizer_sha256=tokenizer.sha256,
@@ -269,6 +274,6 @@ def _save(
                 inputs=inputs,
                 settings=msgspec.to_builtins(recipe),
                 facts=facts,
-                versions=library_versions("torch", "transformers", "peft", "tokenizers"),
+                versions=library_versions(*_LIBRARIES, *(["bitsandbytes"] if model.packing else [])),
             ),
         )

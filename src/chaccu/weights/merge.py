@@ -57,15 +57,15 @@ class Adapter:
                 remedy="name the output folder of chaccu train",
             )
         config = json.loads(config_file.read_text(encoding="utf-8"))
-        odd = [
-            key for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out") if config.get(key)
-        ]
+        odd = [key for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save") if config.get(key)]
         if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or odd:
             raise WeightsError(f"{folder} uses {', '.join(odd) or config.get('peft_type')}, which merging does not know.")
         self.folder = folder
         self.scale = config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])
         named = read_manifest(folder) if (folder / MANIFEST_NAME).is_file() else None
         self.config_changes: dict[str, Any] = (named.facts.get("config_changes") or {}) if named else {}
+        # GPT-2's Conv1D: the weights are stored as in × out.
+        self._transposed = bool(config.get("fan_in_fan_out"))
         self._tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(str(weights_file)).items()}
         self._row_ids: dict[str, list[int]] = config.get("trainable_token_indices") or {}
         self.weights = sorted(
@@ -76,7 +76,8 @@ class Adapter:
             raise WeightsError(f"{folder} holds {odd[0]}, which merging does not know.")
 
     def apply(self, weight: str, values: np.ndarray) -> np.ndarray:
-        """One Hugging Face weight, float32 (out × in), as the adapter makes it; `values`, the base's, may be written to."""
+        """One Hugging Face weight, float32 (out × in, a Conv1D's in × out), as the adapter makes it; `values`, the base's, may
+        be written to."""
         import numpy as np
 
         stem = weight.removesuffix(".weight")
@@ -84,7 +85,8 @@ class Adapter:
             values[self._row_ids[stem.rpartition(".")[2]]] = self._tensors[stem + _ROWS]
         if stem + _LOW in self._tensors:
             low, high = self._tensors[stem + _LOW], self._tensors[stem + _HIGH]
-            values += self.scale * (high.astype(np.float32) @ low.astype(np.float32))
+            update = high.astype(np.float32) @ low.astype(np.float32)
+            values += self.scale * (update.T if self._transposed else update)
         return values
 
 

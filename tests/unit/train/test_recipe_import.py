@@ -178,13 +178,13 @@ def test_fastchat() -> None:
 def test_fastchat_with_lora() -> None:
     imported = import_recipe_text(QLORA, source="lora.sh")
     recipe = imported.recipe
-    assert recipe.method == "lora"
+    assert recipe.method == "qlora"
     assert recipe.lora == LoraOptions(rank=16, alpha=32, dropout=0.1, target_modules=["q_proj", "v_proj"])
     assert (recipe.precision, recipe.num_train_epochs, recipe.lr_scheduler, recipe.warmup_ratio) == ("auto", 3, "linear", 0.0)
     assert "6 processes" in said(imported, BEFORE)
-    assert "q_lora: the base is not quantised" in said(imported, UNSUPPORTED)
     assert "deepspeed: processes: 6 spreads weights" in said(imported, MEANINGLESS)
     assert (recipe.processes, recipe.global_batch_size, recipe.gradient_accumulation_steps) == (6, 48, 1)
+    assert "method: qlora (the keys lora_r, lora_alpha, lora_dropout, q_lora)" in said(imported, TRANSLATED)
     assert "lora_target_modules -> lora.target_modules: [q_proj, v_proj]" in said(imported, DEFAULTS)
 
 
@@ -195,7 +195,7 @@ def test_axolotl() -> None:
         data=[DataSource(path="someone/talks"), DataSource(path="a.jsonl"), DataSource(path="b.jsonl")],
         output="./outputs/lora",
         format="llama-3",
-        method="lora",
+        method="qlora",
         lora=LoraOptions(rank=16, alpha=32, dropout=0.05),
         sequence_len=4096,
         micro_batch_tokens=8192,
@@ -207,7 +207,9 @@ def test_axolotl() -> None:
     assert "chaccu data clean hf:someone/talks a.jsonl b.jsonl" in said(imported, BEFORE)
     assert "--format llama-3 --validation-share 0.1" in said(imported, BEFORE)
     assert "4 rows of at most 4,096 tokens, so at most 16,384 tokens" in said(imported, BEFORE)
-    for part in ("qlora", "load_in_4bit", "warmup_steps", "special_tokens", "something_new: not known", "train_on_eos"):
+    assert "adapter -> method: qlora" in said(imported, TRANSLATED)
+    assert "load_in_4bit -> method: qlora" in said(imported, TRANSLATED)
+    for part in ("warmup_steps", "special_tokens", "something_new: not known", "train_on_eos"):
         assert part in said(imported, UNSUPPORTED)
     assert "load_in_8bit: switched off there" in said(imported, MEANINGLESS)
     assert "lora_model_dir, wandb_project: empty there" in said(imported, MEANINGLESS)
@@ -674,3 +676,24 @@ def test_any_values_are_refused_or_give_a_recipe(values: dict[str, Any]) -> None
 def test_it_starts_without_torch() -> None:
     code = "import sys, chaccu.train.recipe_import; print([name for name in ('torch', 'transformers') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_a_base_in_4_bits_is_qlora_and_every_key_about_it_is_answered() -> None:
+    imported = from_factory(
+        finetuning_type="lora",
+        quantization_bit=4,
+        quantization_method="bnb",
+        quantization_type="fp4",
+        double_quantization=False,
+    )
+    assert imported.recipe.method == "qlora"
+    assert "quantization_bit -> method: qlora" in said(imported, TRANSLATED)
+    assert "quantization_method: the base is packed" in said(imported, MEANINGLESS)
+    for key in ("quantization_type", "double_quantization"):
+        assert key in said(imported, UNSUPPORTED)
+    eight = from_factory(finetuning_type="lora", quantization_bit=8)
+    assert eight.recipe.method == "lora"
+    assert "quantization_bit: the base stays" in said(eight, UNSUPPORTED)
+    full = from_factory(finetuning_type="full", quantization_bit=4)
+    assert full.recipe.method == "full"
+    assert "quantization_bit" in said(full, UNSUPPORTED)

@@ -43,6 +43,20 @@ def test_merged_logits_are_the_adapted_ones(tmp_path: Path) -> None:
     verify_files(tmp_path / "merged", read_manifest(tmp_path / "merged", kind="model").files)
 
 
+def test_an_adapter_of_conv1d_layers_is_merged_the_way_their_weights_lie(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    config = transformers.GPT2Config(
+        vocab_size=50, n_positions=32, n_embd=32, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    transformers.GPT2LMHeadModel(config).save_pretrained(str(base))
+    with pytest.warns(UserWarning, match="Conv1D"):
+        expected = make_adapter(base, tmp_path / "adapter")
+    merge_adapter(base, tmp_path / "adapter", tmp_path / "merged")
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(merged(torch.arange(8)[None]).logits, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
     base = build_llama(tmp_path / "base")
     with pytest.raises(WeightsError, match="no LoRA adapter"):

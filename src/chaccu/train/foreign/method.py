@@ -14,22 +14,25 @@ from chaccu.train.recipe import LoraOptions
 if TYPE_CHECKING:
     from chaccu.train.foreign.translation import Translation
 
-_QUANTISED = "the base is not quantised, it stays in the run's precision (2 bytes a weight in bf16)"
+# Keys that put the base into 4 bits, and what they may say besides.
+_FOUR_BITS = ("load_in_4bit", "use_4bit", "quantization_bit")
+_KINDS = ("bnb_4bit_quant_type", "quantization_type")
+_PACKERS = ("quantization_method",)
+_DOUBLE = ("bnb_4bit_use_double_quant", "double_quantization")
 
 
 def translate_method(translation: Translation) -> None:
     """Fill `method` and `lora`."""
-    method, quantised = {
+    method = {
         "fastchat": _fastchat_method,
         "axolotl": _axolotl_method,
         "llama-factory": _llama_factory_method,
     }[translation.trainer](translation)
-    translation.fields["method"] = method
-    if quantised:
-        translation.remark(UNSUPPORTED, f"{quantised}: {_QUANTISED}")
-    if method == "lora":
+    if method != "full":
+        translation.fields["method"] = method = _with_its_base(translation, method)
         _translate_lora(translation)
         return
+    translation.fields["method"] = method
     idle = [key for key in translation.left if key.startswith("lora_")]
     for key in idle:
         del translation.left[key]
@@ -37,7 +40,33 @@ def translate_method(translation: Translation) -> None:
         translation.remark(MEANINGLESS, f"{', '.join(idle)}: the method is full")
 
 
-def _fastchat_method(translation: Translation) -> tuple[str, str]:
+def _with_its_base(translation: Translation, method: str) -> str:
+    """`qlora` where the adapter's base lies in 4 bits there, with a remark for each key that says how; else `method`."""
+    left = translation.left
+    for key in _FOUR_BITS:
+        packed = whole(key, left[key]) == 4 if key == "quantization_bit" and key in left else truth(key, left.get(key, False))
+        if packed:
+            del left[key]
+            method = "qlora"
+            translation.remark(TRANSLATED, f"{key} -> method: qlora")
+    if method != "qlora":
+        return method
+    for key in (*_KINDS, *_PACKERS):
+        if key in left:
+            given = text(key, left.pop(key)).lower()
+            same = given in ("nf4", "bnb", "bitsandbytes")
+            translation.remark(MEANINGLESS if same else UNSUPPORTED, f"{key}: the base is packed by bitsandbytes, as nf4")
+    for key in _DOUBLE:
+        if key in left:
+            same = truth(key, left.pop(key))
+            translation.remark(MEANINGLESS if same else UNSUPPORTED, f"{key}: double quantisation is always on")
+    for key in [key for key in left if key in ("bnb_4bit_compute_dtype", "bnb_4bit_quant_storage", "quantization_device_map")]:
+        del left[key]
+        translation.remark(MEANINGLESS, f"{key}: precision says in what is multiplied; the 4 bits lie in bytes")
+    return method
+
+
+def _fastchat_method(translation: Translation) -> str:
     script = script_stem(translation.command)
     named = [key for key in translation.left if key in ("q_lora", "use_peft") or key.startswith("lora_")]
     q_lora = truth("q_lora", translation.left.pop("q_lora", False))
@@ -45,25 +74,26 @@ def _fastchat_method(translation: Translation) -> tuple[str, str]:
         translation.remark(MEANINGLESS, f"q_lora: {OFF}")
     lora = "lora" in script or (bool(named) and truth("use_peft", translation.left.get("use_peft", True)))
     why = f"the keys {', '.join(named)}" if named else f"the script is {script}" if lora else "no lora key is given"
-    translation.remark(TRANSLATED, f"method: {'lora' if lora else 'full'} ({why})")
-    return "lora" if lora else "full", "q_lora" if q_lora else ""
+    method = "qlora" if q_lora else "lora" if lora else "full"
+    translation.remark(TRANSLATED, f"method: {method} ({why})")
+    return method
 
 
-def _axolotl_method(translation: Translation) -> tuple[str, str]:
+def _axolotl_method(translation: Translation) -> str:
     adapter = translation.left.pop("adapter", None)
-    method = "lora" if adapter else "full"
+    method = "qlora" if adapter == "qlora" else "lora" if adapter else "full"
     translation.remark(TRANSLATED, f"adapter -> method: {method}" if adapter else "no adapter is given -> method: full")
     if adapter not in (None, "", "lora", "qlora"):
-        translation.remark(UNSUPPORTED, f"adapter: {adapter} is written as lora; the other method is full")
-    return method, "adapter: qlora" if adapter == "qlora" else ""
+        translation.remark(UNSUPPORTED, f"adapter: {adapter} is written as lora; the other methods are qlora and full")
+    return method
 
 
-def _llama_factory_method(translation: Translation) -> tuple[str, str]:
+def _llama_factory_method(translation: Translation) -> str:
     key, kind = translation.take("finetuning_type")
     translation.put(key, "method", "full" if kind == "full" else "lora")
     if kind not in ("full", "lora"):
         translation.remark(UNSUPPORTED, f"finetuning_type: {kind} is written as lora; the other method is full")
-    return translation.fields["method"], ""
+    return str(translation.fields["method"])
 
 
 def _translate_lora(translation: Translation) -> None:
