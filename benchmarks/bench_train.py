@@ -1,10 +1,12 @@
 """Training speed on one GPU: useful tokens a second, share of the chip's peak, memory; LLaMA shapes on packed conversations.
 
     python benchmarks/bench_train.py --data rows.npz --shape 7b --tokens 16384 --checkpoint none --in-backward
+    python benchmarks/bench_train.py --data rows.npz --shape 13b --tokens 4096 --checkpoint full --method qlora
 
 `--data` is an .npz with `ids`, `mask` (1 = trained) and `off` (where each conversation begins, and the end). Useful tokens are
 those of conversations; the share of the peak (MFU) is that of `chaccu.train.flops`, which gives nothing for what is computed
-twice. Weights are random; the data and the work are real. Prints one JSON line.
+twice, and 4 FLOPs instead of 6 for a weight that is frozen. Weights are random; the data and the work are real. Prints one
+JSON line.
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ import transformers
 from chaccu.train.attention import register_attention
 from chaccu.train.flops import count_model_flops
 from chaccu.train.model import RowTensors, TrainableModel
+from chaccu.train.nf4 import pack_linear
 from chaccu.train.optim import build_optimizer
 from chaccu.train.pack import PackedRow, TokenSequence, pack_rows
-from chaccu.train.recipe import DataSource, Recipe
+from chaccu.train.recipe import DataSource, LoraOptions, Recipe
 
 # Hidden width, layers, heads, heads of keys and values, width of the feed-forward part.
 SHAPES = {
@@ -38,12 +41,12 @@ VOCABULARY, SEQUENCE_LEN = 32000, 2048
 H100_PEAK = 989e12
 
 
-def build_causal_lm(shape: str) -> Any:
-    """A LLaMA of that shape with random bfloat16 weights on the GPU."""
+def build_causal_lm(shape: str, *, packed: bool = False, device: str = "cuda") -> Any:
+    """A LLaMA of that shape with random bfloat16 weights. `packed`: its layers are built and packed into 4 bits one by one."""
     width, layers, heads, groups, inner = SHAPES[shape]
     config = transformers.LlamaConfig(
         hidden_size=width,
-        num_hidden_layers=layers,
+        num_hidden_layers=0 if packed else layers,
         num_attention_heads=heads,
         num_key_value_heads=groups,
         intermediate_size=inner,
@@ -52,10 +55,24 @@ def build_causal_lm(shape: str) -> Any:
         use_cache=False,
     )
     config._attn_implementation = register_attention()
-    with torch.device("cuda"):
-        return transformers.AutoModelForCausalLM.from_config(
+    with torch.device(device):
+        causal = transformers.AutoModelForCausalLM.from_config(
             config, dtype=torch.bfloat16, attn_implementation=register_attention()
         )
+        if packed:
+            causal.config.num_hidden_layers = layers
+            for number in range(layers):
+                causal.model.layers.append(build_packed_layer(causal.config, number))
+    return causal
+
+
+def build_packed_layer(config: Any, number: int) -> torch.nn.Module:
+    """A LLaMA's decoder layer with random weights in 4 bits, its norms in bfloat16."""
+    layer = transformers.models.llama.modeling_llama.LlamaDecoderLayer(config, number).to(torch.bfloat16)
+    for name, module in list(layer.named_modules()):
+        if isinstance(module, torch.nn.Linear):
+            layer.set_submodule(name, pack_linear(module.weight.detach()))
+    return layer
 
 
 def load_sequences(path: Path, count: int) -> list[TokenSequence]:
@@ -79,6 +96,8 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="none", help="none, selective, full, or a number of layers")
     parser.add_argument("--in-backward", action="store_true")
     parser.add_argument("--precision", choices=("bf16", "fp8"), default="bf16")
+    parser.add_argument("--method", choices=("full", "lora", "qlora"), default="full")
+    parser.add_argument("--rank", type=int, default=16, help="of the adapter")
     parser.add_argument("--eager", action="store_true")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--peak", type=float, default=H100_PEAK)
@@ -95,17 +114,20 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         data=[DataSource(path="-")],
         output="-",
         format="vicuna_v1.1",
-        method="full",
+        method=options.method,
+        lora=LoraOptions(rank=options.rank),
         sequence_len=SEQUENCE_LEN,
         micro_batch_tokens=options.tokens,
         gradient_accumulation_steps=options.accumulate,
         precision=options.precision,
-        optimizer="adamw_8bit",
+        optimizer="adamw_8bit" if options.method == "full" else "adamw",
         optimizer_in_backward=options.in_backward,
         activation_checkpointing=options.checkpoint if named else "full",
         compile=not options.eager,
     )
-    model = TrainableModel(recipe, torch.device("cuda"), causal=build_causal_lm(options.shape))
+    causal = build_causal_lm(options.shape, packed=options.method == "qlora")
+    model = TrainableModel(recipe, torch.device("cuda"), causal=causal)
+    loading_gb = round(torch.cuda.max_memory_allocated() / 1e9, 1)
     model.fit_memory(recipe)
     if not named and model.checkpoints is not None:
         model.checkpoints.spread(int(options.checkpoint))
@@ -133,6 +155,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     flops = count_model_flops(model.causal).count(lengths) / sum(lengths)
     return {
         "shape": options.shape,
+        "method": options.method,
+        "packing": model.packing,
         "tokens": options.tokens,
         "accumulate": options.accumulate,
         "checkpoint": options.checkpoint,
@@ -143,6 +167,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "useful_tokens_per_s": round(rate),
         "mfu": round(rate * flops / options.peak, 4),
         "step_s": round(statistics.median(seconds), 4),
+        "loading_gb": loading_gb,
         "peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 1),
         "fill": round(sum(useful) / (len(useful) * options.accumulate * options.tokens), 4),
         "loss": round(loss, 3),
