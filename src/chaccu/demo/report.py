@@ -10,6 +10,7 @@ import msgspec
 
 from chaccu.artifact import atomic_file, read_manifest
 from chaccu.demo.stages import StageResult
+from chaccu.train.report import LOG_NAME, StepReport, read_log
 
 
 class Comparison(msgspec.Struct, frozen=True):
@@ -26,7 +27,8 @@ def write_report(path: Path, folder: Path, rows: list[Comparison], commands: lis
     """Write the page to `path`, atomically; `folder` holds the demo's artifacts."""
     training = read_manifest(folder / "adapter").facts
     data = read_manifest(folder / "data").facts
-    losses = [step["loss"] for step in training["log"]]
+    log = read_log(folder / "adapter" / "logs" / LOG_NAME)
+    losses = [record.loss for record in log if isinstance(record, StepReport) and record.loss is not None]
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         (resources.files("chaccu.demo") / "report.html.jinja").read_text(encoding="utf-8")
     )

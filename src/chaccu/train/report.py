@@ -6,7 +6,13 @@ Invariant: free of torch, so that what reads a log needs none.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
+
+from chaccu.artifact import storage_errors
+
+LOG_NAME = "train_log.jsonl"
 
 
 class StepReport(msgspec.Struct, frozen=True, kw_only=True, tag="step", tag_field="kind"):
@@ -48,3 +54,10 @@ class EvalReport(msgspec.Struct, frozen=True, kw_only=True, tag="eval", tag_fiel
     best_loss: float
     best_step: int
     samples: tuple[SampleAnswer, ...] = ()
+
+
+def read_log(path: Path) -> list[StepReport | EvalReport]:
+    """The records of a run's `train_log.jsonl`, in order. Raises `StorageError`."""
+    with storage_errors(path):
+        lines = path.read_bytes().splitlines()
+    return [msgspec.json.decode(line, type=StepReport | EvalReport) for line in lines]

@@ -39,7 +39,7 @@ from chaccu.train.positions import check_lengths, load_config
 from chaccu.train.preflight import check_stop_trained, check_vocabulary
 from chaccu.train.processes import Processes, check_processes, joined
 from chaccu.train.recipe import Recipe
-from chaccu.train.report import EvalReport, SampleAnswer, StepReport
+from chaccu.train.report import LOG_NAME, EvalReport, SampleAnswer, StepReport, read_log
 from chaccu.train.samples import Sampler, choose_prompts
 from chaccu.train.snapshots import Snapshots
 from chaccu.train.token_rows import plan_token_rows
@@ -164,7 +164,8 @@ def _train(
         log=log,
         **facts,
     )
-    save(output, msgspec.to_builtins(result), logs=run_folder)
+    # The steps stand in the log: thousands of them would bury what a manifest is read for.
+    save(output, {name: value for name, value in msgspec.to_builtins(result).items() if name != "log"}, logs=run_folder)
     if processes.first:
         run_folder.remove()
     return result
@@ -233,7 +234,8 @@ def _finished_run(output: Path, recipe: Recipe, inputs: dict[str, str], *, repla
         return None
     manifest = read_manifest(output, kind=("adapter", "model"))
     if manifest.settings == msgspec.to_builtins(recipe) and manifest.inputs == inputs:
-        return msgspec.convert({**manifest.facts, "reused": True}, TrainReport)
+        log = [record for record in read_log(output / "logs" / LOG_NAME) if isinstance(record, StepReport)]
+        return msgspec.convert({**manifest.facts, "log": msgspec.to_builtins(log), "reused": True}, TrainReport)
     if replace:
         return None
     raise ArtifactError(

@@ -21,9 +21,8 @@ import msgspec
 from chaccu.artifact import storage_errors
 from chaccu.errors import MissingDependencyError
 from chaccu.train.recipe import Recipe
-from chaccu.train.report import EvalReport, SampleAnswer, StepReport
+from chaccu.train.report import LOG_NAME, EvalReport, SampleAnswer, StepReport
 
-LOG_NAME = "train_log.jsonl"
 _EVENTS = "events.out.tfevents."
 _PROJECT = "chaccu"
 

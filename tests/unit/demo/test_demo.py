@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import socket
 from pathlib import Path
@@ -88,10 +89,13 @@ def test_no_space_is_said_before_anything_starts(tmp_path: Path, monkeypatch: py
 def test_the_report_escapes_what_models_say(tmp_path: Path) -> None:
     from chaccu.artifact import Manifest, write_manifest
 
-    training = {"log": [{"loss": 2.0}, {"loss": 1.0}], "loss_before": 2.5, "loss_after": 2.1}
-    training |= {"steps": 2, "tokens": 1000, "fill": 0.99, "seconds": 3.0}
+    training = {"loss_before": 2.5, "loss_after": 2.1, "steps": 2, "tokens": 1000, "fill": 0.99, "seconds": 3.0}
+    step = {"step": 1, "steps": 2, "grad_norm": 1.0, "learning_rate": 0.1, "tokens_per_s": 9.0, "mfu": None, "memory_bytes": 1}
+    lines = [json.dumps({"kind": "step", "loss": loss, "left_s": 0.0, **step}) for loss in (2.0, 1.0)]
+    (tmp_path / "adapter" / "logs").mkdir(parents=True)
+    (tmp_path / "adapter" / "logs" / "train_log.jsonl").write_text("\n".join(lines), encoding="utf-8")
     for name, facts in (("adapter", training), ("data", {"read": 5, "kept": 4})):
-        (tmp_path / name).mkdir()
+        (tmp_path / name).mkdir(exist_ok=True)
         write_manifest(tmp_path / name, Manifest(kind=name, name=name, facts=facts))
     rows = [Comparison("<q>?", "<script>alert(1)</script>", "fine", 0.5, 0.6)]
     write_report(tmp_path / "report.html", tmp_path, rows, ["chaccu train x"], [])
@@ -99,4 +103,5 @@ def test_the_report_escapes_what_models_say(tmp_path: Path) -> None:
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
     assert "2.500 → 2.100" in page
+    assert 'points="0.0,0.0 640.0,160.0"' in page
     assert "chaccu train x" in page

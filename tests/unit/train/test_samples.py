@@ -198,3 +198,24 @@ def test_samples_can_be_left_out(recipe: Recipe, tokenizer: TextTokenizer, off: 
     recipe = change(recipe, **off)
     assert choose_prompts(recipe, CHATML, tokenizer) == []
     assert Sampler(TrainableModel(recipe, CPU), [], CHATML, tokenizer, max_tokens=recipe.sample_tokens).answer() == ()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_on_a_gpu_compiled_layers_train_on_after_sampling_as_they_are(
+    recipe: Recipe, tokenizer: TextTokenizer, method: str
+) -> None:
+    recipe = change(recipe, method=method, precision="bf16", compile=True)
+    model = TrainableModel(recipe, torch.device("cuda"))
+    row = pack_rows(encode_sources(recipe.data, CHATML, tokenizer, sequence_len=256, seed=0), 256, seed=0)[0]
+    sampler = Sampler(model, ask("Sky?", "What colour is the sea?", tokenizer=tokenizer), CHATML, tokenizer, max_tokens=8)
+    for _ in range(2):
+        model.row_loss(row).backward()
+    before = float(model.row_loss(row))
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    answers = sampler.answer()
+    assert len(answers) == 2
+    assert float(model.row_loss(row)) == pytest.approx(before, rel=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+    assert sampler.answer() == answers

@@ -13,7 +13,7 @@ import pytest
 
 from chaccu.errors import MissingDependencyError
 from chaccu.train.recipe import Recipe
-from chaccu.train.report import EvalReport, SampleAnswer, StepReport
+from chaccu.train.report import LOG_NAME, EvalReport, SampleAnswer, StepReport, read_log
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -31,9 +31,8 @@ def change(recipe: Recipe, **fields: Any) -> Recipe:
     return msgspec.structs.replace(recipe, **fields)
 
 
-def read_log(folder: Path) -> list[StepReport | EvalReport]:
-    lines = (folder / "train_log.jsonl").read_bytes().splitlines()
-    return [msgspec.json.decode(line, type=StepReport | EvalReport) for line in lines]
+def records_in(folder: Path) -> list[StepReport | EvalReport]:
+    return read_log(folder / LOG_NAME)
 
 
 def read_events(folder: Path) -> Any:
@@ -47,7 +46,7 @@ def test_log_and_tensorboard_hold_every_step_and_evaluation(recipe: Recipe) -> N
     evals: list[EvalReport] = []
     result = train(change(recipe, eval_steps=2, max_steps=5, sample_tokens=4), report_eval=evals.append)
     logs = Path(recipe.output) / "logs"
-    records = read_log(logs)
+    records = records_in(logs)
     assert [record for record in records if isinstance(record, StepReport)] == result.log
     assert [record for record in records if isinstance(record, EvalReport)] == evals
     kinds = [(type(record).__name__[:4], record.step) for record in records]
@@ -111,18 +110,18 @@ def test_the_log_is_complete_after_ctrl_c_and_the_next_run_begins_it_afresh(reci
         train(change(recipe, sample_answers=0), report=interrupt)
     folder = RunFolder(Path(recipe.output)).path
     assert not Path(recipe.output).exists()
-    assert read_log(folder)[1:] == seen
+    assert records_in(folder)[1:] == seen
     assert [event.step for event in read_events(folder).Scalars("train/loss")] == [1, 2, 3]
     (folder / "notes.txt").write_text("mine")
     result = train(change(recipe, max_steps=1, sample_answers=0))
-    assert read_log(Path(recipe.output) / "logs")[1:-1] == result.log
+    assert records_in(Path(recipe.output) / "logs")[1:-1] == result.log
     assert [entry.name for entry in folder.iterdir()] == ["notes.txt"]
 
 
 def test_a_record_is_on_disk_before_anybody_hears_of_it(recipe: Recipe) -> None:
     folder = RunFolder(Path(recipe.output)).path
     counts: list[int] = []
-    train(change(recipe, max_steps=2, sample_answers=0), report=lambda _: counts.append(len(read_log(folder))))
+    train(change(recipe, max_steps=2, sample_answers=0), report=lambda _: counts.append(len(records_in(folder))))
     assert counts == [2, 3]
 
 
