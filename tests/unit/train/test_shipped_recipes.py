@@ -12,12 +12,14 @@ import pytest
 from chaccu.conversation import Conversation, Message, list_formats
 from chaccu.testing.tiny import build_model
 from chaccu.train.batch import accumulation_steps
+from chaccu.train.memory import ModelShape, estimate_memory
 from chaccu.train.recipe import DataSource, Recipe, list_recipes, load_recipe, read_fields
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
 
+from chaccu.train.out_of_memory import read_shape  # noqa: E402
 from chaccu.train.run import train  # noqa: E402 (torch may be absent)
 
 # By the beginning of a base's name: the architecture, and how many positions it knows.
@@ -28,6 +30,18 @@ BASES = {
     "runs/demo/base": ("gemma-3", 32768),
 }
 SHORTEST = 256
+# What a machine that the recipe names has for it, in bytes.
+ROOM = {
+    "distilgpt2": 4e9,
+    "quickstart-cpu": 4e9,
+    "gemma-270m": 8e9,
+    "vicuna-7b": 80e9,
+    "vicuna-7b-16k": 80e9,
+    "vicuna-13b": 80e9,
+    "vicuna-13b-1gpu": 80e9,
+    "vicuna-13b-qlora-16gb": 15e9,
+    "vicuna-7b-t4": 15e9,
+}
 
 
 def base_of(recipe: Recipe) -> tuple[str, int]:
@@ -113,6 +127,28 @@ def test_a_step_of_a_shipped_recipe_is_as_large_on_one_process(name: str) -> Non
     rows = recipe.gradient_accumulation_steps * recipe.processes
     assert rows * recipe.row_len == recipe.global_batch_size * recipe.sequence_len
     assert accumulation_steps(recipe, 1) == rows
+
+
+def shape_of(model: str) -> ModelShape:
+    """The base's real shape, by what its makers published."""
+    if "distilgpt2" in model:
+        return read_shape(transformers.GPT2Config(n_layer=6))
+    if "demo" in model:
+        small = {"hidden_size": 640, "intermediate_size": 2048, "num_hidden_layers": 18, "num_attention_heads": 4}
+        return read_shape(transformers.Gemma3TextConfig(**small, vocab_size=262144, num_key_value_heads=1, head_dim=256))
+    width, layers, heads, inner = (5120, 40, 40, 13824) if "13b" in model else (4096, 32, 32, 11008)
+    return read_shape(
+        transformers.LlamaConfig(
+            hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=inner, vocab_size=32000
+        )
+    )
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_a_shipped_recipe_fits_the_machine_that_it_names(name: str) -> None:
+    recipe = load_recipe(Path(name))
+    estimate = estimate_memory(recipe, shape_of(recipe.model), half=name not in ("distilgpt2", "quickstart-cpu"))
+    assert 0.25 * ROOM[name] < estimate.peak_bytes < 0.95 * ROOM[name]
 
 
 @pytest.mark.parametrize("name", [name for name in list_recipes() if name.startswith("vicuna")])
