@@ -26,7 +26,7 @@ _KEPT = {
     (2, 2, False): (22, 4, 8),
     (4, 2, False): (32, 4, 8),
     (4, 4, False): (36, 8, 16),
-    (2, 2, True): (24, 4, 8),
+    (2, 2, True): (18, 4, 8),
     (4, 4, True): (28, 8, 16),
 }
 # The same of a compiled layer, in 16 bits; float32 weights make the two residuals of a layer float32.
