@@ -112,16 +112,16 @@ def test_a_scale_that_is_no_number_leaves_all_as_it_is(dtype: torch.dtype, devic
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_kernel_is_the_plain_version(dtype: torch.dtype) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA GPU")
-    count = 100_003
+def test_the_kernel_is_the_plain_version(dtype: torch.dtype, kernel_device: str) -> None:
+    from chaccu.train.adam_kernel import launch_step
+
+    count = 10_003
     begin = torch.randn(count, generator=torch.Generator().manual_seed(1)).to(dtype)
-    plain, kernel = begin.clone(), begin.clone().cuda()
+    plain, kernel = begin.clone(), begin.clone().to(kernel_device)
     moments = [new_moments(plain), new_moments(kernel)]
     for step, gradient in enumerate(gradients(count, 20), 1):
         step_parameter(plain, gradient.to(dtype), moments[0], rates(step), step, ONE)
-        step_parameter(kernel, gradient.to(dtype).cuda(), moments[1], rates(step), step, ONE.cuda())
+        launch_step(kernel, gradient.to(dtype).to(kernel_device), moments[1], rates(step), step, ONE.to(kernel_device))
     noise = 0.05 if dtype == torch.float32 else 0.4
     moved = (plain.float() - begin.float()).norm()
     apart = plain.float() - kernel.cpu().float()
