@@ -51,13 +51,13 @@ def step_parameter(
     stand_in.data = parameter.to(torch.float32, copy=True)
     stand_in.grad = gradient.float() * scale
     inner.step()
+    stand_in.grad = None
     counts = ~scale.isnan()
     for name, kept in _moments(factors).items():
         kept.copy_(torch.where(counts, kept, before.get(name, torch.zeros_like(kept))))
     generator = torch.Generator(parameter.device).manual_seed(seed)
     rounded = round_stochastically(stand_in.data, parameter.dtype, generator)
     parameter.copy_(torch.where(counts, rounded, parameter))
-    stand_in.grad = None
     stand_in.data = torch.empty(0, dtype=torch.float32, device=parameter.device)
 
 

@@ -360,6 +360,17 @@ def test_axolotl_without_an_adapter_is_full_training() -> None:
     assert "lora_r: the method is full" in said(imported, MEANINGLESS)
 
 
+def test_weights_in_nothing_but_bf16_stay_so() -> None:
+    full = from_factory(finetuning_type="full", pure_bf16=True)
+    assert (full.recipe.precision, full.recipe.optimizer) == ("bf16", "adamw_bf16_sr")
+    assert "pure_bf16 -> optimizer: adamw_bf16_sr (in place of adamw" in said(full, TRANSLATED)
+    assert from_axolotl(bf16="full").recipe.optimizer == "adamw_bf16_sr"
+    assert from_axolotl(bf16="full", optimizer="adamw_bnb_8bit").recipe.optimizer == "adamw_8bit"
+    assert from_axolotl(bf16="full", optimizer="adafactor").recipe.optimizer == "adafactor"
+    assert from_axolotl(bf16=True).recipe.optimizer == "adamw"
+    assert from_factory(pure_bf16=True).recipe.optimizer == "adamw"
+
+
 def test_the_scale_of_rslora_is_given() -> None:
     imported = from_axolotl(adapter="lora", lora_r=16, lora_alpha=32, peft_use_rslora=True)
     assert "lora.alpha=128" in said(imported, UNSUPPORTED)

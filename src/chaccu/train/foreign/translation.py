@@ -237,6 +237,10 @@ class Translation:
         elif asked:
             precision = "fp32" if asked == "float32" else "auto" if wanted[asked] == "auto" else "bf16"
             self.put(asked, "precision", precision)
+            pure = asked == "pure_bf16" or wanted[asked] == "full"
+            if pure and self.fields["method"] == "full" and self.fields["optimizer"] == "adamw":
+                note = "in place of adamw: weights and moments in bf16, rounded stochastically here"
+                self.put(asked, "optimizer", "adamw_bf16_sr", note)
         elif "bf16" in wanted and self.trainer == "axolotl":
             self.put("bf16", "precision", "fp32")
         else:
