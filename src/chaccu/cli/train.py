@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from chaccu.train.recipe import Recipe
+    from chaccu.train.run import TrainReport
 
 
 def register(app: typer.Typer) -> None:
@@ -29,14 +33,17 @@ def train_command(
     import msgspec
     import yaml
 
-    from chaccu.cli.train_bar import train_with_bar
     from chaccu.train.recipe import load_recipe
 
     resolved = load_recipe(recipe, overrides or [])
     if explain:
         typer.echo(yaml.safe_dump(msgspec.to_builtins(resolved), sort_keys=False), nl=False)
         return
-    result = train_with_bar(resolved, fresh=fresh, replace=replace)
+    options = {"--fresh": fresh, "--replace": replace, "--json": as_json}
+    arguments = ["train", *(name for name, given in options.items() if given), "--", str(recipe), *(overrides or [])]
+    result = _run_here_or_launch(resolved, arguments, fresh=fresh, replace=replace)
+    if result is None:
+        return
     if as_json:
         typer.echo(msgspec.json.encode(result).decode())
         return
@@ -52,3 +59,18 @@ def train_command(
         f"{result.steps} steps, {result.tokens:,} tokens ({result.trained_tokens:,} trained), rows {result.fill:.1%} full, "
         f"{result.seconds:.0f} s -> {result.output}"
     )
+
+
+def _run_here_or_launch(recipe: Recipe, arguments: list[str], *, fresh: bool, replace: bool) -> TrainReport | None:
+    """Train in this process, or start the recipe's processes with this command; the report where this process is to print it."""
+    from chaccu.cli.train_bar import train_with_bar
+    from chaccu.train.launch import launch, telling_launcher
+    from chaccu.train.processes import check_processes, launched, speaks
+
+    if recipe.processes > 1 and not launched():
+        check_processes(recipe)
+        launch(arguments, recipe.processes)
+        return None
+    with telling_launcher():
+        result = train_with_bar(recipe, fresh=fresh, replace=replace, shown=speaks())
+    return result if speaks() else None

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from chaccu.train.run import TrainReport
 
 
-def train_with_bar(recipe: Recipe, *, fresh: bool, replace: bool) -> TrainReport:
-    """Run the recipe (see `chaccu.train.run.train`) behind the bar."""
+def train_with_bar(recipe: Recipe, *, fresh: bool, replace: bool, shown: bool = True) -> TrainReport:
+    """Run the recipe (see `chaccu.train.run.train`) behind the bar, or without one where it is not `shown`."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
@@ -23,7 +23,7 @@ def train_with_bar(recipe: Recipe, *, fresh: bool, replace: bool) -> TrainReport
         TextColumn("{task.completed}/{task.total}"),
         TextColumn("{task.fields[left]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
         task = bar.add_task("loading the model", total=None, left="")
 
         def show(step: StepReport) -> None:

@@ -108,6 +108,11 @@ def launched(environment: Mapping[str, str] = os.environ) -> bool:
     return {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= environment.keys()
 
 
+def speaks(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is the first of its run, which alone shows and prints."""
+    return not launched(environment) or environment["RANK"] == "0"
+
+
 def find_place(recipe: Recipe, environment: Mapping[str, str] = os.environ) -> Processes:
     """This process's place, as the launcher tells it. Raises `RecipeError` when it is not what the recipe says."""
     if not launched(environment):
