@@ -20,7 +20,7 @@ from chaccu.train.pack import PackedRow, pack_rows
 from chaccu.train.processes import ALONE, Processes, joined
 from chaccu.train.recipe import DataSource, Recipe
 
-# Conversations of 7 groups: two steps of 3 groups at a time, and one of 1, which two processes cannot share evenly.
+# Groups of conversations: with four a step, the last step of an epoch has three, which two processes cannot share evenly.
 GROUPS, LENGTHS, ROW = 7, (23, 5, 17, 9), 64
 
 
@@ -42,7 +42,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 def build_rows(groups: int) -> list[PackedRow]:
-    """Steps of 3 groups, in rows of `groups` each: 1 or 3."""
+    """All groups, in rows of so many each."""
     draw = random.Random(5)
     packed = []
     for _ in range(GROUPS):

@@ -62,7 +62,7 @@ def train_command(
 
 
 def _run_here_or_launch(recipe: Recipe, arguments: list[str], *, fresh: bool, replace: bool) -> TrainReport | None:
-    """Train in this process, or start the recipe's processes with this command; the report where this process is to print it."""
+    """Train in this process, or start the recipe's processes with this command; the report, where this one is to print it."""
     from chaccu.cli.train_bar import train_with_bar
     from chaccu.train.launch import launch, telling_launcher
     from chaccu.train.processes import check_processes, launched, speaks

@@ -35,8 +35,8 @@ _WATCH_S = 0.5
 
 
 class Failure(msgspec.Struct, kw_only=True):
-    """Why a process ended: its own word where it left one (`message`; `remedy`, `exit_code` and `known` of a `ChaccuError`), else
-    the `signal` that ended it."""
+    """Why a process ended: its own word where it left one (`message`; `known` when it is a `ChaccuError`, with `remedy` and
+    `exit_code`), else the `signal` that ended it."""
 
     rank: int = 0
     message: str = ""
