@@ -23,6 +23,7 @@ from chaccu.testing.tiny import build_model  # noqa: E402
 NO_DROPOUT = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
 ARCHITECTURES = {"llama": {}, "tied-llama": {"tie_word_embeddings": True}, "gemma-3": {}, "distilgpt2": NO_DROPOUT}
 NAMES = [f"{architecture}, {method}" for architecture in ARCHITECTURES for method in ("full", "lora")]
+FACTORED = {"optimizer": "adafactor"}
 LEAN = {"precision": "bf16", "optimizer": "adamw_8bit", "max_grad_norm": 1e9}
 
 
@@ -45,9 +46,11 @@ def case(models: dict[str, str], name: str, rows: int = 1, **fields: Any) -> Cas
 def two_processes(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     """What each case comes to on two processes of two rows a step each; they do not share the last step evenly."""
     cases = [case(models, name, gradient_accumulation_steps=2) for name in NAMES]
+    factored = case(models, "llama, full", gradient_accumulation_steps=2, **FACTORED)
     lean = case(models, "tied-llama, full", **LEAN)
     cases += [
         msgspec.structs.replace(cases[0], name="checkpointed", fields={**cases[0].fields, "activation_checkpointing": "full"}),
+        msgspec.structs.replace(factored, name="factored"),
         msgspec.structs.replace(lean, name="lean"),
         msgspec.structs.replace(lean, name="lean in backward", fields={**lean.fields, "optimizer_in_backward": True}),
     ]
@@ -89,6 +92,12 @@ def test_one_long_row_is_four_rows_is_two_processes_with_two_each(
 
 def test_layers_that_recompute_change_nothing_on_two_processes(two_processes: dict[str, Outcome]) -> None:
     assert_same(two_processes["checkpointed"], two_processes[NAMES[0]])
+
+
+def test_moments_of_rows_and_columns_are_those_of_whole_matrices(
+    models: dict[str, str], two_processes: dict[str, Outcome]
+) -> None:
+    assert_same(two_processes["factored"], run_case(case(models, "llama, full", gradient_accumulation_steps=4, **FACTORED)))
 
 
 def test_lean_moments_train_alike_on_two_processes(models: dict[str, str], two_processes: dict[str, Outcome]) -> None:
