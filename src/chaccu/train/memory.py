@@ -97,7 +97,7 @@ def estimate_memory(
     recipe: Recipe, shape: ModelShape, *, half: bool = True, recomputed_layers: int | None = None
 ) -> MemoryEstimate:
     """The memory of the recipe's run on each of its processes. Weights, gradients and moments are divided among processes, and
-    a layer's weights gathered when it runs (FSDP2).
+    a layer's weights gathered when it runs (FSDP2); weights in 4 bits are whole on each.
 
     `half`: whether the computation is in 16 bits where the recipe's precision is `auto`. `recomputed_layers`: how many forget
     their activations; by default what the recipe says, `selective` counted as all, which is where it ends when memory is short.
@@ -109,10 +109,13 @@ def estimate_memory(
     size = 2 if half else 4
     trained = recipe.lora.rank * shape.linear_ends if adapter else shape.weights
     held: float = shape.weights * (4 if masters else size)
-    if method == "qlora":
-        held = shape.linear_weights * _NF4_BYTES + shape.other_weights * size
+    packed = shape.linear_weights * _NF4_BYTES if method == "qlora" else 0.0
+    if packed:
+        held = shape.other_weights * size
     copies = shape.weights * 2 if masters and half else 0
-    gathered = shape.other_weights * size + 2 * shape.linear_weights * size / shape.layers if recipe.processes > 1 else 0
+    gathered = 0.0
+    if recipe.processes > 1:
+        gathered = shape.other_weights * size + (0 if packed else 2 * shape.linear_weights * size / shape.layers)
     gradient_size = 4 if adapter or masters else size
     accumulates = recipe.gradient_accumulation_steps > 1
     if recipe.optimizer_in_backward:
@@ -121,7 +124,7 @@ def estimate_memory(
     kept, working = _activation_bytes(recipe, shape, half=half, masters=masters, recomputed=recomputed_layers)
     own = trained * (4 if adapter else 0)
     return MemoryEstimate(
-        weight_bytes=int((held + own) / recipe.processes + (gathered or copies)),
+        weight_bytes=int((held + own) / recipe.processes + packed + (gathered or copies)),
         gradient_bytes=int(trained * gradient_size / recipe.processes),
         moment_bytes=int(trained * _MOMENT_BYTES[recipe.optimizer] / recipe.processes),
         activation_bytes=int(kept),

@@ -132,8 +132,9 @@ class TrainableModel:
             self._begin_rows(causal, rows.begin_at)
         else:
             self.full = causal
-        # To be sharded, a model stays in the processor's memory: a device may not have room for all of it.
-        self.full.to(device if self.processes.count == 1 else "cpu").train()
+        # To be sharded, a model stays in the processor's memory: a device may not have room for all of it. Packed, it has.
+        waits = self.processes.count > 1 and recipe.method != "qlora"
+        self.full.to("cpu" if waits else device).train()
         self._softcap = float(getattr(causal.config, "final_logit_softcapping", None) or 0.0)
         self._causal = causal
         self.vocab_size = int(self._head.weight.shape[0])

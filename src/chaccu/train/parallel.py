@@ -6,7 +6,7 @@ layers recompute is chosen anew when the memory is known; FSDP2 (`fully_shard`; 
 outermost: it gathers a layer's weights before its forward or backward pass and lets them go after it.
 
 Each decoder layer is gathered by itself; the embedding, the last norm and the projection together, from before the first layer
-until the loss is there. Frozen weights are sharded too.
+until the loss is there. Frozen weights are sharded too, unless they lie in 4 bits.
 """
 
 from __future__ import annotations
@@ -53,9 +53,11 @@ def _shard(causal: Any, layers: list[torch.nn.Module], dtype: torch.dtype, mesh:
     # Shards keep the dtype that they were loaded in (float32 masters, or 16 bits that are rounded stochastically); weights are
     # gathered, and multiplied, in the computation's; gradients are summed in float32.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    # Weights packed into 4 bits are no numbers to be cast; they are small, and stay whole on every device.
+    packed = {parameter for parameter in causal.parameters() if not parameter.is_floating_point()}
     for layer in layers:
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(causal, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+        fully_shard(layer, mesh=mesh, mp_policy=policy, ignored_params=packed)
+    fully_shard(causal, mesh=mesh, mp_policy=policy, ignored_params=packed, reshard_after_forward=False)
     for module in _sharded_modules(causal):
         # The loss is divided by the trained tokens of all processes: gradients are summed, not averaged.
         module.set_gradient_divide_factor(1.0)
