@@ -103,12 +103,13 @@ def estimate_memory(
     their activations; by default what the recipe says, `selective` counted as all, which is where it ends when memory is short.
     """
     half = recipe.precision != "fp32" and (recipe.precision != "auto" or half)
-    adapter = recipe.trains_adapter
+    method: str = recipe.method
+    adapter = method != "full"
     masters = not adapter and recipe.optimizer == "adamw"
     size = 2 if half else 4
     trained = recipe.lora.rank * shape.linear_ends if adapter else shape.weights
     held: float = shape.weights * (4 if masters else size)
-    packed = shape.linear_weights * _NF4_BYTES if recipe.method == "qlora" else 0.0
+    packed = shape.linear_weights * _NF4_BYTES if method == "qlora" else 0.0
     if packed:
         held = shape.other_weights * size
     copies = shape.weights * 2 if masters and half else 0
@@ -143,7 +144,7 @@ def _activation_bytes(
     recipe: Recipe, shape: ModelShape, *, half: bool, masters: bool, recomputed: int | None
 ) -> tuple[float, float]:
     """What the layers keep of a row, and the larger of the loss and one layer's backward pass."""
-    adapter = recipe.trains_adapter
+    adapter = recipe.method != "full"
     if recipe.compile and half:
         factors: tuple[float, int, int] = _COMPILED_MIXED if masters else _COMPILED
     else:
