@@ -26,6 +26,7 @@ ARCHITECTURES = {"llama": {}, "tied-llama": {"tie_word_embeddings": True}, "gemm
 NAMES = [f"{architecture}, {method}" for architecture in ARCHITECTURES for method in ("full", "lora")]
 FACTORED = {"optimizer": "adafactor"}
 HAS_PACKING = importlib.util.find_spec("bitsandbytes") is not None
+TIMED = {"max_minutes": 0.02, "num_train_epochs": 100_000}
 LEAN = {"precision": "bf16", "optimizer": "adamw_8bit", "max_grad_norm": 1e9}
 
 
@@ -50,6 +51,7 @@ def two_processes(models: dict[str, str], tmp_path_factory: pytest.TempPathFacto
     cases = [case(models, name, gradient_accumulation_steps=2) for name in NAMES]
     factored = case(models, "llama, full", gradient_accumulation_steps=2, **FACTORED)
     cases += [case(models, "llama, qlora", gradient_accumulation_steps=2)] if HAS_PACKING else []
+    cases.append(msgspec.structs.replace(cases[0], name="timed", fields={**cases[0].fields, **TIMED}))
     lean = case(models, "tied-llama, full", **LEAN)
     cases += [
         msgspec.structs.replace(cases[0], name="checkpointed", fields={**cases[0].fields, "activation_checkpointing": "full"}),
@@ -98,6 +100,11 @@ def test_an_adapter_on_a_packed_base_is_the_same_on_two_processes(
     models: dict[str, str], two_processes: dict[str, Outcome]
 ) -> None:
     assert_same(two_processes["llama, qlora"], run_case(case(models, "llama, qlora", gradient_accumulation_steps=4)))
+
+
+def test_both_processes_end_at_one_step_when_the_time_is_up(two_processes: dict[str, Outcome]) -> None:
+    # If one went on alone, it would wait for the other for ever.
+    assert 4 < len(two_processes["timed"].losses) < 100_000
 
 
 def test_layers_that_recompute_change_nothing_on_two_processes(two_processes: dict[str, Outcome]) -> None:
