@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,12 @@ import transformers
 
 from chaccu.train.attention import register_attention
 from chaccu.train.flops import count_model_flops
-from chaccu.train.model import RowTensors, TrainableModel
+from chaccu.train.loop import run_steps
+from chaccu.train.model import TrainableModel
 from chaccu.train.nf4 import pack_linear
-from chaccu.train.optim import build_optimizer
 from chaccu.train.pack import PackedRow, TokenSequence, pack_rows
 from chaccu.train.recipe import DataSource, LoraOptions, Recipe
+from chaccu.train.report import StepReport
 
 # Hidden width, layers, heads, heads of keys and values, width of the feed-forward part.
 SHAPES = {
@@ -38,6 +38,7 @@ SHAPES = {
     "13b": (5120, 40, 40, 40, 13824),
 }
 VOCABULARY, SEQUENCE_LEN = 32000, 2048
+WARM_UP = 3
 H100_PEAK = 989e12
 
 
@@ -107,7 +108,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Train for some steps and report their median."""
+    """Train for some steps, through the loop that `chaccu train` runs, and report their median."""
     named = options.checkpoint in ("none", "selective", "full")
     recipe = Recipe(
         model="random",
@@ -128,31 +129,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     causal = build_causal_lm(options.shape, packed=options.method == "qlora")
     model = TrainableModel(recipe, torch.device("cuda"), causal=causal)
     loading_gb = round(torch.cuda.max_memory_allocated() / 1e9, 1)
-    model.fit_memory(recipe)
     if not named and model.checkpoints is not None:
         model.checkpoints.spread(int(options.checkpoint))
-    optimizer = build_optimizer(model.parameters, recipe)
-    optimizer.set_rate(1e-6)
-    needed = (options.steps + 3) * options.accumulate * options.tokens
-    rows = pack_rows(load_sequences(options.data, needed // 600), options.tokens, seed=0)
-    batches = [rows[start : start + options.accumulate] for start in range(0, len(rows), options.accumulate)]
-    batches = [batch for batch in batches if sum(len(row.ids_T) for row in batch) > 0.97 * options.accumulate * options.tokens]
-    seconds, useful = [], []
-    torch.cuda.reset_peak_memory_stats()
-    ready = [model.prepare_row(row) for row in batches[0]]
-    for number, batch in enumerate(batches[: options.steps + 3]):
-        begun = time.perf_counter()
-        loss, ready = run_step(model, optimizer, batch, ready, batches[number + 1])
-        if number >= 3:
-            seconds.append(time.perf_counter() - begun)
-            useful.append(sum(len(row.ids_T) for row in batch))
-        elif number == 0:
-            print(f"first step: {time.perf_counter() - begun:.1f} s, loss {loss:.3f}", flush=True)
-    if options.profile:
-        print_profile(lambda: run_step(model, optimizer, batch, ready, batch))
-    rate = statistics.median(tokens / second for tokens, second in zip(useful, seconds, strict=True))
-    lengths = [length for batch in batches[3 : options.steps + 3] for row in batch for length in row.lengths]
+    rows = choose_rows(options)
+    kernels = StepProfile(options.steps + WARM_UP if options.profile else None)
+    log = run_steps(model, rows, recipe, kernels.step_done)[WARM_UP : WARM_UP + options.steps]
+    kernels.show()
+    used = rows[WARM_UP * options.accumulate :]
+    lengths = [length for row in used[: options.steps * options.accumulate] for length in row.lengths]
     flops = count_model_flops(model.causal).count(lengths) / sum(lengths)
+    rate = statistics.median(step.tokens_per_s for step in log)
     return {
         "shape": options.shape,
         "method": options.method,
@@ -166,42 +152,49 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "compiled": not options.eager,
         "useful_tokens_per_s": round(rate),
         "mfu": round(rate * flops / options.peak, 4),
-        "step_s": round(statistics.median(seconds), 4),
+        "step_s": round(sum(lengths) / options.steps / rate, 4),
         "loading_gb": loading_gb,
-        "peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 1),
-        "fill": round(sum(useful) / (len(useful) * options.accumulate * options.tokens), 4),
-        "loss": round(loss, 3),
+        "peak_gb": round(max(step.memory_bytes for step in log) / 1e9, 1),
+        "fill": round(sum(lengths) / (options.steps * options.accumulate * options.tokens), 4),
+        "loss": round(log[-1].loss or 0.0, 3),
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
     }
 
 
-def run_step(
-    model: TrainableModel, optimizer: Any, batch: list[PackedRow], ready: list[RowTensors], following: list[PackedRow]
-) -> tuple[float, list[RowTensors]]:
-    """One optimizer step, as the loop does it: the loss, and the next batch on the device."""
-    trained = sum(row.trained_tokens for row in batch)
-    losses = []
-    for row in ready:
-        loss = model.row_loss(row) / trained
-        loss.backward()
-        losses.append(loss.detach())
-    prepared = [model.prepare_row(row) for row in following]
-    value, _ = torch.stack([torch.stack(losses).sum(), optimizer.clip()]).tolist()
-    optimizer.finish_step()
-    return float(value), prepared
+def choose_rows(options: argparse.Namespace) -> list[PackedRow]:
+    """Full rows enough for the steps, the warm-up, and one that is profiled."""
+    count = (options.steps + WARM_UP + 1) * options.accumulate
+    rows = pack_rows(load_sequences(options.data, count * options.tokens // 600), options.tokens, seed=0)
+    full = [row for row in rows if len(row.ids_T) > 0.97 * options.tokens]
+    return full[:count]
 
 
-def print_profile(step: Any) -> None:
-    """Kernels of one step by their time."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        step()
-        torch.cuda.synchronize()
-    events = sorted(profile.key_averages(), key=lambda event: -event.self_device_time_total)
-    total = sum(event.self_device_time_total for event in events)
-    print(f"kernels of one step: {total / 1e3:.1f} ms")
-    for event in events[:28]:
-        print(f"{event.self_device_time_total / 1e3:9.2f} ms {event.count:6d}  {event.key[:110]}")
+class StepProfile:
+    """Kernels by their time, of the step after number `after`."""
+
+    def __init__(self, after: int | None) -> None:
+        self._after = after
+        self._profile: Any = None
+
+    def step_done(self, step: StepReport) -> None:
+        if step.step == 1:
+            print(f"first step: loss {step.loss:.3f}", flush=True)
+        if self._after is not None and step.step == self._after:
+            self._profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+            self._profile.start()
+        elif self._profile is not None and step.step == self._after + 1:
+            torch.cuda.synchronize()
+            self._profile.stop()
+
+    def show(self) -> None:
+        if self._profile is None:
+            return
+        events = sorted(self._profile.key_averages(), key=lambda event: -event.self_device_time_total)
+        total = sum(event.self_device_time_total for event in events)
+        print(f"kernels of one step: {total / 1e3:.1f} ms")
+        for event in events[:40]:
+            print(f"{event.self_device_time_total / 1e3:9.2f} ms {event.count:6d}  {event.key[:100]}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -150,13 +149,13 @@ def _attend_in_turn(
     return torch.cat(outs_THE)
 
 
-@cache
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _has_kernels(device: int) -> bool:
     """Whether the variable-length kernels run there: from Ampere (8.0) on."""
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-@cache
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _wants_to_know_of_groups() -> bool:
     """Older PyTorch takes fewer heads of keys without a word."""
     from torch.nn.attention.varlen import varlen_attn

@@ -23,14 +23,24 @@ _MOST_WIDTH = {9: 256}
 _MOST_WIDTH_ELSEWHERE = 128
 
 
-@cache
+# What is marked so is asked once while a layer is compiled. Traced, the search for a package would cut the layer in two.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def has_flash_attention(device: int) -> bool:
     """Whether the kernels are installed and made for the GPU of that index."""
-    if torch.cuda.get_device_capability(device) < _HOPPER or importlib.util.find_spec("flash_attn") is None:
-        return False
-    return importlib.util.find_spec("flash_attn.cute") is not None
+    return _is_hopper(device) and _is_installed()
 
 
+@cache
+def _is_hopper(device: int) -> bool:
+    return torch.cuda.get_device_capability(device) >= _HOPPER
+
+
+@cache
+def _is_installed() -> bool:
+    return importlib.util.find_spec("flash_attn") is not None and importlib.util.find_spec("flash_attn.cute") is not None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def serves_width(width: int, device: int) -> bool:
     """Whether the kernels know heads of that width, forward and backward."""
     major = torch.cuda.get_device_capability(device)[0]

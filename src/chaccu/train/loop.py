@@ -64,7 +64,8 @@ def run_steps(
         for place, row in enumerate(ready, 1):
             optimizer.begin_backward(last=place == len(ready))
             row_loss = model.row_loss(row) / trained
-            optimizer.watch(row_loss.detach())
+            # What is updated before the step's loss is known, all processes update or none does.
+            optimizer.watch(processes.sum(row_loss.detach()) if recipe.optimizer_in_backward else row_loss.detach())
             guard.scale_loss(row_loss).backward()  # type: ignore[no-untyped-call]
             losses.append(row_loss.detach())
         ready = [model.prepare_row(row) for row in processes.share(schedule[number])] if number < len(schedule) else []

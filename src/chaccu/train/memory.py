@@ -103,13 +103,12 @@ def estimate_memory(
     their activations; by default what the recipe says, `selective` counted as all, which is where it ends when memory is short.
     """
     half = recipe.precision != "fp32" and (recipe.precision != "auto" or half)
-    method: str = recipe.method
-    adapter = method != "full"
+    adapter = recipe.trains_adapter
     masters = not adapter and recipe.optimizer == "adamw"
     size = 2 if half else 4
     trained = recipe.lora.rank * shape.linear_ends if adapter else shape.weights
     held: float = shape.weights * (4 if masters else size)
-    packed = shape.linear_weights * _NF4_BYTES if method == "qlora" else 0.0
+    packed = shape.linear_weights * _NF4_BYTES if recipe.method == "qlora" else 0.0
     if packed:
         held = shape.other_weights * size
     copies = shape.weights * 2 if masters and half else 0
@@ -144,7 +143,7 @@ def _activation_bytes(
     recipe: Recipe, shape: ModelShape, *, half: bool, masters: bool, recomputed: int | None
 ) -> tuple[float, float]:
     """What the layers keep of a row, and the larger of the loss and one layer's backward pass."""
-    adapter = recipe.method != "full"
+    adapter = recipe.trains_adapter
     if recipe.compile and half:
         factors: tuple[float, int, int] = _COMPILED_MIXED if masters else _COMPILED
     else:

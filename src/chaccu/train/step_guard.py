@@ -32,8 +32,8 @@ _FIRST_SCALE, _GROW_AFTER = 2.0**16, 2000
 class LossScale:
     """`value` multiplies the loss; a power of two, so that multiplying and dividing by it rounds nothing."""
 
-    def __init__(self, value: float = _FIRST_SCALE, *, grow_after: int = _GROW_AFTER) -> None:
-        self.value = value
+    def __init__(self, value: float | None = None, *, grow_after: int = _GROW_AFTER) -> None:
+        self.value = _FIRST_SCALE if value is None else value
         self._grow_after = grow_after
         self._good = 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from chaccu.errors import TrainError  # noqa: E402 (torch may be absent)
-from chaccu.train import flash_attention  # noqa: E402
+from chaccu.train import attention, flash_attention  # noqa: E402
 
 LENGTHS = (5, 1, 9)
 STARTS = (0, 5, 6, 15, 15)
@@ -106,6 +107,25 @@ def test_the_operators_tell_the_compiler_the_truth() -> None:
         strict=True,
     ):
         torch.testing.assert_close(one, other)
+
+
+def test_a_layer_that_chooses_its_kernels_is_one_graph(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # The answers of a GPU that has them; what is asked on the way must not cut the graph.
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(attention, "attends_at_once", lambda *_: True)
+    (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    for asked in (flash_attention._is_hopper, flash_attention._is_installed):
+        monkeypatch.setattr(flash_attention, asked.__name__, asked.__wrapped__)
+    packed = attention.pack_lengths(LENGTHS, longest=9)
+
+    def attend_row(*inputs: Any) -> Any:
+        return attention.packed_attention(None, *inputs, None, packed=packed._replace(lengths=()), scaling=0.3)[0]
+
+    inputs = [one.detach().transpose(0, 1)[None].requires_grad_() for one in states()]
+    out = torch.compile(attend_row, backend="aot_eager", fullgraph=True)(*inputs)
+    plain, _ = attend_plainly(*(one[0].transpose(0, 1) for one in inputs), packed.starts_N, 0.3, 0)
+    torch.testing.assert_close(out[0], plain)
 
 
 def test_attention_is_counted_as_work() -> None:

@@ -67,15 +67,29 @@ def full(recipe: Recipe) -> Recipe:
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"optimizer": "adamw_8bit"}, {"optimizer": "adamw_8bit", "optimizer_in_backward": True}]
+    ("optimizer", "in_backward"),
+    [("adamw", False), *((name, when) for name in ("adamw_8bit", "adamw_bf16_sr", "adafactor") for when in (False, True))],
 )
 @pytest.mark.parametrize("factor", [NAN, INF])
-def test_a_step_that_is_not_finite_changes_nothing_and_the_run_goes_on(full: Recipe, fields: Any, factor: float) -> None:
-    log, weights = run_faulty(change(full, **fields), {1: factor, 2: factor, 5: factor})
+def test_a_step_that_is_not_finite_changes_nothing_and_the_run_goes_on(
+    full: Recipe, optimizer: Any, in_backward: bool, factor: float
+) -> None:
+    precision = "bf16" if optimizer == "adamw_bf16_sr" else "fp32"
+    recipe = change(full, optimizer=optimizer, optimizer_in_backward=in_backward, precision=precision, learning_rate=1e-2)
+    log, weights = run_faulty(recipe, {1: factor, 2: factor, 5: factor})
     assert [step.skipped for step in log] == [False, True, True, False, False, True, False, False]
     assert [step.loss is None for step in log] == [step.skipped for step in log]
     assert [before == after for before, after in pairwise(weights)] == [step.skipped for step in log]
     assert all(abs(number) < 10 for number in weights[-1])
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_8bit", "adamw_bf16_sr", "adafactor"])
+@pytest.mark.parametrize("bad_row", [2, 3])
+def test_with_accumulation_one_row_that_is_not_finite_costs_its_step_alone(full: Recipe, optimizer: Any, bad_row: int) -> None:
+    recipe = change(full, optimizer=optimizer, optimizer_in_backward=True, gradient_accumulation_steps=2, learning_rate=1e-2)
+    log, weights = run_faulty(change(recipe, precision="bf16"), {bad_row: NAN})
+    assert [step.skipped for step in log] == [False, True, False, False]
+    assert [before == after for before, after in pairwise(weights)] == [step.skipped for step in log]
 
 
 def test_so_many_in_a_row_stop_the_run_and_their_rows_are_kept_to_look_at(full: Recipe) -> None:
