@@ -229,6 +229,13 @@ def manifest_sha256(folder: Path) -> str:
     return sha256_file(folder / MANIFEST_NAME)
 
 
+def weights_sha256(manifest: Manifest) -> dict[str, str]:
+    """SHA-256 by name of a model's weights, as its manifest lists them, and of the file that a base was unpacked from: equal on
+    every machine, while the manifest's own hash takes in the versions of the libraries."""
+    weights = {name: entry.sha256 for name, entry in manifest.files.items() if name.endswith(".safetensors")}
+    return {**manifest.inputs, **weights} if manifest.kind == "base" else weights
+
+
 def verify_files(folder: Path, files: Mapping[str, FileEntry]) -> None:
     """Raise `ArtifactError` naming the first file whose size or hash is not the manifest's."""
     for name, entry in files.items():

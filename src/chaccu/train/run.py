@@ -25,6 +25,7 @@ from chaccu.artifact import (
     read_manifest,
     require_free_space,
     sha256_file,
+    weights_sha256,
     write_manifest,
 )
 from chaccu.conversation import TOKENIZER_FILES, TextTokenizer, check_format, resolve_format
@@ -244,6 +245,11 @@ def _finished_run(output: Path, recipe: Recipe, inputs: dict[str, str], *, repla
     )
 
 
+def _base_weights(base: Path) -> dict[str, Any]:
+    """What tells the base's weights on another machine, where its manifest may have another hash."""
+    return {"base_weights": weights_sha256(read_manifest(base))} if (base / MANIFEST_NAME).is_file() else {}
+
+
 def _save(
     model: TrainableModel,
     recipe: Recipe,
@@ -275,7 +281,7 @@ def _save(
                 parents={"base": manifest_sha256(base)} if (base / MANIFEST_NAME).is_file() else {},
                 inputs=inputs,
                 settings=msgspec.to_builtins(recipe),
-                facts=facts,
+                facts={**facts, **_base_weights(base)},
                 versions=library_versions(*_LIBRARIES, *(["bitsandbytes"] if model.packing else [])),
             ),
         )

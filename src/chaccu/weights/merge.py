@@ -31,6 +31,7 @@ from chaccu.errors import WeightsError
 from chaccu.weights.gguf_file import GgufFile, write_gguf
 from chaccu.weights.gguf_import import Progress, find_architecture, gguf_values, hf_tensor
 from chaccu.weights.gguf_rope import stretch_pairs
+from chaccu.weights.lineage import check_base
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,7 +101,7 @@ def merge_adapter(base: Path, adapter_folder: Path, out: Path, *, progress: Prog
     from safetensors.torch import save_file
 
     adapter = Adapter(adapter_folder)
-    _check_parent(base, adapter_folder)
+    check_base(base, adapter_folder)
     shards = sorted(base.glob("*.safetensors"))
     if not shards:
         raise WeightsError(f"{base} holds no safetensors.", remedy="name the base model's Hugging Face folder")
@@ -136,7 +137,7 @@ def merge_into_gguf(gguf: Path, base: Path, adapter_folder: Path, out: Path, *, 
     import gguf as ggml
 
     adapter = Adapter(adapter_folder)
-    _check_parent(base, adapter_folder)
+    check_base(base, adapter_folder)
     if sha256_file(gguf) not in read_manifest(base).inputs.values():
         raise WeightsError(f"{base} was not imported from {gguf}.", remedy="name the GGUF file that weights convert read")
     file = GgufFile(gguf)
@@ -189,17 +190,6 @@ def _change_config(file: Path, changes: dict[str, Any]) -> None:
     text.pop("rope_scaling", None)  # the older name, which stands before rope_parameters where both are there
     text.update(changes)
     write_json(file, config)
-
-
-def _check_parent(base: Path, adapter_folder: Path) -> None:
-    """Refuse a base that the adapter's manifest does not name."""
-    if not (adapter_folder / MANIFEST_NAME).is_file() or not (base / MANIFEST_NAME).is_file():
-        return
-    named = read_manifest(adapter_folder, kind="adapter").parents.get("base")
-    if named is not None and named != manifest_sha256(base):
-        raise WeightsError(
-            f"{adapter_folder} was trained on another base than {base}.", remedy="merge it into the base it was trained on"
-        )
 
 
 def _refuse_unknown(weights: set[str], base: Path) -> None:
