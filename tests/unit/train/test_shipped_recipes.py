@@ -35,6 +35,7 @@ ROOM = {
     "distilgpt2": 4e9,
     "quickstart-cpu": 4e9,
     "gemma-270m": 8e9,
+    "gemma-270m-lora": 24e9,
     "vicuna-7b": 80e9,
     "vicuna-7b-16k": 80e9,
     "vicuna-13b": 80e9,
