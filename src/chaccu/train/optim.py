@@ -85,8 +85,10 @@ class _AdamW:
             {"params": [one for one in parameters if one.ndim > 1], "weight_decay": recipe.weight_decay},
             {"params": [one for one in parameters if one.ndim <= 1], "weight_decay": 0.0},
         ]
+        # On a GPU in one pass over memory, and without a copy of all weights beside.
+        fused = all(one.is_cuda for one in parameters)
         self.inner = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=recipe.learning_rate, betas=BETAS, eps=EPSILON
+            [group for group in groups if group["params"]], lr=recipe.learning_rate, betas=BETAS, eps=EPSILON, fused=fused
         )
 
     def set_rate(self, rate: float) -> None:
