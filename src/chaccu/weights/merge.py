@@ -76,6 +76,39 @@ class Adapter:
         if odd:
             raise WeightsError(f"{folder} holds {odd[0]}, which merging does not know.")
 
+    def check_fits(self, base: Path) -> None:
+        """Raise `WeightsError` unless the adapter is finite, and the base in that folder has every weight that it changes, in
+        its shape."""
+        import numpy as np
+        from safetensors import safe_open
+
+        broken = next((name for name, tensor in self._tensors.items() if not np.isfinite(tensor).all()), None)
+        if broken is not None:
+            raise WeightsError(f"{broken} in {self.folder} holds values that are not finite.", remedy="train it again")
+
+        shapes: dict[str, list[int]] = {}
+        for shard in sorted(base.glob("*.safetensors")):
+            with safe_open(shard, framework="numpy") as source:
+                shapes |= {name: source.get_slice(name).get_shape() for name in source.keys()}  # noqa: SIM118 (no mapping)
+        _refuse_unknown(set(self.weights) - set(shapes), base)
+        for weight in self.weights:
+            wanted = self._shape(weight)
+            rows, columns = shapes[weight]
+            if any(want not in (None, have) for want, have in zip(wanted, (rows, columns), strict=True)):
+                raise WeightsError(
+                    f"{weight} is {rows} × {columns} in {base}, and the adapter in {self.folder} is for another shape: "
+                    f"{' × '.join('any' if one is None else str(one) for one in wanted)}.",
+                    remedy="name the base that it was trained on",
+                )
+
+    def _shape(self, weight: str) -> tuple[int | None, int | None]:
+        """Rows and columns of a weight as the adapter knows them; None: any."""
+        stem = weight.removesuffix(".weight")
+        if stem + _LOW not in self._tensors:
+            return None, self._tensors[stem + _ROWS].shape[1]
+        rows, columns = len(self._tensors[stem + _HIGH]), self._tensors[stem + _LOW].shape[1]
+        return (columns, rows) if self._transposed else (rows, columns)
+
     def apply(self, weight: str, values: np.ndarray) -> np.ndarray:
         """One Hugging Face weight, float32 (out × in, a Conv1D's in × out), as the adapter makes it; `values`, the base's, may
         be written to."""

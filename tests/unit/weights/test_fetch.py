@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from chaccu.errors import MissingDependencyError, WeightsError
-from chaccu.weights.fetch import PackagedModel, assemble_model, find_packaged_model
+from chaccu.weights.fetch import LicenceTerms, PackagedModel, assemble_model, find_packaged_model
 
 PARTS = (b"first half, ", b"second half")
 WHOLE = hashlib.sha256(b"".join(PARTS)).hexdigest()
@@ -31,7 +31,8 @@ def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PackagedModel:
         file_name="toy.gguf",
         sha256=WHOLE,
         chat_format="chatml",
-        notice="toy terms",
+        origin="toys/toy",
+        terms=LicenceTerms("Toy Terms", "terms.html", "Toys are subject to the Toy Terms", "to throw them"),
     )
     for name in ("toy_part0", "toy_part1"):
         sys.modules.pop(name, None)
