@@ -1,9 +1,9 @@
 """The optimizer and its learning-rate schedule, driven by the share of the run that is done.
 
 Clipping: the gradients of a step are scaled so that their norm over all weights is at most `max_grad_norm` (Pascanu et al.
-2013, arXiv:1211.5063). With `optimizer_in_backward` there is no moment at which all gradients are known: there the step's
-gradient of each weight tensor is scaled by itself to that norm, and the norm that is reported is the one over all before (see
-`tensorwise`).
+2013, arXiv:1211.5063). With `optimizer_in_backward` there is no moment at which all gradients are known: there each weight
+tensor's gradient of the step is scaled by what is known of that norm when it comes (see `tensorwise`). The norm that is
+reported is the one over all weights before.
 
 A loss or a norm that is not finite updates nothing.
 """

@@ -68,7 +68,7 @@ def test_in_backward_is_the_same_step_where_nothing_is_clipped() -> None:
     assert plain[0] == pytest.approx(exact[0], abs=0.01)
 
 
-def test_in_backward_each_tensor_is_clipped_by_itself() -> None:
+def test_in_backward_a_tensor_is_not_clipped_for_gradients_that_have_not_come() -> None:
     big, small = torch.nn.Parameter(torch.zeros(300)), torch.nn.Parameter(torch.zeros(300))
     recipe = msgspec.structs.replace(EIGHT_BIT, optimizer_in_backward=True, max_grad_norm=1.0)
     optimizer = build_optimizer([big, small], recipe)

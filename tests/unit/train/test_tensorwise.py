@@ -69,6 +69,37 @@ def test_clipped_is_the_whole_steps_gradient_of_each_tensor() -> None:
     assert decode_mean(state[id(small)]).norm().item() == pytest.approx(0.1 * sums[1].item(), rel=0.02)
 
 
+def test_each_tensor_is_scaled_by_the_norm_over_all_as_far_as_it_is_known() -> None:
+    first, second = (torch.nn.Parameter(torch.zeros(256)) for _ in range(2))
+    optimizer = build_optimizer([first, second], change(max_grad_norm=1.0, gradient_accumulation_steps=1))
+    states = [one.state for one in optimizer._weights]  # type: ignore[attr-defined]
+
+    def step(*norms: float) -> list[float]:
+        """What was left of the norms, by what they add to a tenth of m; `second` gets its gradient first."""
+        before = [0.9 * decode_mean(state).norm().item() for state in states]
+        loss = sum((weight * norm / 16).sum() for weight, norm in zip((first, second), norms, strict=True))
+        order: list[int] = []
+        for number, weight in enumerate((first, second)):
+            weight.register_hook(lambda _, number=number: order.append(number))
+        run_passes(optimizer, loss)  # type: ignore[arg-type]
+        assert order[:2] == [1, 0]
+        left = [decode_mean(state).norm().item() for state in states]
+        optimizer.finish_step() if math.isfinite(sum(norms)) else optimizer.skip_step()
+        return [10 * (now - was) for now, was in zip(left, before, strict=True)]
+
+    # Nothing is known but what has come: 4 alone, then 5 in all.
+    assert step(3.0, 4.0) == pytest.approx([3 / 5, 4 / 4], abs=0.02)
+    # As in the step before: both by the norm over all.
+    assert step(3.0, 4.0) == pytest.approx([3 / 5, 4 / 5], abs=0.02)
+    # All grew: the first to come is held to little more than 1, the last by what is true.
+    assert step(30.0, 40.0) == pytest.approx([30 / 50, 40 / (40**2 + 3**2) ** 0.5], abs=0.02)
+    # All shrank: the first is still scaled by what was.
+    assert step(0.3, 0.4) == pytest.approx([0.3, 0.4 / (30**2 + 0.4**2) ** 0.5], abs=0.02)
+    # A step that is not finite is forgotten.
+    step(float("nan"), 1.0)
+    assert step(0.3, 4.0) == pytest.approx([0.3 / 16.09**0.5, 4 / 16.09**0.5], abs=0.03)
+
+
 def test_a_weight_that_the_last_pass_does_not_reach_is_updated_by_what_is_held() -> None:
     reached, missed = torch.nn.Parameter(torch.ones(300)), torch.nn.Parameter(torch.ones(300))
     optimizer = build_optimizer([reached, missed], change(learning_rate=0.01))
