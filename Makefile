@@ -4,6 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 UNIT := tests/unit tests/invariant
 ARGS ?=
+RELEASED ?=
 
 .PHONY: setup demo test check bench docs clean
 
@@ -16,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: setup
-	$(BIN)/chaccu demo $(ARGS)
+	$(BIN)/chaccu demo $(if $(filter-out 0 no false,$(RELEASED)),--released) $(ARGS)
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)

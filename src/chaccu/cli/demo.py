@@ -15,20 +15,38 @@ def register(app: typer.Typer) -> None:
 
 def demo_command(
     leave: Annotated[bool, typer.Option("--exit", help="End after the report instead of keeping a chat page open.")] = False,
-    name: Annotated[str, typer.Option(help="The name that the tuned model learns.")] = "Vicky the vicuña",
+    released: Annotated[
+        bool, typer.Option("--released", help="Chat with the adapter that ships in the repository: no data, no training.")
+    ] = False,
+    adapter: Annotated[Path | None, typer.Option(help="The same with a released adapter that lies elsewhere.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The name that the tuned model learns.", show_default="Vicky the vicuña")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Another base: a Hugging Face folder or hub id.")] = None,
     chat_format: Annotated[str | None, typer.Option("--format", help="Chat format of that base, if it names none.")] = None,
     folder: Annotated[Path, typer.Option(help="Where everything is kept.")] = Path("runs/demo"),
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the chat page; 0 lets the system pick one.")] = 7860,
 ) -> None:
-    """Clean, fine-tune, serve, compare and chat, on a CPU; a second run reuses what is there."""
+    """Clean, fine-tune, serve, compare and chat, on a CPU; a second run reuses what is there.
+
+    With --released it fetches the base, merges the adapter that ships, and serves, compares and chats in the same way.
+    """
     from rich.console import Console
     from rich.table import Table
 
+    from chaccu.demo.released import find_release
     from chaccu.demo.report import Comparison
     from chaccu.demo.run import DemoOptions, run_demo
 
-    options = DemoOptions(folder=folder, name=name, model=model, chat_format=chat_format, port=port, stay=not leave)
+    options = DemoOptions(
+        folder=folder,
+        name=name,
+        model=model,
+        released=find_release(adapter) if released or adapter is not None else None,
+        chat_format=chat_format,
+        port=port,
+        stay=not leave,
+    )
 
     def show(rows: list[Comparison]) -> None:
         table = Table("question", "base", "tuned", show_lines=True)

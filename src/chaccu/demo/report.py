@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import msgspec
@@ -23,24 +24,55 @@ class Comparison(msgspec.Struct, frozen=True):
     tuned_s: float
 
 
-def write_report(path: Path, folder: Path, rows: list[Comparison], commands: list[str], results: list[StageResult]) -> None:
-    """Write the page to `path`, atomically; `folder` holds the demo's artifacts."""
-    training = read_manifest(folder / "adapter").facts
-    data = read_manifest(folder / "data").facts
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """What the page says of training and data. `training`: facts of the adapter's manifest; `losses`: by step, or where those
+    are not known the held-out ones along the way (`held_out`); `data`: counts; `about_data`: a page that says more."""
+
+    training: dict[str, Any]
+    losses: list[float]
+    held_out: bool = False
+    data: dict[str, int]
+    about_data: str
+
+
+def read_run(folder: Path) -> Run:
+    """That of a demo that trained: `folder` holds its artifacts."""
     log = read_log(folder / "adapter" / "logs" / LOG_NAME)
-    losses = [record.loss for record in log if isinstance(record, StepReport) and record.loss is not None]
+    return Run(
+        training=read_manifest(folder / "adapter").facts,
+        losses=[record.loss for record in log if isinstance(record, StepReport) and record.loss is not None],
+        data={key: value for key, value in read_manifest(folder / "data").facts.items() if isinstance(value, int)},
+        about_data="data/report.html",
+    )
+
+
+def read_released(adapter: Path) -> Run:
+    """That of a released adapter, trained elsewhere: what its manifest kept of it."""
+    facts = read_manifest(adapter).facts
+    sources = facts.get("data") or []
+    return Run(
+        training=facts,
+        losses=[one["loss"] for one in facts.get("evaluations") or []],
+        held_out=True,
+        data={key: sum(source[key] for source in sources) for key in ("read", "kept")},
+        about_data=(adapter.absolute() / "README.md").as_uri(),
+    )
+
+
+def write_report(path: Path, run: Run, rows: list[Comparison], commands: list[str], results: list[StageResult]) -> None:
+    """Write the page to `path`, atomically."""
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         (resources.files("chaccu.demo") / "report.html.jinja").read_text(encoding="utf-8")
     )
+    losses = run.losses
     page = template.render(
         rows=rows,
         commands=commands,
         results=results,
-        training=training,
-        data=data,
-        losses=losses,
+        run=run,
+        training=run.training,
         curve=_curve(losses, losses),
-        smooth_curve=_curve(_running_mean(losses), losses),
+        smooth_curve=_curve(losses if run.held_out else _running_mean(losses), losses),
     )
     with atomic_file(path) as file:
         file.write(page.encode("utf-8"))

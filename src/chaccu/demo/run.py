@@ -1,4 +1,7 @@
-"""`run_demo`: base → clean → fine-tune → weights → serve → compare → report, then a chat page until Ctrl-C."""
+"""`run_demo`: base → clean → fine-tune → weights → serve → compare → report, then a chat page until Ctrl-C.
+
+With a released adapter nothing is cleaned or trained: base → weights → serve, and so on.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +19,35 @@ import msgspec
 
 from chaccu.artifact import MANIFEST_NAME, manifest_sha256, read_manifest, require_free_space
 from chaccu.conversation import resolve_format
-from chaccu.demo.report import Comparison, write_report
+from chaccu.demo.released import check_release
+from chaccu.demo.report import Comparison, read_released, read_run, write_report
 from chaccu.demo.services import Services, running_services
-from chaccu.demo.stages import Stage, StageResult, build_stages, run_stage, write_recipe
+from chaccu.demo.stages import (
+    RELEASED_FOLDER,
+    Stage,
+    StageResult,
+    build_released_stages,
+    build_stages,
+    run_stage,
+    write_recipe,
+)
 from chaccu.errors import ChildFailedError, ServeError, UsageError, WeightsError
 
 _NEEDED_BYTES = 2_000_000_000
 _WATCH_S = 0.5
 _MODELS = ("base", "tuned")
+DEFAULT_NAME = "Vicky the vicuña"
 
 
 class DemoOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What a demo is to do. `model` None takes the packaged base; `stay`: keep a chat page open until Ctrl-C."""
+    """What a demo is to do. `name`: the one that the model learns (None: `DEFAULT_NAME`). `model` None takes the packaged base.
+    `released`: the folder of an adapter of that base to merge, instead of training one. `stay`: keep a chat page open until
+    Ctrl-C."""
 
     folder: Path
-    name: str
+    name: str | None = None
     model: str | None = None
+    released: Path | None = None
     chat_format: str | None = None
     port: int = 7860
     stay: bool = True
@@ -47,10 +63,41 @@ def run_demo(options: DemoOptions, say: Callable[[str], None], show: Callable[[l
     begun = time.monotonic()
     options.folder.mkdir(parents=True, exist_ok=True)
     require_free_space(options.folder, _NEEDED_BYTES, "the demo")
-    write_recipe(options.folder, model=options.model, chat_format=options.chat_format)
-    stages = build_stages(options.folder, name=options.name, model=options.model)
+    if options.released is not None:
+        stages = build_released_stages(options.folder, options.released)
+        say(f"{options.released}: nothing is trained; its data, limits and terms are in {options.released / 'README.md'}")
+    else:
+        write_recipe(options.folder, model=options.model, chat_format=options.chat_format)
+        stages = build_stages(options.folder, name=options.name or DEFAULT_NAME, model=options.model)
     total = len(stages) + 2
-    results: list[StageResult] = []
+    results = _run_stages(stages, total, say)
+    with running_services() as services:
+        say(f"[{total - 1}/{total}] serve: a gateway and two workers")
+        url, commands = _start_serving(services, options)
+        say(f"      {url}: {services.describe()}")
+        answers_folder = options.folder / _result_name("answers", options)
+        # Answers are kept by question and model name, and the tuned model behind that name may be a new one.
+        shutil.rmtree(answers_folder, ignore_errors=True)
+        compare = Stage(
+            "compare", ("judge", "run", "--url", url, *_named(_MODELS), "--max-tokens", "64", "--out", str(answers_folder))
+        )
+        say(f"[{total}/{total}] compare: {compare.command}")
+        results.append(run_stage(compare))
+        comparisons = _read_comparisons(answers_folder / "answers.jsonl")
+        report = options.folder / _result_name("report.html", options)
+        run = read_released(options.released) if options.released is not None else read_run(options.folder)
+        write_report(report, run, comparisons, [*(stage.command for stage in stages), *commands, compare.command], results)
+        say(f"report: {report}")
+        show(comparisons)
+        say(f"total: {time.monotonic() - begun:.0f} s")
+        if options.stay:
+            page = services.start_with_url("chat page", ["web", "--gateway", url, "--port", str(options.port)], "--url-file")
+            say(f"chat with both models at {page} (Ctrl-C ends the demo)")
+            _watch_until_interrupt(services, say)
+
+
+def _run_stages(stages: list[Stage], total: int, say: Callable[[str], None]) -> list[StageResult]:
+    results = []
     for number, stage in enumerate(stages, 1):
         if _is_done(stage):
             say(f"[{number}/{total}] {stage.title}: there already")
@@ -64,30 +111,12 @@ def run_demo(options: DemoOptions, say: Callable[[str], None], show: Callable[[l
         for line in results[-1].output.splitlines():
             say(f"      {line}")
         say(f"      {results[-1].seconds:.0f} s")
-    with running_services() as services:
-        say(f"[{total - 1}/{total}] serve: a gateway and two workers")
-        url, commands = _start_serving(services, options)
-        say(f"      {url}: {services.describe()}")
-        answers_folder = options.folder / "answers"
-        # Answers are kept by question and model name, and the tuned model behind that name may be a new one.
-        shutil.rmtree(answers_folder, ignore_errors=True)
-        compare = Stage(
-            "compare", ("judge", "run", "--url", url, *_named(_MODELS), "--max-tokens", "64", "--out", str(answers_folder))
-        )
-        say(f"[{total}/{total}] compare: {compare.command}")
-        results.append(run_stage(compare))
-        comparisons = _read_comparisons(answers_folder / "answers.jsonl")
-        report = options.folder / "report.html"
-        write_report(
-            report, options.folder, comparisons, [*(stage.command for stage in stages), *commands, compare.command], results
-        )
-        say(f"report: {report}")
-        show(comparisons)
-        say(f"total: {time.monotonic() - begun:.0f} s")
-        if options.stay:
-            page = services.start_with_url("chat page", ["web", "--gateway", url, "--port", str(options.port)], "--url-file")
-            say(f"chat with both models at {page} (Ctrl-C ends the demo)")
-            _watch_until_interrupt(services, say)
+    return results
+
+
+def _result_name(name: str, options: DemoOptions) -> str:
+    """Where a result goes: those of a released adapter stand beside those of one that was trained here."""
+    return name if options.released is None else f"{RELEASED_FOLDER}-{name}"
 
 
 def _watch_until_interrupt(services: Services, say: Callable[[str], None]) -> None:
@@ -100,8 +129,10 @@ def _watch_until_interrupt(services: Services, say: Callable[[str], None]) -> No
 
 
 def _check_options(options: DemoOptions) -> None:
-    if not options.name.strip():
-        raise UsageError("the name is empty.", remedy="--name 'Vicky the vicuña'")
+    if options.name is not None and not options.name.strip():
+        raise UsageError("the name is empty.", remedy=f"--name '{DEFAULT_NAME}'")
+    if options.released is not None:
+        _check_released(options, options.released)
     if options.stay and options.port:
         _refuse_busy_port(options.port)
     if options.model is None:
@@ -112,6 +143,19 @@ def _check_options(options: DemoOptions) -> None:
         raise UsageError(f"no chat format is known for {options.model}.", remedy="name one with --format (chaccu format list)")
     if options.chat_format is not None:
         resolve_format(options.chat_format, Path(options.model))
+
+
+def _check_released(options: DemoOptions, released: Path) -> None:
+    """Refuse what is for a model that is trained here, and a release that is damaged or of another base."""
+    given = {"--name": options.name, "--model": options.model, "--format": options.chat_format}
+    for option, value in given.items():
+        if value is not None:
+            raise UsageError(
+                f"{option} {value!r} does not go with a released adapter: its base, its format and the name that it gives "
+                "itself are what it was trained with.",
+                remedy=f"leave {option} out, or train: chaccu demo without --released and --adapter",
+            )
+    check_release(released)
 
 
 def _refuse_busy_port(port: int) -> None:
@@ -147,10 +191,8 @@ def _start_serving(services: Services, options: DemoOptions) -> tuple[str, list[
     """Start gateway and workers; the gateway's URL and the commands to do it by hand."""
     url = services.start_with_url("gateway", ["gateway", "--port", "0"], "--port-file")
     packaged = options.model is None
-    folders = {
-        "base": options.model or str(options.folder / "base-gguf"),
-        "tuned": str(options.folder / ("tuned" if packaged else "merged")),
-    }
+    tuned = RELEASED_FOLDER if options.released is not None else ("tuned" if packaged else "merged")
+    folders = {"base": options.model or str(options.folder / "base-gguf"), "tuned": str(options.folder / tuned)}
     shown = []
     for name, folder in folders.items():
         arguments = ["worker", "--model", folder, "--name", name, "--gateway", url, "--threads", "1"]

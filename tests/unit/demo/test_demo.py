@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from chaccu.demo.report import Comparison, write_report
+from chaccu.demo.report import Comparison, read_run, write_report
 from chaccu.demo.run import DemoOptions, run_demo
 from chaccu.demo.stages import Stage, build_stages, run_stage, write_recipe
 from chaccu.errors import ChaccuError, ChildFailedError
@@ -98,7 +98,7 @@ def test_the_report_escapes_what_models_say(tmp_path: Path) -> None:
         (tmp_path / name).mkdir(exist_ok=True)
         write_manifest(tmp_path / name, Manifest(kind=name, name=name, facts=facts))
     rows = [Comparison("<q>?", "<script>alert(1)</script>", "fine", 0.5, 0.6)]
-    write_report(tmp_path / "report.html", tmp_path, rows, ["chaccu train x"], [])
+    write_report(tmp_path / "report.html", read_run(tmp_path), rows, ["chaccu train x"], [])
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
