@@ -4,8 +4,8 @@
     python benchmarks/bench_gemma.py --base runs/demo/base --data runs/demo/data
 
 Each way of `WAYS` from the same base over the same part of the conversations, then one epoch of all of them with AdamW on
-float32 weights. Everything goes through the loop that `chaccu train` runs. Writes `results/gemma-h100.json`: held-out loss before,
-on the way and after, the loss of every tenth step, tokens a second, memory.
+float32 weights. Everything goes through the loop that `chaccu train` runs. Writes `results/gemma-h100.json`: held-out loss
+before, on the way and after, the loss of every tenth step, tokens a second, memory.
 """
 
 from __future__ import annotations

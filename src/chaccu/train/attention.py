@@ -76,7 +76,10 @@ def packed_attention(
     if torch.is_autocast_enabled(device.type):
         # Autocast knows PyTorch's own attention; rotations in float32 leave it queries and keys of another dtype than values.
         dtype = torch.get_autocast_dtype(device.type)
-    query_THE, key_TGE, value_TGE = (states[0].transpose(0, 1).to(dtype) for states in (query_1HTE, key_1GTE, value_1GTE))
+    # To take the first of one by its number would have the gradient copied into a tensor of zeros.
+    query_THE, key_TGE, value_TGE = (
+        states.squeeze(0).transpose(0, 1).to(dtype) for states in (query_1HTE, key_1GTE, value_1GTE)
+    )
     if attends_at_once(device, dtype) and not dropout:
         out_THE = _attend_at_once(query_THE, key_TGE, value_TGE, packed, scaling, sliding_window)
     else:

@@ -133,9 +133,10 @@ def _attend_backward(
         max_seqlen_q=longest,
         max_seqlen_k=longest,
         deterministic=torch.are_deterministic_algorithms_enabled(),
-        dq=torch.empty_like(query_THE, memory_format=torch.contiguous_format),
-        dk=torch.empty_like(key_TGE, memory_format=torch.contiguous_format),
-        dv=torch.empty_like(value_TGE, memory_format=torch.contiguous_format),
+        # In the order in memory of what they are gradients of: the next in line would otherwise have to copy them.
+        dq=torch.empty_like(query_THE),
+        dk=torch.empty_like(key_TGE),
+        dv=torch.empty_like(value_TGE),
         **_mask(window),
     )
     return grad_query_THE, grad_key_TGE, grad_value_TGE
@@ -153,7 +154,7 @@ def _(
 def _(
     grad_THE: torch.Tensor, query_THE: torch.Tensor, key_TGE: torch.Tensor, value_TGE: torch.Tensor, *_: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return query_THE.new_empty(query_THE.shape), key_TGE.new_empty(key_TGE.shape), value_TGE.new_empty(value_TGE.shape)
+    return torch.empty_like(query_THE), torch.empty_like(key_TGE), torch.empty_like(value_TGE)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:

@@ -98,6 +98,12 @@ def test_forward_and_backward_are_attention_inside_each_conversation(window: int
 def test_the_operators_tell_the_compiler_the_truth() -> None:
     starts = torch.tensor(STARTS, dtype=torch.int32)
     torch.library.opcheck(torch.ops.chaccu.flash_attention.default, (*states(), starts, 9, 0.3, 0))
+    with torch.no_grad():
+        out, sums = torch.ops.chaccu.flash_attention(*states(), starts, 9, 0.3, 0)
+        backward = torch.ops.chaccu.flash_attention_backward.default
+        torch.library.opcheck(
+            backward, (torch.randn(out.shape), *(one.detach() for one in states()), out, sums, starts, 9, 0.3, 0)
+        )
     compiled = torch.compile(attend, backend="aot_eager", fullgraph=True)
     inputs = states()
     pull = torch.randn(sum(LENGTHS), 4, 16)
