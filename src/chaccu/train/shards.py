@@ -18,6 +18,11 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def is_divided(tensor: torch.Tensor) -> bool:
+    """Whether `tensor` lies in shards over the processes."""
+    return isinstance(tensor, DTensor)
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """`tensor` put together from all processes, on each. All have to call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -48,9 +53,9 @@ def total_norm(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def norm_of_parts(parts: Sequence[torch.Tensor], like: Sequence[torch.Tensor]) -> torch.Tensor:
     """As `total_norm`, of the tensors that are cut as those of `like` are and of which `parts` are here."""
-    norms = torch._foreach_norm(list(parts))
-    norm: torch.Tensor = torch.linalg.vector_norm(torch.stack([one.float() for one in norms]))
-    if not any(isinstance(tensor, DTensor) for tensor in like):
+    norms = torch._foreach_norm(list(parts), dtype=torch.float32)
+    norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    if not any(is_divided(tensor) for tensor in like):
         return norm
     square = norm.square()
     torch.distributed.all_reduce(square)

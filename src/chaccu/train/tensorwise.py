@@ -7,10 +7,9 @@ Which numbers an update comes to is an `UpdateRule`'s matter; here is when it ha
 - In the backward pass: a hook updates a weight as soon as its gradient is there, and forgets the gradient. With accumulation
   that happens in the last backward pass of the step; before, the gradient is added to a sum in 8 bits (`held_gradients`), and
   the update takes the sum. Clipped is, tensor by tensor, the gradient of the whole step (the sum over all its backward passes),
-  never that of a single pass. It is scaled as if the norm over all weights were what is known of it by then: from this step for
-  the tensors whose gradients have come, from the step before for the others (in the first step, nothing). So no tensor's
-  gradient is ever above `max_grad_norm`, and while norms change little from step to step, all are scaled as after the backward
-  pass. The norm that is reported is the true one.
+  never that of a single pass. It is scaled by the norm over all weights as far as it is known by then (`running_norm`): no
+  tensor's gradient is ever above `max_grad_norm`, and while norms change little from step to step, all are scaled as after the
+  backward pass. The norm that is reported is the true one.
 
 A loss or a norm that is not finite updates nothing. In the backward pass this is decided on the device, since to look would
 wait for it: what comes before the first such gradient is updated, the rest of the step is not.
@@ -26,6 +25,7 @@ import torch
 from chaccu.train.held_gradients import HeldGradient, hold_gradient, new_held_gradient, release_gradient
 from chaccu.train.quantised_moments import Rates
 from chaccu.train.recipe import Recipe
+from chaccu.train.running_norm import RunningNorm
 from chaccu.train.shards import gathered, local, norm_of_parts, part_of
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
@@ -67,13 +67,8 @@ class TensorwiseOptimizer:
         self._passes = 0
         self._last = True
         self._scale: torch.Tensor | None = None
-        # In the backward pass: the norms of this step's gradients that are there, the squares of the last step's by the numbers
-        # of the weights (K,), and the square of the norm over all as far as it is known.
-        self._norms: dict[int, torch.Tensor] = {}
-        self._squares_K: torch.Tensor | None = None
-        self._square: torch.Tensor | float = 0.0
-        # 0 times what was finite is 0, and NaN for the rest of the step when something was not.
-        self._nothing: torch.Tensor | float = 0.0
+        device = local(parameters[0].data).device if parameters else torch.device("cpu")
+        self._norm = RunningNorm(len(parameters), recipe.max_grad_norm, device)
         if recipe.optimizer_in_backward:
             for number, weight in enumerate(self._weights):
                 weight.parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
@@ -88,19 +83,17 @@ class TensorwiseOptimizer:
         self._passes += 1
 
     def watch(self, loss: torch.Tensor) -> None:
-        self._nothing = self._nothing + 0.0 * loss
+        self._norm.watch(loss)
 
     def clip(self) -> torch.Tensor:
         for number, weight in enumerate(self._weights):
             if weight.holds:  # The last backward pass did not reach it.
                 self._update_now(number, torch.zeros_like(local(weight.parameter.data)))
-        if self._norms:
-            norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(list(self._norms.values())))
-            self._remember_norms(norm)
-        else:
+        norm = self._norm.close()
+        if norm is None:
             kept = self._gradients()
             norm = norm_of_parts([one for _, one in kept], [self._weights[number].parameter for number, _ in kept])
-        self._scale = self._scale_for(norm)
+            self._scale = self._norm.factor_for(norm)
         return norm
 
     def finish_step(self) -> None:
@@ -125,8 +118,8 @@ class TensorwiseOptimizer:
         for weight in self._weights:
             weight.parameter.grad = None
             weight.holds = False
-        self._scale, self._nothing = None, 0.0
-        self._norms = {}
+        self._scale = None
+        self._norm.begin_step()
         self._passes = 0
 
     def _gradient_arrived(self, number: int) -> None:
@@ -148,10 +141,7 @@ class TensorwiseOptimizer:
         if weight.holds and weight.held is not None:
             gradient = release_gradient(gradient, weight.held)
             weight.holds = False
-        norm = norm_of_parts([gradient], [weight.parameter])
-        self._norms[number] = norm
-        self.watch(norm)
-        self._update(number, gradient, self._scale_for(self._expect_norm(number, norm)))
+        self._update(number, gradient, self._norm.arrive(number, gradient, weight.parameter))
 
     @torch.no_grad()
     def _update(self, number: int, gradient: torch.Tensor, scale: torch.Tensor) -> None:
@@ -169,22 +159,3 @@ class TensorwiseOptimizer:
 
     def _seed(self, number: int) -> int:
         return hash((self._recipe.seed, self._step, number, self._passes)) & 0x7FFFFFFF
-
-    def _scale_for(self, norm: torch.Tensor) -> torch.Tensor:
-        scale = (self._recipe.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-        return scale + self._nothing + 0.0 * norm
-
-    def _expect_norm(self, number: int, norm: torch.Tensor) -> torch.Tensor:
-        """The norm over all weights as far as it is known when that of one is: never less than this one."""
-        square = norm.square()
-        before = self._squares_K[number] if self._squares_K is not None else 0.0
-        self._square = torch.maximum(self._square + square - before, square)
-        return self._square.sqrt()
-
-    def _remember_norms(self, norm: torch.Tensor) -> None:
-        """For the next step; one whose `norm` over all is not finite is not remembered."""
-        nothing = torch.zeros_like(norm)
-        squares_K = torch.stack([self._norms.get(number, nothing) for number in range(len(self._weights))]).square()
-        before_K = self._squares_K if self._squares_K is not None else torch.zeros_like(squares_K)
-        self._squares_K = torch.where(norm.isfinite(), squares_K, before_K)
-        self._square = self._squares_K.sum()
