@@ -6,7 +6,7 @@ UNIT := tests/unit tests/invariant
 ARGS ?=
 RELEASED ?=
 
-.PHONY: setup demo test check bench docs clean
+.PHONY: setup demo test test-gpu check bench docs clean
 
 setup: $(STAMP)
 
@@ -21,6 +21,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
+
+# With the Python at hand: a machine with a GPU has its own PyTorch, and need not have what the other tests want.
+test-gpu:
+	PYTHONPATH=src $(PYTHON) -m pytest -m gpu -o addopts= tests/unit/train $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .

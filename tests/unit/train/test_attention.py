@@ -94,3 +94,28 @@ def test_the_gpu_s_kernels_agree(groups: int, window: int | None) -> None:
     ours_back = torch.autograd.grad(ours, inputs, pull.cuda().bfloat16())
     for one, other in zip(ours_back, torch.autograd.grad(theirs, exact, pull), strict=True):
         torch.testing.assert_close(one.cpu().float(), other, atol=5e-2, rtol=5e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize(("heads", "groups", "width"), [(32, 4, 64), (8, 8, 128), (4, 1, 256)])
+def test_the_gpu_s_kernels_agree_at_the_sizes_of_real_models(heads: int, groups: int, width: int, window: int | None) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
+    lengths, longest = (700, 1, 64, 300, 129, 854), 1024
+    generator = torch.Generator().manual_seed(0)
+    inputs = [
+        torch.randn(1, count, sum(lengths), width, generator=generator).to("cuda", torch.bfloat16).requires_grad_()
+        for count in (heads, groups, groups)
+    ]
+    packed = pack_lengths(lengths, longest=longest)
+    packed = packed._replace(starts_N=packed.starts_N.cuda())
+    exact = [one.detach().float().requires_grad_() for one in inputs]
+    ours, _ = packed_attention(None, *inputs, None, packed=packed, sliding_window=window)
+    # In float32 the kernels are not used: one conversation after another.
+    theirs, _ = packed_attention(None, *exact, None, packed=packed, sliding_window=window)
+    torch.testing.assert_close(ours.float(), theirs, atol=2e-2, rtol=2e-2)
+    pull = torch.randn(theirs.shape, generator=generator).cuda()
+    grads = torch.autograd.grad(ours, inputs, pull.bfloat16()), torch.autograd.grad(theirs, exact, pull)
+    for one, other in zip(*grads, strict=True):
+        assert float((one.float() - other).norm() / other.norm()) < 0.02
