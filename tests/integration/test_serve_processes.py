@@ -88,8 +88,11 @@ def test_a_worker_needs_the_join_token(tmp_path: Path) -> None:
             assert [worker["model"] for worker in list_workers(gateway)] == ["a"]
 
 
-def test_an_open_gateway_without_a_token_is_refused(tmp_path: Path) -> None:
+def test_an_open_gateway_without_keys_or_without_a_token_is_refused(tmp_path: Path) -> None:
     service = start_command(tmp_path, ["gateway", "--host", "0.0.0.0", "--port", "0"])
+    assert service.wait() == 2
+    assert "--keys" in service.log
+    service = start_command(tmp_path, ["gateway", "--host", "0.0.0.0", "--port", "0", "--open"])
     assert service.wait() == 2
     assert "CHACCU_JOIN_TOKEN" in service.log
 

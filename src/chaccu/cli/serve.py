@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-_Host = Annotated[str, typer.Option(help="Address to listen on; others than loopback need a join token.")]
+_Host = Annotated[str, typer.Option(help="Address to listen on; others than loopback need --keys or --open.")]
 _Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 lets the system pick a free one.")]
 _PortFile = Annotated[Path | None, typer.Option(help="Write the URL here once it answers (for scripts).")]
 _Upstreams = Annotated[
@@ -22,7 +22,17 @@ _LogFolder = Annotated[
         "they hold people's words, so this is off unless given.",
     ),
 ]
-_Token = Annotated[str, typer.Option(envvar="CHACCU_JOIN_TOKEN", help="Secret that workers show to join.")]
+_Token = Annotated[
+    str,
+    typer.Option(envvar="CHACCU_JOIN_TOKEN", help="Secret that workers show to join; a worker may show its API key instead."),
+]
+_Keys = Annotated[
+    Path | None,
+    typer.Option(
+        "--keys", metavar="FILE", envvar="CHACCU_KEYS", help="File of API keys (see chaccu keys create); requests need one."
+    ),
+]
+_Open = Annotated[bool, typer.Option("--open", help="Let everyone who reaches the address use it, without keys.")]
 _Engine = Annotated[str, typer.Option(help="llamacpp, transformers, scripted, or auto: by what the weights are.")]
 _Format = Annotated[str | None, typer.Option("--format", help="Chat format, if the model's manifest names none.")]
 _Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the engine; default: all cores, 8 at most.")]
@@ -49,6 +59,8 @@ def serve_command(
     port_file: _PortFile = None,
     upstream: _Upstreams = None,
     log_conversations: _LogFolder = None,
+    keys: _Keys = None,
+    is_open: _Open = False,
     join_token: _Token = "",
     engine: _Engine = "auto",
     chat_format: _Format = None,
@@ -57,6 +69,8 @@ def serve_command(
     context_tokens: _Context = None,
 ) -> None:
     """Serve models on this machine: a gateway and one worker a model, until Ctrl-C."""
+    import secrets
+
     from chaccu.engine import resolve_model
     from chaccu.errors import UsageError
     from chaccu.serve.local import LocalModel, serve_locally
@@ -84,7 +98,12 @@ def serve_command(
     gateway_arguments = ["--host", host, "--port", str(port), *(text for one in upstream or [] for text in ("--upstream", one))]
     if log_conversations is not None:
         gateway_arguments += ["--log-conversations", str(log_conversations)]
-    _share_token(join_token)
+    if keys is not None:
+        gateway_arguments += ["--keys", str(keys)]
+    if is_open:
+        gateway_arguments.append("--open")
+    # With keys nobody joins by an empty token; our own workers get one that nobody else has.
+    _share_token(join_token or ("" if keys is None else secrets.token_urlsafe()))
     serve_locally(
         gateway_arguments,
         [
@@ -102,6 +121,8 @@ def gateway_command(
     upstream: _Upstreams = None,
     port_file: _PortFile = None,
     log_conversations: _LogFolder = None,
+    keys: _Keys = None,
+    is_open: _Open = False,
     join_token: _Token = "",
     rejoin_wait: Annotated[
         float, typer.Option(min=0, help="Seconds a request waits when its model has lost its last worker.")
@@ -115,6 +136,8 @@ def gateway_command(
         port=port,
         upstreams=tuple(parse_upstream(text) for text in upstream or []),
         join_token=join_token,
+        keys=keys,
+        is_open=is_open,
         rejoin_wait_s=rejoin_wait,
     )
     serve_gateway(config, _say, port_file=port_file, log_folder=log_conversations)

@@ -16,6 +16,8 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.parse import urlencode
 
 import msgspec
 
@@ -106,7 +108,7 @@ def _wait_for_url(gateway: _Child, port_file: Path) -> str:
 
 def _wait_for_workers(url: str, gateway: _Child, workers: dict[str, _Child]) -> None:
     """Wait until all have joined, however long their models take to load."""
-    while not set(workers) <= _joined_models(url):
+    while not all(_is_served(url, name) for name in workers):
         for name, worker in workers.items():
             if worker.exit_code is not None:
                 raise ChildFailedError(f"the worker of {name} did not start.")
@@ -115,10 +117,15 @@ def _wait_for_workers(url: str, gateway: _Child, workers: dict[str, _Child]) -> 
         time.sleep(_POLL_S)
 
 
-def _joined_models(url: str) -> set[str]:
+def _is_served(url: str, model: str) -> bool:
+    """Whether the gateway has a worker of `model`; it tells so without a key."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"{url}/v1/models", timeout=_GATEWAY_START_S) as response:
-        return {entry["id"] for entry in msgspec.json.decode(response.read())["data"]}
+    try:
+        with opener.open(f"{url}/ready?{urlencode({'model': model})}", timeout=_GATEWAY_START_S):
+            return True
+    except HTTPError as answer:
+        answer.close()
+        return False
 
 
 def _watch(gateway: _Child, workers: dict[str, _Child], children: list[_Child], announce: Callable[[str], None]) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from chaccu.errors import UsageError
+from chaccu.errors import StorageError, UsageError
 from chaccu.serve.gateway import GatewayConfig, Upstream, create_gateway, parse_upstream
+from chaccu.serve.gateway.keys import KeyFile
 from chaccu.serve.link import MAX_FRAME_BYTES, Generate, LinkError, Output, Piece, Sampling, decode_from_worker, encode_frame
 from chaccu.serve.worker.run import join_url
 
@@ -23,10 +25,16 @@ def test_two_gateways_share_nothing() -> None:
     assert not {id(route) for route in first.routes} & {id(route) for route in second.routes}
 
 
-def test_an_open_address_needs_a_token() -> None:
+def test_an_open_address_needs_keys_or_a_word_and_a_token(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="without API keys"):
+        create_gateway(GatewayConfig(host="0.0.0.0", join_token="secret"))
     with pytest.raises(UsageError, match="no join token"):
-        create_gateway(GatewayConfig(host="0.0.0.0"))
-    create_gateway(GatewayConfig(host="0.0.0.0", join_token="secret"))
+        create_gateway(GatewayConfig(host="0.0.0.0", is_open=True))
+    create_gateway(GatewayConfig(host="0.0.0.0", join_token="secret", is_open=True))
+    KeyFile(tmp_path / "keys.json").create("alice")
+    create_gateway(GatewayConfig(host="0.0.0.0", keys=tmp_path / "keys.json"))
+    with pytest.raises(StorageError, match=r"no file or folder .*none\.json"):
+        create_gateway(GatewayConfig(keys=tmp_path / "none.json"))
 
 
 def test_upstreams_are_checked() -> None:

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Send
 
+from chaccu.serve.gateway.admission import Admission
 from chaccu.serve.gateway.answer import AnswerPart, Job, stream_answer
 from chaccu.serve.gateway.config import GatewayConfig
 from chaccu.serve.gateway.conversation_log import ConversationLog
@@ -39,6 +40,7 @@ class OpenAIApi:
     def __init__(
         self,
         config: GatewayConfig,
+        admission: Admission,
         registry: WorkerRegistry,
         upstreams: UpstreamRelay,
         metrics: GatewayMetrics,
@@ -46,6 +48,7 @@ class OpenAIApi:
         log: ConversationLog | None,
     ) -> None:
         self._config = config
+        self._admission = admission
         self._registry = registry
         self._upstreams = upstreams
         self._metrics = metrics
@@ -55,10 +58,12 @@ class OpenAIApi:
 
     async def models(self, request: Request) -> Response:
         """The models that answer now."""
+        key = self._admission.identify(request.scope["headers"])
         contexts: dict[str, int | None] = {**dict.fromkeys(self._upstreams.names), **self._registry.models()}
         entries = [
             {"id": name, "object": "model", "created": self._began_s, "owned_by": "chaccu", "max_model_len": contexts[name]}
             for name in sorted(contexts)
+            if key is None or key.may_use(name)
         ]
         return Response(msgspec.json.encode({"object": "list", "data": entries}), media_type="application/json")
 
@@ -76,8 +81,10 @@ class OpenAIApi:
         model = _UNKNOWN
         is_logged = self._log is not None and body_type is ChatBody
         try:
+            key = self._admission.identify(request.scope["headers"])
             data, fields = await read_fields(request.stream(), self._config.max_body_bytes)
             named = model_of(fields)
+            self._admission.check_model(key, named)
             if named in self._upstreams.names:
                 relayed = RelayedAnswer(named, data) if is_logged else None
                 return UntilDisconnect(lambda send: self._relay(named, endpoint, data, send, relayed))

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 
+from chaccu.serve.gateway.admission import Admission
 from chaccu.serve.gateway.api import OpenAIApi
 from chaccu.serve.gateway.config import GatewayConfig, check_config
 from chaccu.serve.gateway.conversation_log import ConversationLog
@@ -37,10 +38,11 @@ def create_gateway(
     Raises `UsageError` for a configuration that must not be served.
     """
     check_config(config)
+    admission = Admission(config, clock)
     registry = WorkerRegistry(clock)
     upstreams = UpstreamRelay(config.upstreams)
     metrics = GatewayMetrics(log)
-    api = OpenAIApi(config, registry, upstreams, metrics, clock, log)
+    api = OpenAIApi(config, admission, registry, upstreams, metrics, clock, log)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -54,13 +56,17 @@ def create_gateway(
         return _json({"status": "ok"})
 
     async def ready(request: Request) -> Response:
-        serves = bool(registry.models() or upstreams.names)
+        model = request.query_params.get("model")
+        served = {*registry.models(), *upstreams.names}
+        serves = bool(served) if model is None else model in served
         return _json({"status": "ready" if serves else "no worker has joined"}, status=200 if serves else 503)
 
     async def workers(request: Request) -> Response:
+        admission.identify(request.scope["headers"], "admin")
         return _json(registry.statuses())
 
     async def metrics_text(request: Request) -> Response:
+        admission.identify(request.scope["headers"], "metrics")
         return Response(metrics.render(registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return Starlette(
@@ -72,7 +78,7 @@ def create_gateway(
             Route("/ready", ready),
             Route("/admin/workers", workers),
             Route("/metrics", metrics_text),
-            WebSocketRoute(JOIN_PATH, WorkerDoor(config, registry, clock).__call__),
+            WebSocketRoute(JOIN_PATH, WorkerDoor(config, admission, registry, clock).__call__),
         ],
         exception_handlers={ApiError: _show_api_error, HTTPException: _show_http_error, Exception: _show_crash},
         lifespan=lifespan,
@@ -85,7 +91,7 @@ def _json(value: object, *, status: int = 200) -> Response:
 
 def _show_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    headers = {"retry-after": _RETRY_AFTER_S} if error.status == 503 else None
+    headers = {"retry-after": _RETRY_AFTER_S, **error.headers} if error.status == 503 else error.headers
     return Response(error.to_json(), status_code=error.status, media_type="application/json", headers=headers)
 
 

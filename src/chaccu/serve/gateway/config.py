@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
@@ -19,7 +20,9 @@ class Upstream(msgspec.Struct, frozen=True):
 
 
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """`port` 0 lets the kernel pick. `join_token`: what workers must show; may be empty on loopback only.
+    """`port` 0 lets the kernel pick. `join_token`: what workers must show; may be empty on loopback only, and
+    with keys no worker joins by an empty one. `keys`: the file of API keys; None asks for none, on loopback or where `is_open`
+    says that this is meant.
 
     `rejoin_wait_s`: how long a request waits for a worker of a model that has lost its last one. `max_attempts`: workers that
     one answer may be given to in turn, so that a request which kills its worker cannot kill them all. `max_body_bytes`:
@@ -30,6 +33,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     port: int = 8000
     upstreams: tuple[Upstream, ...] = ()
     join_token: str = ""
+    keys: Path | None = None
+    is_open: bool = False
     rejoin_wait_s: float = 5.0
     max_attempts: int = 3
     max_body_bytes: int = 4 * 2**20
@@ -44,9 +49,19 @@ def parse_upstream(text: str) -> Upstream:
     return Upstream(name, url.rstrip("/"))
 
 
+def is_loopback(host: str) -> bool:
+    """Whether `host` can be reached from this machine alone."""
+    return host in _LOOPBACK
+
+
 def check_config(config: GatewayConfig) -> None:
     """Raise `UsageError` for a configuration that must not be served."""
-    if config.host not in _LOOPBACK and not config.join_token:
+    if not is_loopback(config.host) and config.keys is None and not config.is_open:
+        raise UsageError(
+            f"the gateway would listen on {config.host} without API keys, so anyone who reaches it could use it.",
+            remedy="--keys with a file that chaccu keys create wrote, --open if it is for everyone, or listen on 127.0.0.1",
+        )
+    if not is_loopback(config.host) and not config.join_token and config.keys is None:
         raise UsageError(
             f"the gateway would listen on {config.host} with no join token, so anyone who reaches it could join as a worker.",
             remedy="set CHACCU_JOIN_TOKEN (or --join-token) here and for the workers, or listen on 127.0.0.1",

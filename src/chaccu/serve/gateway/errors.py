@@ -20,14 +20,24 @@ _MISSING_FIELD = re.compile(r"Object missing required field `(.*)`")
 
 
 class ApiError(ServeError):
-    """An error for an API client: `status` is the HTTP status, the rest fills OpenAI's error object."""
+    """An error for an API client: `status` is the HTTP status, `headers` go with it, the rest fills OpenAI's error object."""
 
-    def __init__(self, status: int, message: str, *, kind: str, code: str | None = None, param: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.kind = kind
         self.code = code
         self.param = param
+        self.headers = dict(headers or {})
 
     def to_json(self) -> bytes:
         """`{"error": {…}}`."""

@@ -1,6 +1,8 @@
 """The WebSocket at which workers join.
 
-Invariants: nothing but a `Join` with the right token is heard from a stranger; a page in a browser cannot join (it would send
+Invariants: nothing but a `Join` with the right token, or a key of scope worker, is heard from a stranger; a worker with a key
+serves only the models that the key is bound to, cannot take the place of one with another key, and is let go when the key is
+revoked; a page in a browser cannot join (it would send
 an Origin); whatever ends the connection, the worker leaves the registry, so its answers go on elsewhere at once.
 """
 
@@ -13,7 +15,9 @@ from collections.abc import Callable
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from chaccu.serve.gateway.admission import Admission
 from chaccu.serve.gateway.config import GatewayConfig
+from chaccu.serve.gateway.keys import Key
 from chaccu.serve.gateway.registry import WorkerRegistry
 from chaccu.serve.gateway.remote_worker import RemoteWorker
 from chaccu.serve.link import (
@@ -31,14 +35,18 @@ from chaccu.serve.link import (
 
 _MAX_NAME_CHARS = 200
 _POLICY_VIOLATION = 1008
+_KEY_CHECK_S = 1.0
 _log = logging.getLogger(__name__)
 
 
 class WorkerDoor:
     """Lets workers in; one per gateway."""
 
-    def __init__(self, config: GatewayConfig, registry: WorkerRegistry, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, config: GatewayConfig, admission: Admission, registry: WorkerRegistry, clock: Callable[[], float]
+    ) -> None:
         self._config = config
+        self._admission = admission
         self._registry = registry
         self._clock = clock
 
@@ -49,9 +57,9 @@ class WorkerDoor:
             return
         await websocket.accept()
         try:
-            worker = await self._greet(websocket)
-            if worker is not None:
-                await self._serve(websocket, worker)
+            greeted = await self._greet(websocket)
+            if greeted is not None:
+                await self._serve(websocket, *greeted)
         except LinkError as error:
             _log.warning("a worker's connection is closed: %s", error.message)
             await websocket.close(_POLICY_VIOLATION)
@@ -59,21 +67,26 @@ class WorkerDoor:
             # Either the worker left, or a stranger said nothing in time; both are over.
             return
 
-    async def _greet(self, websocket: WebSocket) -> RemoteWorker | None:
+    async def _greet(self, websocket: WebSocket) -> tuple[RemoteWorker, Key | None] | None:
         async with asyncio.timeout(JOIN_TIMEOUT_S):
             frame = decode_from_worker(await _receive(websocket))
         if not isinstance(frame, Join):
             raise LinkError(f"its first frame is a {type(frame).__name__} and no Join.")
-        refusal = self._refuse(frame)
+        # The join token comes first: a worker that has it needs no key.
+        by_token = bool(frame.token or self._admission.ring is None) and hmac.compare_digest(
+            frame.token.encode(), self._config.join_token.encode()
+        )
+        key = None if by_token else self._admission.worker_key(frame.token)
+        refusal = self._refuse(frame, key) if by_token or key is not None else _stranger(self._admission.ring is not None)
         if refusal is not None:
             await websocket.send_bytes(encode_frame(refusal))
             await websocket.close(_POLICY_VIOLATION)
             return None
-        return RemoteWorker(frame.worker, frame.models, self._clock)
+        # Its key is part of a worker's name, so that none can take the place of another key's worker.
+        identity = frame.worker if key is None else f"{key.id}/{frame.worker}"
+        return RemoteWorker(identity, frame.models, self._clock), key
 
-    def _refuse(self, join: Join) -> Refused | None:
-        if not hmac.compare_digest(join.token.encode(), self._config.join_token.encode()):
-            return Refused("its join token is not the gateway's.", "give both the same CHACCU_JOIN_TOKEN (or --join-token)")
+    def _refuse(self, join: Join, key: Key | None) -> Refused | None:
         if join.protocol != PROTOCOL_VERSION:
             return Refused(
                 f"it speaks version {join.protocol} of the protocol, the gateway version {PROTOCOL_VERSION}.",
@@ -83,19 +96,26 @@ class WorkerDoor:
         for offer in join.models:
             if offer.name in upstreams:
                 return Refused(f"the gateway already serves {offer.name!r} from an upstream.", "--name another name")
+            if key is not None and not key.may_use(offer.name):
+                return Refused(
+                    f"its key {key.id} is not for {offer.name!r:.200}.",
+                    f"--name {key.models[0]}, or a key that is bound to this model",
+                )
             if not offer.name.isprintable() or not 0 < len(offer.name) <= _MAX_NAME_CHARS:
                 return Refused("a model's name must have 1 to 200 printable characters.", "--name another name")
             if offer.slots < 1 or offer.context_tokens < 1:
                 return Refused(f"it offers {offer.slots} slots of {offer.context_tokens} tokens.", "both must be 1 or more")
         return None if join.models else Refused("it offers no model.", "start it with --model M")
 
-    async def _serve(self, websocket: WebSocket, worker: RemoteWorker) -> None:
+    async def _serve(self, websocket: WebSocket, worker: RemoteWorker, key: Key | None) -> None:
         worker.frames.put_nowait(Welcome())
         self._registry.add(worker)
         parts = [
             asyncio.ensure_future(_send_frames(websocket, worker)),
             asyncio.ensure_future(_receive_frames(websocket, worker)),
         ]
+        if key is not None:
+            parts.append(asyncio.ensure_future(self._wait_for_revocation(key)))
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             for part in done:
@@ -105,6 +125,20 @@ class WorkerDoor:
             for part in parts:
                 part.cancel()
             await asyncio.gather(*parts, return_exceptions=True)
+
+    async def _wait_for_revocation(self, key: Key) -> None:
+        while True:
+            if self._admission.ring is None or not self._admission.ring.is_good(key.id):
+                raise LinkError(f"its key {key.id} has been revoked.")
+            await asyncio.sleep(_KEY_CHECK_S)
+
+
+def _stranger(has_keys: bool) -> Refused:
+    if has_keys:
+        return Refused(
+            "it shows neither the join token nor a key of scope worker.", "CHACCU_JOIN_TOKEN (or --join-token) with either"
+        )
+    return Refused("its join token is not the gateway's.", "give both the same CHACCU_JOIN_TOKEN (or --join-token)")
 
 
 async def _send_frames(websocket: WebSocket, worker: RemoteWorker) -> None:
