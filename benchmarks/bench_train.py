@@ -6,7 +6,7 @@
 `--data` is an .npz with `ids`, `mask` (1 = trained) and `off` (where each conversation begins, and the end). Useful tokens are
 those of conversations; the share of the peak (MFU) is that of `chaccu.train.flops`, which gives nothing for what is computed
 twice, and 4 FLOPs instead of 6 for a weight that is frozen. Weights are random; the data and the work are real. Prints one
-JSON line.
+JSON line. `bench_training_table.py` runs the documented ones and holds them beside their bars.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ import numpy as np
 import torch
 import transformers
 
-from chaccu.train.attention import register_attention
-from chaccu.train.flops import count_model_flops
+from chaccu.train.attention import attends_at_once, register_attention
+from chaccu.train.flash_attention import has_flash_attention, serves_width
+from chaccu.train.flops import count_model_flops, find_device_peak
 from chaccu.train.loop import run_steps
 from chaccu.train.model import TrainableModel
 from chaccu.train.nf4 import pack_linear
@@ -39,7 +40,6 @@ SHAPES = {
 }
 VOCABULARY, SEQUENCE_LEN = 32000, 2048
 WARM_UP = 3
-H100_PEAK = 989e12
 
 
 def build_causal_lm(shape: str, *, packed: bool = False, device: str = "cuda") -> Any:
@@ -89,6 +89,11 @@ def load_sequences(path: Path, count: int) -> list[TokenSequence]:
 
 def main() -> None:
     """Measure and print."""
+    print(json.dumps(measure(build_parser().parse_args())))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="1b")
@@ -101,16 +106,14 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16, help="of the adapter")
     parser.add_argument("--eager", action="store_true")
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--peak", type=float, default=H100_PEAK)
+    parser.add_argument("--peak", type=float, help="FLOP/s of the chip in 16 bits; left out: the data sheet's, if it is known")
     parser.add_argument("--profile", action="store_true", help="also print where the time of a step goes")
-    options = parser.parse_args()
-    print(json.dumps(measure(options)))
+    return parser
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Train for some steps, through the loop that `chaccu train` runs, and report their median."""
-    named = options.checkpoint in ("none", "selective", "full")
-    recipe = Recipe(
+def build_recipe(options: argparse.Namespace) -> Recipe:
+    """The recipe that is measured."""
+    return Recipe(
         model="random",
         data=[DataSource(path="-")],
         output="-",
@@ -123,13 +126,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         precision=options.precision,
         optimizer="adamw_8bit" if options.method == "full" else "adamw",
         optimizer_in_backward=options.in_backward,
-        activation_checkpointing=options.checkpoint if named else "full",
+        activation_checkpointing="full" if options.checkpoint.isdigit() else options.checkpoint,
         compile=not options.eager,
     )
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Train for some steps, through the loop that `chaccu train` runs, and report their median."""
+    recipe = build_recipe(options)
     causal = build_causal_lm(options.shape, packed=options.method == "qlora")
     model = TrainableModel(recipe, torch.device("cuda"), causal=causal)
     loading_gb = round(torch.cuda.max_memory_allocated() / 1e9, 1)
-    if not named and model.checkpoints is not None:
+    if options.checkpoint.isdigit() and model.checkpoints is not None:
         model.checkpoints.spread(int(options.checkpoint))
     rows = choose_rows(options)
     kernels = StepProfile(options.steps + WARM_UP if options.profile else None)
@@ -139,6 +147,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     lengths = [length for row in used[: options.steps * options.accumulate] for length in row.lengths]
     flops = count_model_flops(model.causal).count(lengths) / sum(lengths)
     rate = statistics.median(step.tokens_per_s for step in log)
+    peak = options.peak or find_device_peak(torch.device("cuda"))
     return {
         "shape": options.shape,
         "method": options.method,
@@ -151,15 +160,26 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "layers_recomputed": model.checkpoints.count if model.checkpoints is not None else 0,
         "compiled": not options.eager,
         "useful_tokens_per_s": round(rate),
-        "mfu": round(rate * flops / options.peak, 4),
+        "mfu": round(rate * flops / peak, 4) if peak else None,
         "step_s": round(sum(lengths) / options.steps / rate, 4),
         "loading_gb": loading_gb,
         "peak_gb": round(max(step.memory_bytes for step in log) / 1e9, 1),
         "fill": round(sum(lengths) / (options.steps * options.accumulate * options.tokens), 4),
         "loss": round(log[-1].loss or 0.0, 3),
+        "attention": name_attention(options.shape),
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
     }
+
+
+def name_attention(shape: str) -> str:
+    """Whose kernels the shape's packed attention takes on this GPU."""
+    width, _, heads, *_ = SHAPES[shape]
+    if not attends_at_once(torch.device("cuda"), torch.bfloat16):
+        return "scaled dot-product, one conversation after another"
+    if has_flash_attention(0) and serves_width(width // heads, 0):
+        return "FlashAttention 4"
+    return "PyTorch's varlen_attn (FlashAttention 2)"
 
 
 def choose_rows(options: argparse.Namespace) -> list[PackedRow]:
