@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -105,6 +106,40 @@ def test_a_failure_is_in_the_table_until_there_are_figures(bench: ModuleType) ->
     assert "exit code 1" not in bench.format_table({"runs": [failed, good], "rivals": []})
 
 
+def test_the_command_runs_what_is_asked_for_and_fails_when_one_does(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "theirs.py").write_text("print('RESULT theirs: 100 useful tok/s, MFU 0.1, peak 1 GB')")
+    fake = tmp_path / "bench.py"
+    fake.write_text(
+        f"import sys\nif '--in-backward' in sys.argv:\n    sys.exit('out of memory')\nprint({json.dumps(FIGURES)!r})"
+    )
+    monkeypatch.setattr(bench, "BENCH", fake)
+    monkeypatch.setattr(bench.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(bench, "ask_device", lambda limit_s: ABOUT["device"])
+    out = tmp_path / "out.json"
+
+    def run(*words: str) -> object:
+        rival = f"{sys.executable} theirs.py --shape 13b"
+        options = ["--data", "rows.npz", "--out", str(out), "--commit", "abc1234", "--rival-folder", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", ["bench_training_table.py", *options, "--rival", rival, *words])
+        with pytest.raises(SystemExit) as ended:
+            bench.main()
+        return ended.value.code
+
+    assert not run("--only", "13b-qlora")
+    assert run("--only", "1b")
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert [(one["configuration"], one.get("failed")) for one in found["runs"]] == [
+        ("13b-qlora", None),
+        ("1b", "ended with exit code 1"),
+    ]
+    assert found["runs"][1]["last_lines"] == ["out of memory"]
+    assert found["runs"][0]["versions"].keys() == set(bench.PACKAGES)
+    assert [one["useful_tokens_per_s"] for one in found["rivals"]] == [100]
+    assert "| theirs |" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("device", "name"),
     [
@@ -132,3 +167,19 @@ def test_each_configuration_is_a_recipe_that_bench_train_takes(bench: ModuleType
         )
         assert recipe.optimizer_in_backward == (configuration.method == "full")
         assert recipe.activation_checkpointing == configuration.checkpoint
+
+
+def test_the_figures_of_the_training_page_are_those_of_the_results() -> None:
+    runs = json.loads((ROOT / "benchmarks/results/train-h100.json").read_text(encoding="utf-8"))["runs"]
+    measured = {(one["shape"], f"{one['tokens']:,}", f"{one['useful_tokens_per_s']:,}", one["peak_gb"]) for one in runs}
+    rows = re.findall(r"^\| (1\.1|7|13) B \|.*$", page := (ROOT / "docs/train.md").read_text(encoding="utf-8"), re.MULTILINE)
+    shown = re.findall(
+        r"^\| (1|7|13)(?:\.1)? B \|(?: \w+, \w+ \|)? ([\d,]+) \|[^|]*\| ([\d,]+) \| [\d.]+ \| ([\d.]+) GB", page, re.MULTILINE
+    )
+    assert len(shown) == len(rows) > 10
+    assert [row for row in shown if (f"{row[0]}b", row[1], row[2], float(row[3])) not in measured] == []
+
+
+def test_results_name_no_folders(limited: ModuleType) -> None:
+    text = (ROOT / "benchmarks/results/train-h100.json").read_text(encoding="utf-8")
+    assert limited.hide_folders(text) == text
