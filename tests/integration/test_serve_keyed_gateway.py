@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from chaccu.serve.gateway.keys import KeyFile
+from chaccu.serve.gateway.limits import Limits
 from chaccu.testing.processes import Service, start_command, start_gateway, start_serve, start_worker
 
 HELLO: list[Any] = [{"role": "user", "content": "Hi"}]
@@ -33,7 +34,9 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def gateway(keys: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("keyed")
     with (
-        start_gateway(folder, "--keys", keys["file"], "--join-token", "the token") as service,
+        start_gateway(
+            folder, "--keys", keys["file"], "--join-token", "the token", "--upstream", "far=http://127.0.0.1:9/v1"
+        ) as service,
         start_worker(folder, service, "scripted:one?text=1", "--join-token", keys["worker"]),
         start_worker(folder, service, "scripted:two?text=2", "--join-token", "the token"),
     ):
@@ -59,6 +62,41 @@ def test_a_key_opens_chat_and_no_key_or_a_wrong_one_does_not(gateway: Service, k
         client(gateway, "sk-wrong").models.list()
     with pytest.raises(openai.PermissionDeniedError, match="this needs chat"):
         client(gateway, keys["worker"]).completions.create(model="two", prompt="Hi")
+
+
+def test_an_upstream_is_behind_the_same_keys(gateway: Service, keys: dict[str, str]) -> None:
+    with pytest.raises(openai.AuthenticationError):
+        client(gateway, "sk-wrong").chat.completions.create(model="far", messages=HELLO)
+    with pytest.raises(openai.PermissionDeniedError, match="may not use the model 'far'"):
+        client(gateway, keys["bound"]).chat.completions.create(model="far", messages=HELLO)
+    with pytest.raises(openai.InternalServerError, match="not reachable"):
+        client(gateway, keys["chat"]).chat.completions.create(model="far", messages=HELLO)
+
+
+@pytest.mark.parametrize("model", ["two", "far"])
+def test_a_limit_is_told_with_every_answer_and_refuses_what_is_beyond(
+    gateway: Service, keys: dict[str, str], model: str
+) -> None:
+    shown, key = KeyFile(Path(keys["file"])).create("eve", limits=Limits(requests_per_minute=2, tokens_per_minute=10_000))
+    time.sleep(1.1)
+    for left in (1, 0):
+        if model == "far":
+            with pytest.raises(openai.InternalServerError, match="not reachable"):
+                client(gateway, shown).chat.completions.create(model=model, messages=HELLO)
+            continue
+        answer = client(gateway, shown).chat.completions.with_raw_response.create(model=model, messages=HELLO)
+        assert answer.headers["x-ratelimit-limit-requests"] == "2"
+        assert answer.headers["x-ratelimit-remaining-requests"] == str(left)
+        assert 9_900 < int(answer.headers["x-ratelimit-remaining-tokens"]) < 10_000
+    with pytest.raises(openai.RateLimitError, match="2 requests a minute") as refused:
+        client(gateway, shown).chat.completions.create(model=model, messages=HELLO)
+    assert 25 <= int(refused.value.response.headers["retry-after"]) <= 30
+    assert refused.value.code == "rate_limit_exceeded"
+    metrics = client(gateway, keys["admin"]).get(f"{gateway.url}/metrics", cast_to=str)
+    assert f'chaccu_key_requests_total{{key="{key.id}",status="429"}} 1.0' in metrics
+    if model == "two":
+        assert f'chaccu_key_tokens_total{{key="{key.id}",kind="completion"}} 2.0' in metrics
+    assert shown not in metrics
 
 
 def test_a_bound_key_sees_and_uses_its_models_alone(gateway: Service, keys: dict[str, str]) -> None:

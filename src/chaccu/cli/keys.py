@@ -31,14 +31,19 @@ def create_command(
     model: Annotated[
         list[str] | None, typer.Option(help="Bind the key to this model: to chat with, or to serve; repeat for more.")
     ] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="Requests a minute; more get status 429.")] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(min=1, help="Tokens of prompts and answers a minute.")] = None,
+    concurrent: Annotated[int | None, typer.Option(min=1, help="Requests at once.")] = None,
     as_json: _Json = False,
 ) -> None:
     """Make a key and print it, this once: only its hash is kept. A running gateway knows it within a second."""
     import msgspec
 
     from chaccu.serve.gateway.keys import KeyFile
+    from chaccu.serve.gateway.limits import Limits
 
-    shown, key = KeyFile(file).create(name, scope or ["chat"], model or [])
+    limits = Limits(requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute, concurrent=concurrent)
+    shown, key = KeyFile(file).create(name, scope or ["chat"], model or [], limits)
     if as_json:
         typer.echo(msgspec.json.encode({"key": shown, **_describe(key)}).decode())
         return
@@ -80,4 +85,9 @@ def _describe(key: object) -> dict[str, object]:
 
     fields: dict[str, object] = msgspec.to_builtins(key)
     fields.pop("hash")
-    return {**fields, "models": fields.get("models", []), "revoked": fields.get("revoked") or None}
+    return {
+        **fields,
+        "models": fields.get("models", []),
+        "limits": fields.get("limits", {}),
+        "revoked": fields.get("revoked") or None,
+    }

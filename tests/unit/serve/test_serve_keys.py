@@ -13,6 +13,7 @@ from chaccu.serve.gateway.admission import Admission
 from chaccu.serve.gateway.config import GatewayConfig
 from chaccu.serve.gateway.errors import ApiError
 from chaccu.serve.gateway.keys import KeyFile, KeyRing, Scope, hash_key
+from chaccu.serve.gateway.metrics import GatewayMetrics
 
 
 class Clock:
@@ -109,9 +110,9 @@ def refusal(admission: Admission, headers: list[tuple[bytes, bytes]], scope: Sco
 
 class TestAdmission:
     def test_without_keys_chat_is_open_and_administration_on_loopback_alone(self) -> None:
-        local = Admission(GatewayConfig(), Clock())
+        local = Admission(GatewayConfig(), GatewayMetrics(), Clock())
         assert local.identify([]) is local.identify([], "admin") is None
-        public = Admission(GatewayConfig(host="0.0.0.0", is_open=True), Clock())
+        public = Admission(GatewayConfig(host="0.0.0.0", is_open=True), GatewayMetrics(), Clock())
         assert public.identify([]) is None
         assert refusal(public, [], "admin") == (403, "insufficient_permissions")
 
@@ -120,7 +121,7 @@ class TestAdmission:
         admin, _ = file.create("root", ["admin"])
         worker, _ = file.create("gpu", ["worker"])
         both, _ = file.create("both", ["admin", "chat"])
-        admission = Admission(GatewayConfig(keys=file.path), Clock())
+        admission = Admission(GatewayConfig(keys=file.path), GatewayMetrics(), Clock())
         assert admission.identify(shows(chat)) == key
         assert admission.identify([(b"x-api-key", chat.encode())]) == key
         assert admission.identify([(b"authorization", b"bearer  " + chat.encode())]) == key
@@ -146,7 +147,7 @@ class TestAdmission:
     def test_only_a_worker_key_stands_for_the_join_token(self, file: KeyFile) -> None:
         chat, _ = file.create("alice")
         worker, key = file.create("gpu", ["worker"])
-        admission = Admission(GatewayConfig(keys=file.path), Clock())
+        admission = Admission(GatewayConfig(keys=file.path), GatewayMetrics(), Clock())
         assert admission.worker_key(worker) == key
         assert admission.worker_key(chat) is admission.worker_key("") is None
-        assert Admission(GatewayConfig(), Clock()).worker_key(worker) is None
+        assert Admission(GatewayConfig(), GatewayMetrics(), Clock()).worker_key(worker) is None

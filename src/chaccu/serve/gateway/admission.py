@@ -1,29 +1,79 @@
-"""`Admission`: who asks, and whether they may.
+"""`Admission`: who asks, whether they may, and whether now.
 
 Invariants: with keys on, nothing is answered without a good key of a fitting scope; a secret is looked up and forgotten, never
-kept, logged or repeated in a message; without keys everything is as open as the address is. A call costs microseconds: one pass
-over the headers and one hash. It ignores bodies.
+kept, logged or repeated in a message; what was admitted is counted against its key until it is closed, once; without keys
+everything is as open as the address is. A call costs microseconds: one pass over the headers and one hash. It ignores bodies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 
 from chaccu.serve.gateway.config import GatewayConfig, is_loopback
 from chaccu.serve.gateway.errors import ApiError
 from chaccu.serve.gateway.keys import Key, KeyFile, KeyRing, Scope
+from chaccu.serve.gateway.limits import HeaderPairs, Meter
+from chaccu.serve.gateway.metrics import GatewayMetrics
 
 Headers = Iterable[tuple[bytes, bytes]]
 
 _BEARER = b"bearer "
 
 
+# How many bytes of a request's body make about one token.
+_BYTES_PER_TOKEN = 4
+_CLIENT_LEFT = 499
+
+
+def estimate_tokens(body_bytes: int, max_tokens: int | None) -> int:
+    """About how many tokens a request is for, before anybody has counted: its body's, and its longest answer's if it says."""
+    return body_bytes // _BYTES_PER_TOKEN + (max_tokens or 0)
+
+
+class Admitted:
+    """A request that may be answered. `headers` go with its answer; `close` it when it has ended."""
+
+    __slots__ = ("_is_open", "_meter", "_metrics", "_reserved_tokens", "_used", "headers", "key")
+
+    def __init__(self, key: Key | None, meter: Meter | None, reserved_tokens: int, metrics: GatewayMetrics) -> None:
+        self.key = key
+        self.headers: HeaderPairs = [] if meter is None else meter.headers()
+        self._meter = meter
+        self._reserved_tokens = reserved_tokens
+        self._metrics = metrics
+        self._used: tuple[int, int] | None = None
+        self._is_open = True
+
+    def use(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """The tokens that it really took."""
+        self._used = prompt_tokens, completion_tokens
+
+    def close(self, status: int) -> None:
+        """It has ended with this HTTP status (499: the client left). Without `use` an answer costs its estimate, an error
+        nothing; closing again changes nothing.
+        """
+        if not self._is_open:
+            return
+        self._is_open = False
+        if self._meter is None or self.key is None:
+            return
+        used = None if self._used is None else sum(self._used)
+        if used is None and status != _CLIENT_LEFT and status >= 400:
+            used = 0
+        self._meter.end(self._reserved_tokens, used)
+        self._metrics.count_key(self.key.id, status, *(self._used or (0, 0)))
+
+
 class Admission:
     """The check before every endpoint; one per gateway."""
 
-    def __init__(self, config: GatewayConfig, clock: Callable[[], float]) -> None:
+    def __init__(self, config: GatewayConfig, metrics: GatewayMetrics, clock: Callable[[], float]) -> None:
         """Raises `StorageError` when the file of keys is missing or damaged."""
         self.ring = None if config.keys is None else KeyRing(KeyFile(config.keys), clock)
+        self._metrics = metrics
+        self._clock = clock
+        self._meters: dict[str, Meter] = {}
         self._admin_open = is_loopback(config.host)
 
     def identify(self, headers: Headers, scope: Scope = "chat") -> Key | None:
@@ -57,6 +107,40 @@ class Admission:
         if scope not in key.scopes and not (scope == "metrics" and "admin" in key.scopes):
             raise _forbidden(f"the API key {key.id} has the scope {' and '.join(key.scopes)}; this needs {scope}.")
         return key
+
+    def admit(self, key: Key | None, model: str, tokens: int) -> Admitted:
+        """A request of `key` for about `tokens` of `model` may be answered, and is counted until it is closed.
+
+        Raises `ApiError`, and counts nothing: 403 when the key is not for this model, 429 when one of its limits is reached.
+        """
+        if key is None:
+            return Admitted(None, None, 0, self._metrics)
+        self.check_model(key, model)
+        meter = self._meters.get(key.id)
+        if meter is None:
+            meter = self._meters[key.id] = Meter(key.limits, self._clock)
+        elif meter.limits != key.limits:
+            meter.change(key.limits)
+        try:
+            reserved = meter.begin(tokens)
+        except ApiError as error:
+            self._metrics.count_key(key.id, error.status)
+            raise
+        return Admitted(key, meter, reserved, self._metrics)
+
+    @contextlib.contextmanager
+    def admitted(self, key: Key | None, model: str, tokens: int) -> Iterator[Admitted]:
+        """`admit` for the block, which closes it: 200 at its end, else the status of its `ApiError`, or 499."""
+        admitted = self.admit(key, model, tokens)
+        try:
+            yield admitted
+        except ApiError as error:
+            admitted.close(error.status)
+            raise
+        except BaseException as error:
+            admitted.close(500 if isinstance(error, Exception) else _CLIENT_LEFT)
+            raise
+        admitted.close(200)
 
     @staticmethod
     def check_model(key: Key | None, model: str) -> None:

@@ -17,11 +17,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Send
 
-from chaccu.serve.gateway.admission import Admission
+from chaccu.serve.gateway.admission import Admission, Admitted, estimate_tokens
 from chaccu.serve.gateway.answer import AnswerPart, Job, stream_answer
 from chaccu.serve.gateway.config import GatewayConfig
 from chaccu.serve.gateway.conversation_log import ConversationLog
 from chaccu.serve.gateway.errors import ApiError
+from chaccu.serve.gateway.keys import Key
 from chaccu.serve.gateway.logged_answer import WorkerAnswer
 from chaccu.serve.gateway.metrics import GatewayMetrics
 from chaccu.serve.gateway.registry import WorkerRegistry
@@ -87,11 +88,12 @@ class OpenAIApi:
             self._admission.check_model(key, named)
             if named in self._upstreams.names:
                 relayed = RelayedAnswer(named, data) if is_logged else None
-                return UntilDisconnect(lambda send: self._relay(named, endpoint, data, send, relayed))
+                return UntilDisconnect(lambda send: self._relay(key, named, endpoint, data, send, relayed))
             self._registry.check_known(named, self._upstreams.names)
             model = named
             body = parse_body(fields, body_type)
             job = body.job()
+            tokens = estimate_tokens(len(data), job.sampling.max_tokens)
         except ApiError as error:
             self._metrics.requests.labels(model, error.status).inc()
             raise
@@ -104,12 +106,17 @@ class OpenAIApi:
             chat=body_type is ChatBody,
             with_usage=body.wants_stream and body.wants_usage,
         )
-        return UntilDisconnect(lambda send: self._answer(job, writer, body.wants_stream, send, logged))
+        return UntilDisconnect(lambda send: self._answer(key, tokens, job, writer, body.wants_stream, send, logged))
 
-    async def _relay(self, model: str, endpoint: str, data: bytes, send: Send, logged: RelayedAnswer | None) -> None:
+    async def _relay(
+        self, key: Key | None, model: str, endpoint: str, data: bytes, send: Send, logged: RelayedAnswer | None
+    ) -> None:
         status = 499  # stays when the client leaves
         try:
-            status = await self._upstreams.relay(model, endpoint, data, send, logged)
+            # An upstream's tokens are not counted, for its bytes are not read: the estimate stays.
+            with self._admission.admitted(key, model, estimate_tokens(len(data), None)) as admitted:
+                status = await self._upstreams.relay(model, endpoint, data, send, logged, admitted.headers)
+                admitted.close(status)
         except ApiError as error:
             status = error.status
             raise
@@ -118,14 +125,24 @@ class OpenAIApi:
             if self._log is not None and logged is not None:
                 self._log.add(logged)
 
-    async def _answer(self, job: Job, writer: AnswerWriter, stream: bool, send: Send, logged: WorkerAnswer | None) -> None:
+    async def _answer(
+        self,
+        key: Key | None,
+        tokens: int,
+        job: Job,
+        writer: AnswerWriter,
+        stream: bool,
+        send: Send,
+        logged: WorkerAnswer | None,
+    ) -> None:
         status = 499  # stays when the client leaves
         try:
-            async with contextlib.aclosing(self._parts(job, logged)) as parts:
-                if stream:
-                    await self._send_stream(parts, writer, send)
-                else:
-                    await self._send_whole(parts, writer, send)
+            with self._admission.admitted(key, job.model, tokens) as admitted:
+                async with contextlib.aclosing(self._parts(job, logged, admitted)) as parts:
+                    if stream:
+                        await self._send_stream(parts, writer, send, admitted)
+                    else:
+                        await self._send_whole(parts, writer, send, admitted)
             status = 200
         except ApiError as error:
             status = error.status
@@ -135,7 +152,7 @@ class OpenAIApi:
             if self._log is not None and logged is not None:
                 self._log.add(logged)
 
-    async def _parts(self, job: Job, logged: WorkerAnswer | None) -> AsyncGenerator[AnswerPart, None]:
+    async def _parts(self, job: Job, logged: WorkerAnswer | None, admitted: Admitted) -> AsyncGenerator[AnswerPart, None]:
         """The answer's parts, counted, and kept where they are logged."""
         began_s, first = self._clock(), True
         parts = stream_answer(
@@ -153,6 +170,7 @@ class OpenAIApi:
                         first = False
                     if part.usage is not None:
                         self._metrics.tokens.labels(job.model).inc(part.usage.completion_tokens)
+                        admitted.use(part.usage.prompt_tokens, part.usage.completion_tokens)
                     if logged is not None:
                         logged.take(part)
                     yield part
@@ -161,10 +179,12 @@ class OpenAIApi:
                     logged.fail(error)
                 raise
 
-    async def _send_stream(self, parts: AsyncGenerator[AnswerPart, None], writer: AnswerWriter, send: Send) -> None:
+    async def _send_stream(
+        self, parts: AsyncGenerator[AnswerPart, None], writer: AnswerWriter, send: Send, admitted: Admitted
+    ) -> None:
         opening = writer.opening()
         part = await anext(parts)
-        await send_start(send, b"text/event-stream; charset=utf-8")
+        await send_start(send, b"text/event-stream; charset=utf-8", more=admitted.headers)
         try:
             while part.finish_reason is None or part.usage is None:
                 await send_piece(send, opening + writer.texts(part.texts))
@@ -176,12 +196,14 @@ class OpenAIApi:
             return
         await send_piece(send, opening + writer.ending(part.finish_reason, part.usage), last=True)
 
-    async def _send_whole(self, parts: AsyncGenerator[AnswerPart, None], writer: AnswerWriter, send: Send) -> None:
+    async def _send_whole(
+        self, parts: AsyncGenerator[AnswerPart, None], writer: AnswerWriter, send: Send, admitted: Admitted
+    ) -> None:
         texts: list[str] = []
         async for part in parts:
             texts.extend(part.texts)
             if part.finish_reason is not None and part.usage is not None:
                 body = writer.whole("".join(texts), part.finish_reason, part.usage)
-                await send_start(send, b"application/json")
+                await send_start(send, b"application/json", more=admitted.headers)
                 await send_piece(send, body, last=True)
                 return

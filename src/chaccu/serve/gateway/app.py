@@ -38,10 +38,10 @@ def create_gateway(
     Raises `UsageError` for a configuration that must not be served.
     """
     check_config(config)
-    admission = Admission(config, clock)
     registry = WorkerRegistry(clock)
     upstreams = UpstreamRelay(config.upstreams)
     metrics = GatewayMetrics(log)
+    admission = Admission(config, metrics, clock)
     api = OpenAIApi(config, admission, registry, upstreams, metrics, clock, log)
 
     @contextlib.asynccontextmanager

@@ -26,6 +26,7 @@ import msgspec
 
 from chaccu.artifact import atomic_file, storage_errors
 from chaccu.errors import StorageError, UsageError, did_you_mean
+from chaccu.serve.gateway.limits import Limits
 
 Scope = Literal["chat", "worker", "admin", "metrics"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -50,6 +51,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     created: str
     models: tuple[str, ...] = ()
     revoked: str = ""
+    limits: Limits = Limits()
 
     def may_use(self, model: str) -> bool:
         """Whether the key is good for `model`."""
@@ -78,7 +80,9 @@ class KeyFile:
                 f"{self.path} holds no keys: {error}.", remedy="name a file that chaccu keys create wrote"
             ) from error
 
-    def create(self, name: str, scopes: Sequence[str] = ("chat",), models: Sequence[str] = ()) -> tuple[str, Key]:
+    def create(
+        self, name: str, scopes: Sequence[str] = ("chat",), models: Sequence[str] = (), limits: Limits | None = None
+    ) -> tuple[str, Key]:
         """A new key, which is shown this once, and what is kept of it. The file is made when there is none.
 
         Raises `UsageError` for an unknown scope, no scope, or a name that is none.
@@ -90,7 +94,15 @@ class KeyFile:
             known = self.read() if self.path.exists() else []
             key_id = _new_id({key.id for key in known})
             shown = f"{_PREFIX}{key_id}-{secrets.token_urlsafe(_SECRET_BYTES)}"
-            key = Key(id=key_id, name=name, hash=hash_key(shown), scopes=checked, created=_now(), models=tuple(models))
+            key = Key(
+                id=key_id,
+                name=name,
+                hash=hash_key(shown),
+                scopes=checked,
+                created=_now(),
+                models=tuple(models),
+                limits=limits or Limits(),
+            )
             self._write([*known, key])
         return shown, key
 

@@ -1,7 +1,7 @@
 """`GatewayMetrics`: what the gateway counts, in Prometheus' text form.
 
 Invariant: the only label a client can choose is a model's name, and unknown ones are counted together, so no request can grow
-the set of series.
+the set of series. Keys are counted by their ids, and only those that exist.
 """
 
 from __future__ import annotations
@@ -37,10 +37,21 @@ class GatewayMetrics:
             registry=self._registry,
             buckets=_FIRST_TOKEN_BUCKETS_S,
         )
+        self._key_requests = Counter(
+            "chaccu_key_requests", "Requests of an API key.", ["key", "status"], registry=self._registry
+        )
+        self._key_tokens = Counter("chaccu_key_tokens", "Tokens of an API key.", ["key", "kind"], registry=self._registry)
         self._workers = Gauge("chaccu_workers", "Workers that serve now.", ["model"], registry=self._registry)
         self._outstanding = Gauge(
             "chaccu_outstanding_requests", "Requests that workers have.", ["model"], registry=self._registry
         )
+
+    def count_key(self, key_id: str, status: int, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
+        """A request with this key has ended."""
+        self._key_requests.labels(key_id, status).inc()
+        if prompt_tokens or completion_tokens:
+            self._key_tokens.labels(key_id, "prompt").inc(prompt_tokens)
+            self._key_tokens.labels(key_id, "completion").inc(completion_tokens)
 
     def render(self, workers: WorkerRegistry) -> bytes:
         """The text that Prometheus reads."""

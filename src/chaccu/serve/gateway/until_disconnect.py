@@ -7,7 +7,7 @@ the work raises before it has sent anything is turned into an error response by 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from starlette.types import Receive, Scope, Send
 
@@ -37,9 +37,9 @@ async def _wait_for_disconnect(receive: Receive) -> None:
         pass
 
 
-async def send_start(send: Send, content_type: bytes, *, status: int = 200) -> None:
-    """Begin a response that is sent in pieces."""
-    headers = [(b"content-type", content_type), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+async def send_start(send: Send, content_type: bytes, *, status: int = 200, more: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    """Begin a response that is sent in pieces; `more` are further headers."""
+    headers = [(b"content-type", content_type), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
 
 

@@ -6,6 +6,8 @@ connection to the upstream is closed, which is how such servers learn to stop. I
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import aiohttp
 from starlette.types import Send
 
@@ -42,8 +44,18 @@ class UpstreamRelay:
         if self._session is not None:
             await self._session.close()
 
-    async def relay(self, model: str, endpoint: str, body: bytes, send: Send, logged: RelayedAnswer | None = None) -> int:
+    async def relay(
+        self,
+        model: str,
+        endpoint: str,
+        body: bytes,
+        send: Send,
+        logged: RelayedAnswer | None = None,
+        headers: Iterable[tuple[bytes, bytes]] = (),
+    ) -> int:
         """Pass a request to the upstream of `model` and its response to `send` (and `logged`); returns the response's status.
+
+        `headers` go beside the upstream's own.
 
         Raises `ApiError` when the upstream cannot be reached.
         """
@@ -55,7 +67,7 @@ class UpstreamRelay:
                 content_type = response.headers.get("content-type", "application/json")
                 if logged is not None:
                     logged.begin(response.status, content_type)
-                await send_start(send, content_type.encode("latin-1"), status=response.status)
+                await send_start(send, content_type.encode("latin-1"), status=response.status, more=headers)
                 began = True
                 async for piece in response.content.iter_any():
                     if logged is not None:
