@@ -111,7 +111,7 @@ def _list_abilities(gpus: list[Gpu], torch: str | None, torch_cuda: str | None) 
         _ability("ask and judge", "chaccu", "openai"),
         _ability("rank", "chaccu", "evalica"),
         _ability(
-            "GPU training", "chaccu[gpu]", "liger-kernel", "torchao", "bitsandbytes", note="" if gpus else "it needs a GPU"
+            "GPU training", "chaccu[gpu]", "flash-attn-4", "torchao", "bitsandbytes", note="" if gpus else "it needs a GPU"
         ),
         _ability("browser tests", "chaccu[dev]", "playwright", other=browser, other_remedy="apt-get install chromium"),
     ]
