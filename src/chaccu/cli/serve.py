@@ -124,6 +124,10 @@ def gateway_command(
     keys: _Keys = None,
     is_open: _Open = False,
     join_token: _Token = "",
+    queue_size: Annotated[
+        int, typer.Option(min=0, help="Requests of one model that may wait for a free slot; more get status 429.")
+    ] = 1000,
+    queue_seconds: Annotated[float, typer.Option(min=0, help="Seconds such a request waits, then it gets status 429.")] = 60.0,
     rejoin_wait: Annotated[
         float, typer.Option(min=0, help="Seconds a request waits when its model has lost its last worker.")
     ] = 5.0,
@@ -138,6 +142,8 @@ def gateway_command(
         join_token=join_token,
         keys=keys,
         is_open=is_open,
+        queue_size=queue_size,
+        queue_wait_s=queue_seconds,
         rejoin_wait_s=rejoin_wait,
     )
     serve_gateway(config, _say, port_file=port_file, log_folder=log_conversations)

@@ -19,6 +19,7 @@ from starlette.types import Send
 
 from chaccu.serve.gateway.admission import Admission, Admitted, estimate_tokens
 from chaccu.serve.gateway.answer import AnswerPart, Job, stream_answer
+from chaccu.serve.gateway.back_pressure import BackPressure
 from chaccu.serve.gateway.config import GatewayConfig
 from chaccu.serve.gateway.conversation_log import ConversationLog
 from chaccu.serve.gateway.errors import ApiError
@@ -42,6 +43,7 @@ class OpenAIApi:
         self,
         config: GatewayConfig,
         admission: Admission,
+        queues: BackPressure,
         registry: WorkerRegistry,
         upstreams: UpstreamRelay,
         metrics: GatewayMetrics,
@@ -50,6 +52,7 @@ class OpenAIApi:
     ) -> None:
         self._config = config
         self._admission = admission
+        self._queues = queues
         self._registry = registry
         self._upstreams = upstreams
         self._metrics = metrics
@@ -162,7 +165,8 @@ class OpenAIApi:
             max_attempts=self._config.max_attempts,
             on_continue=self._metrics.continued.labels(job.model).inc,
         )
-        async with contextlib.aclosing(parts):
+        turn = self._queues.turn(job.model, "" if admitted.key is None else admitted.key.id)
+        async with turn, contextlib.aclosing(parts):
             try:
                 async for part in parts:
                     if first:

@@ -18,6 +18,7 @@ from starlette.routing import Route, WebSocketRoute
 
 from chaccu.serve.gateway.admission import Admission
 from chaccu.serve.gateway.api import OpenAIApi
+from chaccu.serve.gateway.back_pressure import BackPressure
 from chaccu.serve.gateway.config import GatewayConfig, check_config
 from chaccu.serve.gateway.conversation_log import ConversationLog
 from chaccu.serve.gateway.errors import ApiError
@@ -42,7 +43,8 @@ def create_gateway(
     upstreams = UpstreamRelay(config.upstreams)
     metrics = GatewayMetrics(log)
     admission = Admission(config, metrics, clock)
-    api = OpenAIApi(config, admission, registry, upstreams, metrics, clock, log)
+    queues = BackPressure(registry, size=config.queue_size, wait_s=config.queue_wait_s, clock=clock)
+    api = OpenAIApi(config, admission, queues, registry, upstreams, metrics, clock, log)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -67,7 +69,7 @@ def create_gateway(
 
     async def metrics_text(request: Request) -> Response:
         admission.identify(request.scope["headers"], "metrics")
-        return Response(metrics.render(registry), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(metrics.render(registry, queues.waiting()), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return Starlette(
         routes=[

@@ -24,6 +24,9 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     with keys no worker joins by an empty one. `keys`: the file of API keys; None asks for none, on loopback or where `is_open`
     says that this is meant.
 
+    `queue_size`: requests of one model that may wait while its workers have all that they can answer at once; `queue_wait_s`:
+    for how long.
+
     `rejoin_wait_s`: how long a request waits for a worker of a model that has lost its last one. `max_attempts`: workers that
     one answer may be given to in turn, so that a request which kills its worker cannot kill them all. `max_body_bytes`:
     longest request body.
@@ -35,6 +38,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     join_token: str = ""
     keys: Path | None = None
     is_open: bool = False
+    queue_size: int = 1000
+    queue_wait_s: float = 60.0
     rejoin_wait_s: float = 5.0
     max_attempts: int = 3
     max_body_bytes: int = 4 * 2**20

@@ -6,7 +6,8 @@ the set of series. Keys are counted by their ids, and only those that exist.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily
@@ -40,7 +41,9 @@ class GatewayMetrics:
         self._key_requests = Counter(
             "chaccu_key_requests", "Requests of an API key.", ["key", "status"], registry=self._registry
         )
+        self._key_counts: dict[tuple[str, int], Counter] = {}
         self._key_tokens = Counter("chaccu_key_tokens", "Tokens of an API key.", ["key", "kind"], registry=self._registry)
+        self._waiting = Gauge("chaccu_waiting_requests", "Requests in the queue.", ["model"], registry=self._registry)
         self._workers = Gauge("chaccu_workers", "Workers that serve now.", ["model"], registry=self._registry)
         self._outstanding = Gauge(
             "chaccu_outstanding_requests", "Requests that workers have.", ["model"], registry=self._registry
@@ -48,13 +51,19 @@ class GatewayMetrics:
 
     def count_key(self, key_id: str, status: int, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
         """A request with this key has ended."""
-        self._key_requests.labels(key_id, status).inc()
+        count = self._key_counts.get((key_id, status))
+        if count is None:
+            # Finding a series by its labels costs more than counting does.
+            count = self._key_counts[key_id, status] = self._key_requests.labels(key_id, status)
+        count.inc()
         if prompt_tokens or completion_tokens:
             self._key_tokens.labels(key_id, "prompt").inc(prompt_tokens)
             self._key_tokens.labels(key_id, "completion").inc(completion_tokens)
 
-    def render(self, workers: WorkerRegistry) -> bytes:
-        """The text that Prometheus reads."""
+    def render(self, workers: WorkerRegistry, waiting: Mapping[str, int] = MappingProxyType({})) -> bytes:
+        """The text that Prometheus reads; `waiting`: requests in the queues, by model."""
+        for model, count in waiting.items():
+            self._waiting.labels(model).set(count)
         self._workers.clear()
         self._outstanding.clear()
         for status in workers.statuses():

@@ -45,6 +45,8 @@ class WorkerRegistry:
         self._lost: deque[tuple[RemoteWorker, float]] = deque(maxlen=_LOST_REMEMBERED)
         self._known: set[str] = set()
         self._changed = asyncio.Event()
+        # Called when workers can take more than before.
+        self.on_more_room: Callable[[], None] = lambda: None
 
     def add(self, worker: RemoteWorker) -> None:
         """`worker` has joined."""
@@ -58,6 +60,7 @@ class WorkerRegistry:
         # Everyone who waits looks again; the next wait begins with a fresh event.
         self._changed.set()
         self._changed = asyncio.Event()
+        self.on_more_room()
 
     def remove(self, worker: RemoteWorker) -> None:
         """`worker` has gone; its open answers learn it."""
@@ -74,6 +77,12 @@ class WorkerRegistry:
             for offer in worker.offers.values():
                 contexts[offer.name] = min(offer.context_tokens, contexts.get(offer.name, offer.context_tokens))
         return contexts
+
+    def room(self, model: str) -> int:
+        """How many requests the workers of `model` can answer at once, those that drain left out."""
+        return sum(
+            worker.offers[model].slots for worker in self._workers.values() if model in worker.offers and not worker.draining
+        )
 
     def knows(self, model: str) -> bool:
         """Whether a worker serves or has served `model`."""
