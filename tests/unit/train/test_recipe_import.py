@@ -673,6 +673,7 @@ def load_fields(text: str) -> Any:
 )
 @example({"chat_template": 0})
 @example({"chat_template": ""})
+@example({"gradient_accumulation_steps": 0})
 def test_any_values_are_refused_or_give_a_recipe(values: dict[str, Any]) -> None:
     for text in (AXOLOTL, FACTORY):
         try:

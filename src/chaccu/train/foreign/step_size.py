@@ -78,7 +78,9 @@ def compare_steps(translation: Translation) -> None:
     packed = translation.trainer == "axolotl" and not switched_off(translation.left.get("sample_packing"))
     one = "rows" if packed else "conversations"
     known = translation.command.processes if translation.command else None
-    steps = fields.get("gradient_accumulation_steps") or fields["global_batch_size"] // max(batch * (processes or 1), 1)
+    steps = fields.get("gradient_accumulation_steps")
+    if steps is None:
+        steps = fields["global_batch_size"] // max(batch * (processes or 1), 1)
     there = batch * steps * (known or 1)
     over = f" x {known} processes" if known else " on each process"
     tokens = steps * row * (processes or 1)
