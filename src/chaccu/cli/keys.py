@@ -39,13 +39,13 @@ def create_command(
     """Make a key and print it, this once: only its hash is kept. A running gateway knows it within a second."""
     import msgspec
 
-    from chaccu.serve.gateway.keys import KeyFile
+    from chaccu.serve.gateway.keys import KeyFile, describe_key
     from chaccu.serve.gateway.limits import Limits
 
     limits = Limits(requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute, concurrent=concurrent)
     shown, key = KeyFile(file).create(name, scope or ["chat"], model or [], limits)
     if as_json:
-        typer.echo(msgspec.json.encode({"key": shown, **_describe(key)}).decode())
+        typer.echo(msgspec.json.encode({"key": shown, **describe_key(key)}).decode())
         return
     typer.echo(shown)
     typer.echo(f"key {key.id} of {key.name} ({', '.join(key.scopes)}) is in {file}; it will not be shown again", err=True)
@@ -56,11 +56,11 @@ def list_command(file: _File, as_json: _Json = False) -> None:
     """List the keys, revoked ones too: id, name, scopes, models; never the keys themselves."""
     import msgspec
 
-    from chaccu.serve.gateway.keys import KeyFile
+    from chaccu.serve.gateway.keys import KeyFile, describe_key
 
     keys = KeyFile(file).read()
     if as_json:
-        typer.echo(msgspec.json.encode([_describe(key) for key in keys]).decode())
+        typer.echo(msgspec.json.encode([describe_key(key) for key in keys]).decode())
         return
     for key in keys:
         state = f"revoked {key.revoked}" if key.revoked else f"since {key.created}"
@@ -78,16 +78,3 @@ def revoke_command(
 
     key = KeyFile(file).revoke(key_id)
     typer.echo(f"key {key.id} of {key.name} is revoked", err=True)
-
-
-def _describe(key: object) -> dict[str, object]:
-    import msgspec
-
-    fields: dict[str, object] = msgspec.to_builtins(key)
-    fields.pop("hash")
-    return {
-        **fields,
-        "models": fields.get("models", []),
-        "limits": fields.get("limits", {}),
-        "revoked": fields.get("revoked") or None,
-    }

@@ -124,6 +124,10 @@ def gateway_command(
     keys: _Keys = None,
     is_open: _Open = False,
     join_token: _Token = "",
+    alias: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=MODEL, or NAME=MODEL:9,OTHER:1 to split its requests by weight; repeat for more."),
+    ] = None,
     queue_size: Annotated[
         int, typer.Option(min=0, help="Requests of one model that may wait for a free slot; more get status 429.")
     ] = 1000,
@@ -134,6 +138,7 @@ def gateway_command(
 ) -> None:
     """The one address for clients; workers join it."""
     from chaccu.serve.gateway import GatewayConfig, parse_upstream, serve_gateway
+    from chaccu.serve.gateway.aliases import parse_alias
 
     config = GatewayConfig(
         host=host,
@@ -142,6 +147,7 @@ def gateway_command(
         join_token=join_token,
         keys=keys,
         is_open=is_open,
+        aliases=dict(parse_alias(text) for text in alias or []),
         queue_size=queue_size,
         queue_wait_s=queue_seconds,
         rejoin_wait_s=rejoin_wait,

@@ -83,6 +83,8 @@ class Admission:
         another scope. An admin's key reads metrics too.
         """
         if self.ring is None:
+            if scope == "admin" and any(name == b"origin" for name, _ in headers):
+                raise _forbidden("a page in a browser may not administer a gateway without keys.")
             if scope == "admin" and not self._admin_open:
                 raise _forbidden("the gateway takes no administration on an open address without keys.")
             return None

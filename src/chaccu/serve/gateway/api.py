@@ -11,6 +11,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
+from functools import partial
 
 import msgspec
 from starlette.requests import Request
@@ -18,12 +19,12 @@ from starlette.responses import Response
 from starlette.types import Send
 
 from chaccu.serve.gateway.admission import Admission, Admitted, estimate_tokens
+from chaccu.serve.gateway.aliases import Aliases
 from chaccu.serve.gateway.answer import AnswerPart, Job, stream_answer
 from chaccu.serve.gateway.back_pressure import BackPressure
 from chaccu.serve.gateway.config import GatewayConfig
 from chaccu.serve.gateway.conversation_log import ConversationLog
 from chaccu.serve.gateway.errors import ApiError
-from chaccu.serve.gateway.keys import Key
 from chaccu.serve.gateway.logged_answer import WorkerAnswer
 from chaccu.serve.gateway.metrics import GatewayMetrics
 from chaccu.serve.gateway.registry import WorkerRegistry
@@ -34,6 +35,7 @@ from chaccu.serve.gateway.until_disconnect import UntilDisconnect, send_piece, s
 from chaccu.serve.gateway.upstream import UpstreamRelay
 
 _UNKNOWN = "(unknown)"
+_Admit = Callable[[], contextlib.AbstractContextManager[Admitted]]
 
 
 class OpenAIApi:
@@ -43,6 +45,7 @@ class OpenAIApi:
         self,
         config: GatewayConfig,
         admission: Admission,
+        aliases: Aliases,
         queues: BackPressure,
         registry: WorkerRegistry,
         upstreams: UpstreamRelay,
@@ -52,6 +55,7 @@ class OpenAIApi:
     ) -> None:
         self._config = config
         self._admission = admission
+        self._aliases = aliases
         self._queues = queues
         self._registry = registry
         self._upstreams = upstreams
@@ -64,6 +68,10 @@ class OpenAIApi:
         """The models that answer now."""
         key = self._admission.identify(request.scope["headers"])
         contexts: dict[str, int | None] = {**dict.fromkeys(self._upstreams.names), **self._registry.models()}
+        for alias, shares in self._aliases.shares().items():
+            served = [contexts[model] for model in shares if model in contexts]
+            if served:
+                contexts[alias] = min((tokens for tokens in served if tokens is not None), default=None)
         entries = [
             {"id": name, "object": "model", "created": self._began_s, "owned_by": "chaccu", "max_model_len": contexts[name]}
             for name in sorted(contexts)
@@ -87,16 +95,23 @@ class OpenAIApi:
         try:
             key = self._admission.identify(request.scope["headers"])
             data, fields = await read_fields(request.stream(), self._config.max_body_bytes)
-            named = model_of(fields)
-            self._admission.check_model(key, named)
+            asked = model_of(fields)
+            self._admission.check_model(key, asked)
+            named = self._aliases.resolve(asked, self._is_served)
+            if named != asked:
+                fields["model"] = named
+                data = msgspec.json.encode(fields)
             if named in self._upstreams.names:
+                # An upstream's tokens are not counted, for its bytes are not read: the estimate stays.
+                admit = partial(self._admission.admitted, key, asked, estimate_tokens(len(data), None))
                 relayed = RelayedAnswer(named, data) if is_logged else None
-                return UntilDisconnect(lambda send: self._relay(key, named, endpoint, data, send, relayed))
+                return UntilDisconnect(lambda send: self._relay(admit, named, endpoint, data, send, relayed))
             self._registry.check_known(named, self._upstreams.names)
             model = named
             body = parse_body(fields, body_type)
             job = body.job()
             tokens = estimate_tokens(len(data), job.sampling.max_tokens)
+            admit = partial(self._admission.admitted, key, asked, tokens)
         except ApiError as error:
             self._metrics.requests.labels(model, error.status).inc()
             raise
@@ -109,15 +124,14 @@ class OpenAIApi:
             chat=body_type is ChatBody,
             with_usage=body.wants_stream and body.wants_usage,
         )
-        return UntilDisconnect(lambda send: self._answer(key, tokens, job, writer, body.wants_stream, send, logged))
+        return UntilDisconnect(lambda send: self._answer(admit, job, writer, body.wants_stream, send, logged))
 
     async def _relay(
-        self, key: Key | None, model: str, endpoint: str, data: bytes, send: Send, logged: RelayedAnswer | None
+        self, admit: _Admit, model: str, endpoint: str, data: bytes, send: Send, logged: RelayedAnswer | None
     ) -> None:
         status = 499  # stays when the client leaves
         try:
-            # An upstream's tokens are not counted, for its bytes are not read: the estimate stays.
-            with self._admission.admitted(key, model, estimate_tokens(len(data), None)) as admitted:
+            with admit() as admitted:
                 status = await self._upstreams.relay(model, endpoint, data, send, logged, admitted.headers)
                 admitted.close(status)
         except ApiError as error:
@@ -130,8 +144,7 @@ class OpenAIApi:
 
     async def _answer(
         self,
-        key: Key | None,
-        tokens: int,
+        admit: _Admit,
         job: Job,
         writer: AnswerWriter,
         stream: bool,
@@ -140,7 +153,7 @@ class OpenAIApi:
     ) -> None:
         status = 499  # stays when the client leaves
         try:
-            with self._admission.admitted(key, job.model, tokens) as admitted:
+            with admit() as admitted:
                 async with contextlib.aclosing(self._parts(job, logged, admitted)) as parts:
                     if stream:
                         await self._send_stream(parts, writer, send, admitted)
@@ -154,6 +167,9 @@ class OpenAIApi:
             self._metrics.requests.labels(job.model, status).inc()
             if self._log is not None and logged is not None:
                 self._log.add(logged)
+
+    def _is_served(self, model: str) -> bool:
+        return model in self._upstreams.names or self._registry.room(model) > 0
 
     async def _parts(self, job: Job, logged: WorkerAnswer | None, admitted: Admitted) -> AsyncGenerator[AnswerPart, None]:
         """The answer's parts, counted, and kept where they are logged."""

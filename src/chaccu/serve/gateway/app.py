@@ -16,7 +16,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 
+from chaccu.serve.gateway.admin import AdminApi
 from chaccu.serve.gateway.admission import Admission
+from chaccu.serve.gateway.aliases import Aliases
 from chaccu.serve.gateway.api import OpenAIApi
 from chaccu.serve.gateway.back_pressure import BackPressure
 from chaccu.serve.gateway.config import GatewayConfig, check_config
@@ -43,8 +45,9 @@ def create_gateway(
     upstreams = UpstreamRelay(config.upstreams)
     metrics = GatewayMetrics(log)
     admission = Admission(config, metrics, clock)
+    aliases = Aliases(config.aliases)
     queues = BackPressure(registry, size=config.queue_size, wait_s=config.queue_wait_s, clock=clock)
-    api = OpenAIApi(config, admission, queues, registry, upstreams, metrics, clock, log)
+    api = OpenAIApi(config, admission, aliases, queues, registry, upstreams, metrics, clock, log)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -63,10 +66,6 @@ def create_gateway(
         serves = bool(served) if model is None else model in served
         return _json({"status": "ready" if serves else "no worker has joined"}, status=200 if serves else 503)
 
-    async def workers(request: Request) -> Response:
-        admission.identify(request.scope["headers"], "admin")
-        return _json(registry.statuses())
-
     async def metrics_text(request: Request) -> Response:
         admission.identify(request.scope["headers"], "metrics")
         return Response(metrics.render(registry, queues.waiting()), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -78,7 +77,7 @@ def create_gateway(
             Route("/v1/completions", api.completions, methods=["POST"]),
             Route("/health", health),
             Route("/ready", ready),
-            Route("/admin/workers", workers),
+            *AdminApi(config, admission, registry, aliases).routes(),
             Route("/metrics", metrics_text),
             WebSocketRoute(JOIN_PATH, WorkerDoor(config, admission, registry, clock).__call__),
         ],

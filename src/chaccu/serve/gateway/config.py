@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import urlsplit
 
 import msgspec
@@ -20,7 +22,8 @@ class Upstream(msgspec.Struct, frozen=True):
 
 
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """`port` 0 lets the kernel pick. `join_token`: what workers must show; may be empty on loopback only, and
+    """`port` 0 lets the kernel pick. `aliases`: models by weight, by the name that stands for them. `join_token`:
+    what workers must show; may be empty on loopback only, and
     with keys no worker joins by an empty one. `keys`: the file of API keys; None asks for none, on loopback or where `is_open`
     says that this is meant.
 
@@ -35,6 +38,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: int = 8000
     upstreams: tuple[Upstream, ...] = ()
+    aliases: Mapping[str, Mapping[str, float]] = MappingProxyType({})
     join_token: str = ""
     keys: Path | None = None
     is_open: bool = False

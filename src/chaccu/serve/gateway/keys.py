@@ -20,7 +20,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -193,6 +193,19 @@ class KeyRing:
         except OSError:
             return None
         return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def describe_key(key: Key) -> dict[str, Any]:
+    """What may be shown of a key."""
+    return {
+        "id": key.id,
+        "name": key.name,
+        "scopes": list(key.scopes),
+        "models": list(key.models),
+        "limits": msgspec.to_builtins(key.limits),
+        "created": key.created,
+        "revoked": key.revoked or None,
+    }
 
 
 def hash_key(shown: str) -> str:

@@ -44,6 +44,7 @@ class WorkerRegistry:
         self._joined_s: dict[str, float] = {}
         self._lost: deque[tuple[RemoteWorker, float]] = deque(maxlen=_LOST_REMEMBERED)
         self._known: set[str] = set()
+        self._held: set[str] = set()
         self._changed = asyncio.Event()
         # Called when workers can take more than before.
         self.on_more_room: Callable[[], None] = lambda: None
@@ -55,12 +56,10 @@ class WorkerRegistry:
             former.lose()
         self._lost = deque((entry for entry in self._lost if entry[0].identity != worker.identity), maxlen=_LOST_REMEMBERED)
         self._workers[worker.identity] = worker
+        worker.held = worker.identity in self._held
         self._joined_s[worker.identity] = self._clock()
         self._known.update(worker.offers)
-        # Everyone who waits looks again; the next wait begins with a fresh event.
-        self._changed.set()
-        self._changed = asyncio.Event()
-        self.on_more_room()
+        self._wake()
 
     def remove(self, worker: RemoteWorker) -> None:
         """`worker` has gone; its open answers learn it."""
@@ -69,6 +68,17 @@ class WorkerRegistry:
             del self._workers[worker.identity]
             del self._joined_s[worker.identity]
             self._lost.append((worker, self._clock()))
+
+    def hold(self, identity: str, held: bool) -> bool:
+        """Give a worker nothing new, also when it joins again, or give it requests as before; False when it is not joined."""
+        worker = self._workers.get(identity)
+        if worker is None:
+            return False
+        if worker.held != held:
+            worker.held = held
+            (self._held.add if held else self._held.discard)(identity)
+            self._wake()
+        return True
 
     def models(self) -> dict[str, int]:
         """Models that a worker serves now, with the context in tokens that all of their workers have."""
@@ -81,7 +91,9 @@ class WorkerRegistry:
     def room(self, model: str) -> int:
         """How many requests the workers of `model` can answer at once, those that drain left out."""
         return sum(
-            worker.offers[model].slots for worker in self._workers.values() if model in worker.offers and not worker.draining
+            worker.offers[model].slots
+            for worker in self._workers.values()
+            if model in worker.offers and not worker.draining and not worker.held
         )
 
     def knows(self, model: str) -> bool:
@@ -112,11 +124,17 @@ class WorkerRegistry:
         """All workers by model: those that serve first, then those lost, latest first."""
         now = self._clock()
         joined = [
-            _status(worker, "draining" if worker.draining else "ready", now - self._joined_s[worker.identity])
+            _status(worker, "draining" if worker.draining or worker.held else "ready", now - self._joined_s[worker.identity])
             for worker in self._workers.values()
         ]
         lost = [_status(worker, "lost", now - at_s) for worker, at_s in reversed(self._lost)]
         return [status for statuses in (*joined, *lost) for status in statuses]
+
+    def _wake(self) -> None:
+        """Everyone who waits looks again; the next wait begins with a fresh event."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+        self.on_more_room()
 
     def _choose(self, model: str) -> RemoteWorker | None:
         candidates = [worker for worker in self._workers.values() if model in worker.offers]

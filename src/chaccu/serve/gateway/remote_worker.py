@@ -56,6 +56,8 @@ class RemoteWorker:
         self.offers = {offer.name: offer for offer in offers}
         self.frames: asyncio.Queue[ToWorker] = asyncio.Queue()
         self.draining = False
+        # The gateway gives it nothing new, as an operator wants it.
+        self.held = False
         self.speed = RateMeter(clock)
         self._clock = clock
         self._answers: dict[int, AnswerStream] = {}
@@ -72,7 +74,7 @@ class RemoteWorker:
             slots=self.offers[model].slots,
             outstanding=self.outstanding,
             last_given_s=self._last_given_s,
-            draining=self.draining,
+            draining=self.draining or self.held,
         )
 
     def open(

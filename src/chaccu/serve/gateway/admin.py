@@ -1,0 +1,165 @@
+"""`AdminApi`: what an operator looks at and changes while the gateway runs.
+
+Invariants: every request shows a key of scope admin, or comes from this machine where there are no keys; nothing shows a key
+but the answer that makes it. Drains and aliases last as long as the gateway, keys as long as their file. It ignores answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from chaccu.errors import UsageError
+from chaccu.serve.gateway.admission import Admission
+from chaccu.serve.gateway.aliases import Aliases
+from chaccu.serve.gateway.config import GatewayConfig
+from chaccu.serve.gateway.errors import ApiError, bad_request, from_validation
+from chaccu.serve.gateway.keys import KeyFile, describe_key
+from chaccu.serve.gateway.limits import Limits
+from chaccu.serve.gateway.registry import WorkerRegistry
+from chaccu.serve.gateway.requests import read_fields
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class _NewKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    scopes: list[str] = msgspec.field(default_factory=lambda: ["chat"])
+    models: list[str] = []
+    limits: Limits = Limits()
+
+
+class _NewAlias(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    models: Annotated[dict[str, float], msgspec.Meta(min_length=1, max_length=100)]
+
+
+class AdminApi:
+    """`/admin/…`."""
+
+    def __init__(self, config: GatewayConfig, admission: Admission, registry: WorkerRegistry, aliases: Aliases) -> None:
+        self._config = config
+        self._admission = admission
+        self._registry = registry
+        self._aliases = aliases
+
+    def routes(self) -> list[Route]:
+        """What the app serves."""
+        return [
+            Route("/admin/workers", self.workers),
+            Route("/admin/workers/{worker:path}/drain", self.drain, methods=["POST"]),
+            Route("/admin/workers/{worker:path}/undrain", self.undrain, methods=["POST"]),
+            Route("/admin/aliases", self.aliases),
+            Route("/admin/aliases/{name:path}", self.set_alias, methods=["PUT"]),
+            Route("/admin/aliases/{name:path}", self.remove_alias, methods=["DELETE"]),
+            Route("/admin/keys", self.keys, methods=["GET"]),
+            Route("/admin/keys", self.create_key, methods=["POST"]),
+            Route("/admin/keys/{key_id}", self.revoke_key, methods=["DELETE"]),
+        ]
+
+    async def workers(self, request: Request) -> Response:
+        """Every worker by model."""
+        self._check(request)
+        return _json(self._registry.statuses())
+
+    async def drain(self, request: Request) -> Response:
+        """Give a worker nothing new; what it has, it finishes."""
+        return self._hold(request, True)
+
+    async def undrain(self, request: Request) -> Response:
+        """Give it new requests again."""
+        return self._hold(request, False)
+
+    async def aliases(self, request: Request) -> Response:
+        """The aliases with their models' weights."""
+        self._check(request)
+        return _json(self._aliases.shares())
+
+    async def set_alias(self, request: Request) -> Response:
+        """`{"models": {"tuned": 9, "base": 1}}`."""
+        self._check(request)
+        body = await self._read(request, _NewAlias)
+        name = request.path_params["name"]
+        if self._registry.knows(name) or name in {upstream.name for upstream in self._config.upstreams}:
+            raise bad_request(f"{name!r} is a model itself.", code="invalid_value", param="name")
+        try:
+            self._aliases.set(name, body.models)
+        except UsageError as error:
+            raise _wrong(error, "models") from error
+        return _json({name: body.models})
+
+    async def remove_alias(self, request: Request) -> Response:
+        """Forget an alias."""
+        self._check(request)
+        name = request.path_params["name"]
+        if not self._aliases.remove(name):
+            raise _not_found(f"there is no alias {name!r:.220}.")
+        return _json({"removed": name})
+
+    async def keys(self, request: Request) -> Response:
+        """The keys, revoked ones too, without their secrets."""
+        self._check(request)
+        return _json([describe_key(key) for key in await asyncio.to_thread(self._file().read)])
+
+    async def create_key(self, request: Request) -> Response:
+        """Make a key; the answer alone shows it."""
+        self._check(request)
+        body = await self._read(request, _NewKey)
+        try:
+            shown, key = await asyncio.to_thread(self._file().create, body.name, body.scopes, body.models, body.limits)
+        except UsageError as error:
+            raise _wrong(error, None) from error
+        self._look()
+        return _json({"key": shown, **describe_key(key)}, status=201)
+
+    async def revoke_key(self, request: Request) -> Response:
+        """End a key, at once."""
+        self._check(request)
+        try:
+            key = await asyncio.to_thread(self._file().revoke, request.path_params["key_id"])
+        except UsageError as error:
+            raise _not_found(f"there is no key {request.path_params['key_id']!r:.80}.") from error
+        self._look()
+        return _json(describe_key(key))
+
+    def _check(self, request: Request) -> None:
+        self._admission.identify(request.scope["headers"], "admin")
+
+    def _hold(self, request: Request, held: bool) -> Response:
+        self._check(request)
+        worker = request.path_params["worker"]
+        if not self._registry.hold(worker, held):
+            raise _not_found(f"no worker {worker!r:.220} is joined.")
+        return _json([status for status in self._registry.statuses() if status.worker == worker])
+
+    def _file(self) -> KeyFile:
+        if self._config.keys is None:
+            raise _not_found("this gateway has no file of keys; it was started without --keys.")
+        return KeyFile(self._config.keys)
+
+    def _look(self) -> None:
+        if self._admission.ring is not None:
+            self._admission.ring.look_now()
+
+    async def _read(self, request: Request, body_type: type[T]) -> T:
+        _, fields = await read_fields(request.stream(), self._config.max_body_bytes)
+        try:
+            return msgspec.convert(fields, body_type)
+        except msgspec.ValidationError as error:
+            raise from_validation(error, fields, body_type.__struct_fields__) from error
+
+
+def _json(value: Any, *, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status_code=status, media_type="application/json")
+
+
+def _wrong(error: UsageError, param: str | None) -> ApiError:
+    return bad_request(f"{error.message} ({error.remedy})", code="invalid_value", param=param)
+
+
+def _not_found(message: str) -> ApiError:
+    return ApiError(404, message, kind="invalid_request_error", code="not_found")
