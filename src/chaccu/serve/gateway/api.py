@@ -29,6 +29,8 @@ from chaccu.serve.gateway.logged_answer import WorkerAnswer
 from chaccu.serve.gateway.metrics import GatewayMetrics
 from chaccu.serve.gateway.registry import WorkerRegistry
 from chaccu.serve.gateway.relayed_answer import RelayedAnswer
+from chaccu.serve.gateway.relayed_request import RelayedChat, RelayedCompletion, check_relayed
+from chaccu.serve.gateway.relayed_response import send_relayed
 from chaccu.serve.gateway.requests import ChatBody, CompletionBody, model_of, parse_body, read_fields
 from chaccu.serve.gateway.responses import AnswerWriter, error_event
 from chaccu.serve.gateway.until_disconnect import UntilDisconnect, send_piece, send_start
@@ -101,7 +103,9 @@ class OpenAIApi:
             if named != asked:
                 fields["model"] = named
                 data = msgspec.json.encode(fields)
-            if named in self._upstreams.names:
+            if self._upstreams.serves(named):
+                model = named
+                check_relayed(fields, RelayedChat if body_type is ChatBody else RelayedCompletion)
                 # An upstream's tokens are not counted, for its bytes are not read: the estimate stays.
                 admit = partial(self._admission.admitted, key, asked, estimate_tokens(len(data), None))
                 relayed = RelayedAnswer(named, data) if is_logged else None
@@ -113,7 +117,7 @@ class OpenAIApi:
             tokens = estimate_tokens(len(data), job.sampling.max_tokens)
             admit = partial(self._admission.admitted, key, asked, tokens)
         except ApiError as error:
-            self._metrics.requests.labels(model, error.status).inc()
+            self._metrics.count_request(model, error.status)
             raise
         answer_id = ("chatcmpl-" if body_type is ChatBody else "cmpl-") + secrets.token_hex(12)
         logged = WorkerAnswer(answer_id, job, fields.get("user")) if is_logged else None
@@ -132,13 +136,13 @@ class OpenAIApi:
         status = 499  # stays when the client leaves
         try:
             with admit() as admitted:
-                status = await self._upstreams.relay(model, endpoint, data, send, logged, admitted.headers)
+                status = await send_relayed(self._upstreams, model, endpoint, data, send, logged, admitted.headers)
                 admitted.close(status)
         except ApiError as error:
             status = error.status
             raise
         finally:
-            self._metrics.requests.labels(model, status).inc()
+            self._metrics.count_request(model, status)
             if self._log is not None and logged is not None:
                 self._log.add(logged)
 
@@ -164,7 +168,7 @@ class OpenAIApi:
             status = error.status
             raise
         finally:
-            self._metrics.requests.labels(job.model, status).inc()
+            self._metrics.count_request(job.model, status)
             if self._log is not None and logged is not None:
                 self._log.add(logged)
 
@@ -186,7 +190,7 @@ class OpenAIApi:
             try:
                 async for part in parts:
                     if first:
-                        self._metrics.first_text_s.labels(job.model).observe(self._clock() - began_s)
+                        self._metrics.time_first_text(job.model, self._clock() - began_s)
                         first = False
                     if part.usage is not None:
                         self._metrics.tokens.labels(job.model).inc(part.usage.completion_tokens)

@@ -24,6 +24,7 @@ from chaccu.serve.gateway.back_pressure import BackPressure
 from chaccu.serve.gateway.config import GatewayConfig, check_config
 from chaccu.serve.gateway.conversation_log import ConversationLog
 from chaccu.serve.gateway.errors import ApiError
+from chaccu.serve.gateway.front import FastRelay
 from chaccu.serve.gateway.joining import WorkerDoor
 from chaccu.serve.gateway.metrics import GatewayMetrics
 from chaccu.serve.gateway.registry import WorkerRegistry
@@ -38,11 +39,13 @@ def create_gateway(
 ) -> Starlette:
     """The app for `config`; `clock` gives seconds. Chat answers are added to `log`, which the caller closes.
 
+    `app.state.fast_relay` is what a `Front` needs to answer beside the app.
+
     Raises `UsageError` for a configuration that must not be served.
     """
     check_config(config)
     registry = WorkerRegistry(clock)
-    upstreams = UpstreamRelay(config.upstreams)
+    upstreams = UpstreamRelay(config.upstreams, clock)
     metrics = GatewayMetrics(log)
     admission = Admission(config, metrics, clock)
     aliases = Aliases(config.aliases)
@@ -51,11 +54,8 @@ def create_gateway(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        await upstreams.open()
-        try:
-            yield
-        finally:
-            await upstreams.close()
+        yield
+        upstreams.close()
 
     async def health(request: Request) -> Response:
         return _json({"status": "ok"})
@@ -70,7 +70,7 @@ def create_gateway(
         admission.identify(request.scope["headers"], "metrics")
         return Response(metrics.render(registry, queues.waiting()), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/v1/models", api.models),
             Route("/v1/chat/completions", api.chat, methods=["POST"]),
@@ -84,6 +84,8 @@ def create_gateway(
         exception_handlers={ApiError: _show_api_error, HTTPException: _show_http_error, Exception: _show_crash},
         lifespan=lifespan,
     )
+    app.state.fast_relay = FastRelay(config, admission, upstreams, metrics, log)
+    return app
 
 
 def _json(value: object, *, status: int = 200) -> Response:

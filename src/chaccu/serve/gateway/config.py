@@ -32,7 +32,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     `rejoin_wait_s`: how long a request waits for a worker of a model that has lost its last one. `max_attempts`: workers that
     one answer may be given to in turn, so that a request which kills its worker cannot kill them all. `max_body_bytes`:
-    longest request body.
+    longest request body. `head_timeout_s`, `body_timeout_s`: how long a client may take to send a request's head, and its body.
+    `keep_alive_s`: how long a connection without a request stays open.
     """
 
     host: str = "127.0.0.1"
@@ -47,6 +48,9 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     rejoin_wait_s: float = 5.0
     max_attempts: int = 3
     max_body_bytes: int = 4 * 2**20
+    head_timeout_s: float = 10.0
+    body_timeout_s: float = 60.0
+    keep_alive_s: float = 60.0
 
 
 def parse_upstream(text: str) -> Upstream:

@@ -48,6 +48,23 @@ class GatewayMetrics:
         self._outstanding = Gauge(
             "chaccu_outstanding_requests", "Requests that workers have.", ["model"], registry=self._registry
         )
+        self._counts: dict[tuple[str, int], Counter] = {}
+        self._first_texts: dict[str, Histogram] = {}
+
+    def count_request(self, model: str, status: int) -> None:
+        """A request for `model` has been answered."""
+        count = self._counts.get((model, status))
+        if count is None:
+            # Finding a series by its labels costs more than counting does.
+            count = self._counts[model, status] = self.requests.labels(model, status)
+        count.inc()
+
+    def time_first_text(self, model: str, seconds: float) -> None:
+        """The first text of an answer came `seconds` after its request."""
+        series = self._first_texts.get(model)
+        if series is None:
+            series = self._first_texts[model] = self.first_text_s.labels(model)
+        series.observe(seconds)
 
     def count_key(self, key_id: str, status: int, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
         """A request with this key has ended."""

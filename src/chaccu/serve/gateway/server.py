@@ -6,10 +6,14 @@ and only while the gateway listens; a conversation log is tried before anything 
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import gc
 import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import uvicorn
 
@@ -18,10 +22,12 @@ from chaccu.errors import ServeError, explain_listening
 from chaccu.serve.gateway.app import create_gateway
 from chaccu.serve.gateway.config import GatewayConfig
 from chaccu.serve.gateway.conversation_log import ConversationLog
+from chaccu.serve.gateway.front import Front
 from chaccu.serve.link import MAX_FRAME_BYTES, PING_INTERVAL_S, PING_TIMEOUT_S
 
 _BACKLOG = 2048
 _SHUTDOWN_S = 3
+_TICKS_A_SECOND = 10
 
 
 def serve_gateway(
@@ -48,6 +54,9 @@ def serve_gateway(
     url = f"http://{shown_host}:{listener.getsockname()[1]}"
     settings = uvicorn.Config(
         app,
+        # uvicorn calls it as it would call the class.
+        http=cast("type[asyncio.Protocol]", functools.partial(Front, app.state.fast_relay)),
+        timeout_keep_alive=round(config.keep_alive_s),
         log_config=None,
         access_log=False,
         backlog=_BACKLOG,
@@ -102,8 +111,24 @@ class _Server(uvicorn.Server):
         self._announce = announce
         self._port_file = port_file
 
+    async def on_tick(self, counter: int) -> bool:
+        if counter % _TICKS_A_SECOND == 0:
+            now_s = asyncio.get_running_loop().time()
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, Front):
+                    connection.check_time(now_s)
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, Front):
+                connection.abandon()
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        # What has been made up to here stays to the end: collections need not look at it.
+        gc.freeze()
         if self._port_file is not None:
             with atomic_file(self._port_file) as file:
                 file.write(self._url.encode() + b"\n")

@@ -1,0 +1,351 @@
+"""`Front`: a client's connection. Requests for upstreams are relayed from here, all others go on to the app.
+
+uvicorn's protocol reads HTTP and runs the app; this one looks at each request first. A well-formed POST to one of two paths
+whose body is checked and whose model is an upstream's takes the fast path: one parse of the head, one of the body, bytes from
+socket to socket. Whatever else comes, wrong requests too, is handed to uvicorn's part unchanged, so each answer and each error
+has one place.
+
+Invariants: a client that leaves stops the upstream at once; a slow client stops the reading of its own upstream only; a client
+that takes too long over a head or a body is let go. It ignores workers and what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import http
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from chaccu.serve.gateway.admission import Admission, Admitted, estimate_tokens
+from chaccu.serve.gateway.config import GatewayConfig
+from chaccu.serve.gateway.conversation_log import ConversationLog
+from chaccu.serve.gateway.errors import ApiError
+from chaccu.serve.gateway.metrics import GatewayMetrics
+from chaccu.serve.gateway.relayed_answer import RelayedAnswer
+from chaccu.serve.gateway.relayed_request import RelayedChat, RelayedCompletion
+from chaccu.serve.gateway.relayed_response import NOT_BUFFERED
+from chaccu.serve.gateway.responses import error_event
+from chaccu.serve.gateway.upstream import Exchange, UpstreamRelay, upstream_error
+from chaccu.serve.gateway.upstream_connection import ResponseHead
+from chaccu.serve.gateway.whole_lines import WholeLines
+
+_CHAT, _COMPLETIONS = "chat/completions", "completions"
+_PATHS = {f"/v1/{endpoint}".encode(): endpoint for endpoint in (_CHAT, _COMPLETIONS)}
+_DECODE = {
+    _CHAT: msgspec.json.Decoder(RelayedChat).decode,
+    _COMPLETIONS: msgspec.json.Decoder(RelayedCompletion).decode,
+}
+_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
+_CLIENT_LEFT = 499
+
+
+class FastRelay(msgspec.Struct, frozen=True):
+    """What the fast path needs of a gateway."""
+
+    config: GatewayConfig
+    admission: Admission
+    upstreams: UpstreamRelay
+    metrics: GatewayMetrics
+    log: ConversationLog | None
+
+
+class Front(HttpToolsProtocol):
+    """One client's connection; uvicorn makes it, with the gateway's `relay` before its own arguments."""
+
+    def __init__(self, relay: FastRelay, **uvicorns: Any) -> None:
+        super().__init__(**uvicorns)
+        self._relay = relay
+        self._endpoint: str | None = None
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self._answer: _FastAnswer | None = None
+        self._keeps_alive = True
+        self._ignores = False
+        # What the client owes, and since when: a head, a body, or the next request (None: nothing).
+        self._owes: str | None = "request"
+        self._since_s = self.loop.time()
+
+    # What the event loop calls.
+
+    def data_received(self, data: bytes) -> None:
+        if self._answer is not None:
+            # Requests in a pipeline are not answered: the connection closes after this answer, and the client asks again.
+            self._keeps_alive = False
+            return
+        if self._owes is None and (self.cycle is None or self.cycle.response_complete):
+            self._owe("head")
+        super().data_received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        answer, self._answer = self._answer, None
+        self._owes = None
+        if answer is not None:
+            answer.leave()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._answer is not None and self._answer.exchange is not None:
+            self._answer.exchange.pause()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._answer is not None and self._answer.exchange is not None:
+            self._answer.exchange.resume()
+
+    def shutdown(self) -> None:
+        """The server ends: close after the present answer."""
+        if self._answer is None:
+            super().shutdown()
+        else:
+            self._keeps_alive = False
+
+    def abandon(self) -> None:
+        """The server has ended, and the present answer has not."""
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            answer.leave()
+            self.transport.abort()
+
+    def check_time(self, now_s: float) -> None:
+        """Let the client go if it has taken too long."""
+        config = self._relay.config
+        limits_s = {"request": config.keep_alive_s, "head": config.head_timeout_s, "body": config.body_timeout_s}
+        if self._owes is None or now_s - self._since_s < limits_s[self._owes]:
+            return
+        if self._owes != "request" and (self.cycle is None or not self.cycle.response_started or self.cycle.response_complete):
+            message = f"the request's {self._owes} was not complete after {limits_s[self._owes]:g} s, the limit."
+            slow = ApiError(408, message, kind="invalid_request_error", code="request_timeout")
+            self.transport.write(self.write_whole(slow.status, slow.to_json(), keep_alive=False))
+        self._owes = None
+        self.transport.close()
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        if self._answer is not None:
+            self._ignores, self._keeps_alive = True, False
+            return
+        if self._owes == "request":
+            self._owe("head")
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        if self._ignores:
+            return
+        endpoint = _PATHS.get(self.url)
+        if (
+            endpoint is None
+            or self.expect_100_continue
+            or self.parser.get_method() != b"POST"
+            or self.parser.get_http_version() != "1.1"
+            or self.parser.should_upgrade()
+            or not (self.cycle is None or self.cycle.response_complete)
+        ):
+            super().on_headers_complete()
+        else:
+            self._endpoint = endpoint
+            self._keeps_alive = self.parser.should_keep_alive()
+        self._owe("body")
+
+    def on_body(self, body: bytes) -> None:
+        if self._ignores:
+            return
+        if self._endpoint is None:
+            super().on_body(body)
+            return
+        self._body.append(body)
+        self._body_bytes += len(body)
+        if self._body_bytes > self._relay.config.max_body_bytes:
+            self._hand_over()
+
+    def on_message_complete(self) -> None:
+        if self._ignores:
+            return
+        self._owes = None
+        if self._endpoint is not None:
+            body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+            if self._take_on(self._endpoint, body):
+                self._forget_request()
+                return
+            self._hand_over()
+        super().on_message_complete()
+
+    # The fast path.
+
+    def _take_on(self, endpoint: str, body: bytes) -> bool:
+        """Relay the request, if it is right and for an upstream."""
+        relay = self._relay
+        is_logged = relay.log is not None and endpoint == _CHAT
+        try:
+            request = _DECODE[endpoint](body)
+            if is_logged:
+                # The checks above skip over what they do not know; the log reads all of it.
+                msgspec.json.decode(body)
+            key = relay.admission.identify(self.headers)
+            relay.admission.check_model(key, request.model)
+        except (msgspec.DecodeError, UnicodeDecodeError, ApiError):
+            return False
+        if not relay.upstreams.serves(request.model):
+            return False
+        try:
+            admitted = relay.admission.admit(key, request.model, estimate_tokens(len(body), None))
+        except ApiError as error:
+            # Counted by now, so it is told from here.
+            relay.metrics.count_request(request.model, error.status)
+            more = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in error.headers.items()]
+            self.transport.write(self.write_whole(error.status, error.to_json(), keep_alive=self._keeps_alive, more=more))
+            self.end_answer()
+            return True
+        logged = RelayedAnswer(request.model, body) if is_logged else None
+        answer = self._answer = _FastAnswer(self, relay, request.model, admitted, logged)
+        answer.exchange = relay.upstreams.start(request.model, endpoint, body, answer)
+        if self.flow.write_paused:
+            answer.exchange.pause()
+        return True
+
+    def _hand_over(self) -> None:
+        """Give what has come of the request to uvicorn's part."""
+        body = b"".join(self._body)
+        self._forget_request()
+        super().on_headers_complete()
+        super().on_body(body)
+
+    def _forget_request(self) -> None:
+        self._endpoint = None
+        self._body = []
+        self._body_bytes = 0
+
+    def _owe(self, what: str) -> None:
+        self._owes = what
+        self._since_s = self.loop.time()
+
+    # What the answer calls.
+
+    @property
+    def keeps_alive(self) -> bool:
+        return self._keeps_alive
+
+    def write_head(
+        self, status: int, headers: list[tuple[bytes, bytes]], length_bytes: int | None, *, keep_alive: bool
+    ) -> bytes:
+        """The head of a response; chunks follow where there is no length."""
+        lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
+        lines += [b"%b: %b\r\n" % pair for pair in (*self.server_state.default_headers, *headers)]
+        lines.append(b"transfer-encoding: chunked\r\n" if length_bytes is None else b"content-length: %d\r\n" % length_bytes)
+        lines.append(b"\r\n" if keep_alive else b"connection: close\r\n\r\n")
+        return b"".join(lines)
+
+    def write_whole(self, status: int, body: bytes, *, keep_alive: bool, more: Sequence[tuple[bytes, bytes]] = ()) -> bytes:
+        """A whole response that holds JSON, with `more` headers."""
+        headers = [(b"content-type", b"application/json"), *more]
+        return self.write_head(status, headers, len(body), keep_alive=keep_alive) + body
+
+    def end_answer(self) -> None:
+        """The answer is complete: the client's next request may come."""
+        self._answer = None
+        self.server_state.total_requests += 1
+        if self._keeps_alive:
+            self._owe("request")
+        else:
+            self.transport.close()
+
+    def break_answer(self) -> None:
+        """The answer will not be complete: the end of the connection says so."""
+        self._answer = None
+        self.transport.abort()
+
+
+class _FastAnswer:
+    """One answer on the fast path, as the receiver of the upstream's response."""
+
+    def __init__(self, front: Front, relay: FastRelay, model: str, admitted: Admitted, logged: RelayedAnswer | None) -> None:
+        self.exchange: Exchange | None = None
+        self._front = front
+        self._relay = relay
+        self._model = model
+        self._logged = logged
+        self._admitted = admitted
+        self._began_s = front.loop.time()
+        self._head: ResponseHead | None = None
+        self._unsent = b""
+        self._chunked = True
+        self._lines: WholeLines | None = None
+        self._has_text = False
+
+    def begin(self, head: ResponseHead) -> None:
+        self._head = head
+        self._chunked = head.length_bytes is None
+        if head.is_event_stream:
+            self._lines = WholeLines()
+        front = self._front
+        headers = [*head.headers, *self._admitted.headers, *NOT_BUFFERED]
+        # It leaves with the first bytes of the body.
+        self._unsent = front.write_head(head.status, headers, head.length_bytes, keep_alive=front.keeps_alive)
+        if self._logged is not None:
+            self._logged.begin(head.status, head.content_type)
+
+    def deliver(self, body: bytes) -> None:
+        self._front.transport.write(self._encode(self._note(body)))
+
+    def finish(self, body: bytes) -> None:
+        body = self._note(body)
+        if self._lines is not None:
+            body += self._lines.take_rest()
+        data = self._encode(body)
+        self._front.transport.write(data + b"0\r\n\r\n" if self._chunked else data)
+        assert self._head is not None
+        if self._logged is not None:
+            self._logged.broken_off = None
+        self._end(self._head.status)
+        self._front.end_answer()
+
+    def fail(self, *, began: bool) -> None:
+        lost = upstream_error(self._model, began=began)
+        front = self._front
+        if self._logged is not None and began:
+            self._logged.broken_off = lost.code
+        self._end(lost.status)
+        if not began:
+            more = self._admitted.headers
+            front.transport.write(front.write_whole(lost.status, lost.to_json(), keep_alive=front.keeps_alive, more=more))
+            front.end_answer()
+        elif self._lines is not None:
+            # The empty line ends the event that was under way.
+            front.transport.write(self._encode(b"\n" + error_event(lost.to_json())) + b"0\r\n\r\n")
+            front.end_answer()
+        else:
+            front.break_answer()
+
+    def leave(self) -> None:
+        """Nobody waits for the answer any more."""
+        if self.exchange is not None:
+            self.exchange.cancel()
+        self._end(_CLIENT_LEFT)
+
+    def _note(self, body: bytes) -> bytes:
+        """Count and keep what has come; returns what may leave."""
+        if not body:
+            return body
+        if not self._has_text:
+            self._has_text = True
+            self._relay.metrics.time_first_text(self._model, self._front.loop.time() - self._began_s)
+        if self._logged is not None:
+            self._logged.take(body)
+        return body if self._lines is None else self._lines.take(body)
+
+    def _encode(self, body: bytes) -> bytes:
+        unsent, self._unsent = self._unsent, b""
+        if not body:
+            return unsent
+        return b"%b%x\r\n%b\r\n" % (unsent, len(body), body) if self._chunked else unsent + body
+
+    def _end(self, status: int) -> None:
+        # Freed at once, not by the next collection.
+        self.exchange = None
+        self._admitted.close(status)
+        self._relay.metrics.count_request(self._model, status)
+        if self._relay.log is not None and self._logged is not None:
+            self._relay.log.add(self._logged)

@@ -1,0 +1,121 @@
+"""`send_relayed`: an upstream's response through ASGI, for the requests that do not take the fast path.
+
+Invariant: what waits for a slow client is bounded, as the upstream is not read meanwhile. It ignores what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.types import Send
+
+from chaccu.serve.gateway.limits import HeaderPairs
+from chaccu.serve.gateway.relayed_answer import RelayedAnswer
+from chaccu.serve.gateway.responses import error_event
+from chaccu.serve.gateway.until_disconnect import send_piece
+from chaccu.serve.gateway.upstream import Exchange, UpstreamRelay, upstream_error
+from chaccu.serve.gateway.upstream_connection import ResponseHead
+from chaccu.serve.gateway.whole_lines import WholeLines
+
+_MAX_WAITING_BYTES = 256 * 1024
+NOT_BUFFERED = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+
+
+class _Waiting:
+    """What has come of a response and is not sent yet."""
+
+    def __init__(self) -> None:
+        self.exchange: Exchange | None = None
+        self.head: ResponseHead | None = None
+        self.ended = self.failed = False
+        self._changed = asyncio.Event()
+        self._bodies: list[bytes] = []
+        self._size = 0
+
+    def begin(self, head: ResponseHead) -> None:
+        self.head = head
+
+    def deliver(self, body: bytes) -> None:
+        self._bodies.append(body)
+        self._size += len(body)
+        if self._size > _MAX_WAITING_BYTES and self.exchange is not None:
+            self.exchange.pause()
+        self._changed.set()
+
+    def finish(self, body: bytes) -> None:
+        self.ended = True
+        self.deliver(body)
+
+    def fail(self, *, began: bool) -> None:
+        self.ended = self.failed = True
+        self._changed.set()
+
+    async def take(self) -> bytes:
+        """All that has come since the last call; waits for something."""
+        await self._changed.wait()
+        self._changed.clear()
+        body = b"".join(self._bodies)
+        self._bodies.clear()
+        self._size = 0
+        if self.exchange is not None:
+            self.exchange.resume()
+        return body
+
+
+async def send_relayed(
+    upstreams: UpstreamRelay,
+    model: str,
+    endpoint: str,
+    body: bytes,
+    send: Send,
+    logged: RelayedAnswer | None,
+    more: HeaderPairs,
+) -> int:
+    """Pass a request to the upstream of `model` and its response to `send` (and `logged`); returns the response's status.
+
+    `more` headers go beside the upstream's own.
+
+    Raises `ApiError` when the upstream cannot be reached.
+    """
+    waiting = _Waiting()
+    exchange = waiting.exchange = upstreams.start(model, endpoint, body, waiting)
+    try:
+        return await _send(waiting, model, send, logged, more)
+    finally:
+        exchange.cancel()
+
+
+async def _send(waiting: _Waiting, model: str, send: Send, logged: RelayedAnswer | None, more: HeaderPairs) -> int:
+    piece = await waiting.take()
+    head = waiting.head
+    if head is None:
+        raise upstream_error(model, began=False)
+    if logged is not None:
+        logged.begin(head.status, head.content_type)
+    headers = [*head.headers, *more, *NOT_BUFFERED]
+    if head.length_bytes is not None:
+        headers.append((b"content-length", b"%d" % head.length_bytes))
+    await send({"type": "http.response.start", "status": head.status, "headers": headers})
+    lines = WholeLines() if head.is_event_stream else None
+    while True:
+        if logged is not None and piece:
+            logged.take(piece)
+        if lines is not None:
+            piece = lines.take(piece)
+        if waiting.failed:
+            break
+        if waiting.ended:
+            if logged is not None:
+                logged.broken_off = None
+            await send_piece(send, piece if lines is None else piece + lines.take_rest(), last=True)
+            return head.status
+        await send_piece(send, piece)
+        piece = await waiting.take()
+    lost = upstream_error(model, began=True)
+    if logged is not None:
+        logged.broken_off = lost.code
+    if lines is not None:
+        # The empty line ends the event that was under way.
+        await send_piece(send, piece + b"\n" + error_event(lost.to_json()), last=True)
+    # Any other response stays without its end, and the server closes the connection: that says it best.
+    return lost.status

@@ -1,0 +1,34 @@
+"""`WholeLines`: an event stream that passes line by line, so that it can be broken off between two events.
+
+Invariant: bytes leave unchanged and in order; none that ends a line waits. It ignores what the lines say.
+"""
+
+from __future__ import annotations
+
+# A line that is longer passes in pieces.
+_MAX_HELD_BYTES = 64 * 1024
+
+
+class WholeLines:
+    """The bytes of one stream."""
+
+    def __init__(self) -> None:
+        self._held = b""
+
+    def take(self, data: bytes) -> bytes:
+        """What may leave once `data` has come."""
+        if self._held:
+            data = self._held + data
+            self._held = b""
+        if data.endswith(b"\n"):
+            return data
+        end = data.rfind(b"\n") + 1
+        if len(data) - end > _MAX_HELD_BYTES:
+            return data
+        self._held = data[end:]
+        return data[:end]
+
+    def take_rest(self) -> bytes:
+        """What is left when the stream has come to its end."""
+        held, self._held = self._held, b""
+        return held
