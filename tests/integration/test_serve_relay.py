@@ -136,6 +136,20 @@ async def test_bodies_pass_unchanged_over_one_kept_connection(tmp_path: Path) ->
         assert 'chaccu_requests_total{model="up",status="200"} 7.0' in metrics
 
 
+async def test_an_alias_of_an_upstream_reaches_it_under_its_own_name(tmp_path: Path) -> None:
+    async with relaying(tmp_path, echo, "--alias", "gpt-3.5-turbo=up") as relay:
+        head, body = await relay.ask(request({**ASKED, "model": "gpt-3.5-turbo"}))
+        assert head.startswith(b"HTTP/1.1 200")
+        assert json.loads(body) == ASKED
+
+
+async def test_an_alias_goes_before_the_upstream_that_it_is_named_like(tmp_path: Path) -> None:
+    async with relaying(tmp_path, echo, "--upstream", "other=http://127.0.0.1:9/v1", "--alias", "other=up") as relay:
+        head, body = await relay.ask(request({**ASKED, "model": "other"}))
+        assert head.startswith(b"HTTP/1.1 200")
+        assert json.loads(body) == ASKED
+
+
 async def test_wrong_requests_do_not_reach_the_upstream(tmp_path: Path) -> None:
     async with relaying(tmp_path, echo) as relay:
         for wrong, param in (

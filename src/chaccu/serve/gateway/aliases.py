@@ -46,6 +46,9 @@ class Aliases:
         self._credit.pop(name, None)
         return self._shares.pop(name, None) is not None
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._shares
+
     def shares(self) -> dict[str, dict[str, float]]:
         """Models and their weights, by alias."""
         return {name: dict(shares) for name, shares in self._shares.items()}

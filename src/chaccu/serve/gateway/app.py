@@ -84,7 +84,7 @@ def create_gateway(
         exception_handlers={ApiError: _show_api_error, HTTPException: _show_http_error, Exception: _show_crash},
         lifespan=lifespan,
     )
-    app.state.fast_relay = FastRelay(config, admission, upstreams, metrics, log)
+    app.state.fast_relay = FastRelay(config, admission, aliases, upstreams, metrics, log)
     return app
 
 

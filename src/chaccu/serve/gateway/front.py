@@ -19,6 +19,7 @@ import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from chaccu.serve.gateway.admission import Admission, Admitted, estimate_tokens
+from chaccu.serve.gateway.aliases import Aliases
 from chaccu.serve.gateway.config import GatewayConfig
 from chaccu.serve.gateway.conversation_log import ConversationLog
 from chaccu.serve.gateway.errors import ApiError
@@ -46,6 +47,7 @@ class FastRelay(msgspec.Struct, frozen=True):
 
     config: GatewayConfig
     admission: Admission
+    aliases: Aliases
     upstreams: UpstreamRelay
     metrics: GatewayMetrics
     log: ConversationLog | None
@@ -188,7 +190,8 @@ class Front(HttpToolsProtocol):
             relay.admission.check_model(key, request.model)
         except (msgspec.DecodeError, UnicodeDecodeError, ApiError):
             return False
-        if not relay.upstreams.serves(request.model):
+        # An alias may stand for several models, and the body has to name the one that is chosen.
+        if not relay.upstreams.serves(request.model) or request.model in relay.aliases:
             return False
         try:
             admitted = relay.admission.admit(key, request.model, estimate_tokens(len(body), None))
