@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from chaccu.train.recipe import Recipe
-    from chaccu.train.run import TrainReport
+    from chaccu.train.report import TrainReport
 
 
 def register(app: typer.Typer) -> None:

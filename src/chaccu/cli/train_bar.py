@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from chaccu.train.recipe import Recipe
-    from chaccu.train.report import EvalReport, StepReport
-    from chaccu.train.run import TrainReport
+    from chaccu.train.report import EvalReport, StepReport, TrainReport
 
 
 def train_with_bar(recipe: Recipe, *, fresh: bool, replace: bool, shown: bool = True) -> TrainReport:

@@ -1,5 +1,5 @@
 """What a run reports while it goes: one record an optimizer step and one an evaluation, as the bar, the log and the trackers
-show them.
+show them; and what it comes to.
 
 Invariant: free of torch, so that what reads a log needs none.
 """
@@ -7,6 +7,7 @@ Invariant: free of torch, so that what reads a log needs none.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -54,6 +55,32 @@ class EvalReport(msgspec.Struct, frozen=True, kw_only=True, tag="eval", tag_fiel
     best_loss: float
     best_step: int
     samples: tuple[SampleAnswer, ...] = ()
+
+
+class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished run. Losses are nats a trained token on the validation rows (None without validation data); `token_rows`:
+    tokens whose rows were trained beside LoRA; `packing`: how the base lay in 4 bits meanwhile; `skipped_steps`: steps that
+    changed nothing, since they were not finite; `best_loss`: the least held-out loss that was met, after `best_step` steps;
+    `samples`: what the trained model answers to held-out questions; `config_changes`: values of the base's config that merging
+    has to change too."""
+
+    output: str
+    steps: int
+    loss_before: float | None
+    loss_after: float | None
+    tokens: int
+    trained_tokens: int
+    seconds: float
+    fill: float
+    token_rows: list[str]
+    skipped_steps: int = 0
+    packing: str | None = None
+    log: list[StepReport]
+    best_loss: float | None = None
+    best_step: int | None = None
+    samples: tuple[SampleAnswer, ...] = ()
+    config_changes: dict[str, Any] = {}
+    reused: bool = False
 
 
 def read_log(path: Path) -> list[StepReport | EvalReport]:

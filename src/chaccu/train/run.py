@@ -29,50 +29,25 @@ from chaccu.artifact import (
     write_manifest,
 )
 from chaccu.conversation import TOKENIZER_FILES, TextTokenizer, check_format, resolve_format
-from chaccu.errors import ArtifactError, RecipeError
+from chaccu.errors import RecipeError
 from chaccu.train.base_model import find_base
 from chaccu.train.evaluations import Evaluations
 from chaccu.train.loop import run_steps
 from chaccu.train.model import TrainableModel, choose_precision
 from chaccu.train.out_of_memory import explain_out_of_memory
+from chaccu.train.outputs import check_output, find_finished
 from chaccu.train.pack import PackedRow, encode_sources, pack_rows
 from chaccu.train.positions import check_lengths, load_config
 from chaccu.train.preflight import check_stop_trained, check_vocabulary
 from chaccu.train.processes import Processes, check_processes, joined
 from chaccu.train.recipe import Recipe
-from chaccu.train.report import LOG_NAME, EvalReport, SampleAnswer, StepReport, read_log
+from chaccu.train.report import EvalReport, StepReport, TrainReport
 from chaccu.train.samples import Sampler, choose_prompts
 from chaccu.train.snapshots import Snapshots
 from chaccu.train.token_rows import plan_token_rows
 from chaccu.train.trackers import Reporter, RunFolder, import_tracker, open_reporter
 
 _LIBRARIES = ("torch", "transformers", "peft", "tokenizers")
-
-
-class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A finished run. Losses are nats a trained token on the validation rows (None without validation data); `token_rows`:
-    tokens whose rows were trained beside LoRA; `packing`: how the base lay in 4 bits meanwhile; `skipped_steps`: steps that
-    changed nothing, since they were not finite; `best_loss`: the least held-out loss that was met, after `best_step` steps;
-    `samples`: what the trained model answers to held-out questions; `config_changes`: values of the base's config that merging
-    has to change too."""
-
-    output: str
-    steps: int
-    loss_before: float | None
-    loss_after: float | None
-    tokens: int
-    trained_tokens: int
-    seconds: float
-    fill: float
-    token_rows: list[str]
-    skipped_steps: int
-    packing: str | None = None
-    log: list[StepReport]
-    best_loss: float | None = None
-    best_step: int | None = None
-    samples: tuple[SampleAnswer, ...] = ()
-    config_changes: dict[str, Any] = {}
-    reused: bool = False
 
 
 def train(
@@ -105,13 +80,14 @@ def _train(
     replace: bool,
 ) -> TrainReport:
     output = Path(recipe.output)
-    base = find_base(recipe.model)
-    chat_format = resolve_format(_format_name(recipe, base), base)
+    check_output(recipe)
     inputs = {source.path: sha256_file(Path(source.path)) for source in (*recipe.data, *recipe.validation)}
-    finished = None if fresh else processes.decide(lambda: _finished_run(output, recipe, inputs, replace=replace))
+    finished = None if fresh else processes.decide(lambda: find_finished(recipe, inputs, replace=replace))
     if finished is not None:
         return finished
     import_tracker(recipe.report_to)
+    base = find_base(recipe.model)
+    chat_format = resolve_format(_format_name(recipe, base), base)
     config, _ = load_config(base, recipe)
     check_lengths(config, recipe)
     tokenizer = TextTokenizer.load(base)
@@ -228,21 +204,6 @@ def _format_name(recipe: Recipe, base: Path) -> str:
             f"no chat format is named for {recipe.model}.", remedy="set format: to a name out of chaccu format list"
         )
     return named
-
-
-def _finished_run(output: Path, recipe: Recipe, inputs: dict[str, str], *, replace: bool) -> TrainReport | None:
-    if not output.exists():
-        return None
-    manifest = read_manifest(output, kind=("adapter", "model"))
-    if manifest.settings == msgspec.to_builtins(recipe) and manifest.inputs == inputs:
-        log = [record for record in read_log(output / "logs" / LOG_NAME) if isinstance(record, StepReport)]
-        return msgspec.convert({**manifest.facts, "log": msgspec.to_builtins(log), "reused": True}, TrainReport)
-    if replace:
-        return None
-    raise ArtifactError(
-        f"{output} holds the result of another recipe or other data.",
-        remedy="choose another output, or give --replace",
-    )
 
 
 def _base_weights(base: Path) -> dict[str, Any]:
