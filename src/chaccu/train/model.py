@@ -312,9 +312,9 @@ def load_causal_lm(base: Path, dtype: torch.dtype, config: Any, *, packed_on: to
 
 
 def choose_attention(config: Any) -> str:
-    """Our attention, or transformers' own for a model with soft caps on its attention."""
+    """Our attention, or transformers' own for a model with soft caps on its attention: only `eager` applies them."""
     text = config.get_text_config()
-    return "sdpa" if getattr(text, "attn_logit_softcapping", None) else register_attention()
+    return "eager" if getattr(text, "attn_logit_softcapping", None) else register_attention()
 
 
 def _add_lora(causal: Any, recipe: Recipe, token_rows: list[int]) -> Any:

@@ -32,9 +32,20 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3": ("qwen3", LOUD),
     "gemma-3": ("gemma-3", LOUD),
+    # Caps so low that leaving them out would be seen; the layers' kinds as Gemma 2 has them.
+    "gemma-2": (
+        "gemma-3",
+        {
+            **LOUD,
+            "model_type": "gemma2",
+            "layer_types": ["sliding_attention", "full_attention"] * 3,
+            "attn_logit_softcapping": 0.5,
+            "final_logit_softcapping": 2.0,
+        },
+    ),
     "distilgpt2": ("distilgpt2", LOUD),
 }
-SLIDING = ("mistral", "qwen2-sliding", "gemma-3")
+SLIDING = ("mistral", "qwen2-sliding", "gemma-3", "gemma-2")
 
 
 def build_case(case: str, folder: Path) -> TrainableModel:
