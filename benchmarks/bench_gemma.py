@@ -23,9 +23,10 @@ import torch
 from machine import RESULTS
 
 from chaccu.conversation import TextTokenizer, load_format
+from chaccu.train.encode import encode_sources
 from chaccu.train.loop import evaluate, run_steps
 from chaccu.train.model import TrainableModel
-from chaccu.train.pack import PackedRow, encode_sources, pack_rows
+from chaccu.train.pack import PackedRow, pack_rows
 from chaccu.train.recipe import DataSource, Recipe
 from chaccu.train.report import StepReport
 

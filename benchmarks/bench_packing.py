@@ -22,7 +22,8 @@ from machine import RESULTS, describe_machine
 from measured import run_measured
 
 from chaccu.conversation import TextTokenizer, load_format
-from chaccu.train.pack import TokenSequence, encode_sources, pack_rows
+from chaccu.train.encode import encode_sources
+from chaccu.train.pack import TokenSequence, pack_rows
 from chaccu.train.recipe import DataSource
 
 FORMAT = "vicuna_v1.1"

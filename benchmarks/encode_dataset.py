@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from chaccu.conversation import TextTokenizer, load_format
-from chaccu.train.pack import encode_sources, pack_rows
+from chaccu.train.encode import encode_sources
+from chaccu.train.pack import pack_rows
 from chaccu.train.recipe import DataSource
 
 

@@ -33,7 +33,13 @@ def train_with_bar(recipe: Recipe, *, fresh: bool, replace: bool, shown: bool = 
             for line in describe_eval(report):
                 bar.console.print(line, markup=False, highlight=False, no_wrap=True, overflow="ellipsis")
 
-        return train(recipe, report=show, report_eval=show_eval, fresh=fresh, replace=replace)
+        def show_encoding(done: int, total: int) -> None:
+            if done < total:
+                bar.update(task, description=f"encoding {total:,} conversations", total=total, completed=done)
+            else:
+                bar.reset(task, description="loading the model", total=None)
+
+        return train(recipe, report=show, report_eval=show_eval, report_encoding=show_encoding, fresh=fresh, replace=replace)
 
 
 def describe_step(step: StepReport) -> str:

@@ -8,6 +8,7 @@ from chaccu.conversation.encode import (
     encode_conversations,
     guard_tokenizer,
     measure_conversations,
+    pack_conversations,
 )
 from chaccu.conversation.format import ChatFormat, Rendering, Segment, list_formats, load_format
 from chaccu.conversation.identity import check_format, check_token_identity
@@ -44,6 +45,7 @@ __all__ = [
     "load_format",
     "load_template_format",
     "measure_conversations",
+    "pack_conversations",
     "parse_conversation",
     "resolve_format",
 ]

@@ -18,6 +18,7 @@ import msgspec
 from chaccu.conversation.format import ChatFormat, Rendering
 from chaccu.conversation.message import Conversation, Message
 from chaccu.conversation.tokenizer import TextTokenizer
+from chaccu.conversation.word_pieces import ID_BYTES, pack_ids, unpack_ids
 
 
 class TokenSpan(msgspec.Struct, frozen=True):
@@ -48,7 +49,7 @@ class _Piece(msgspec.Struct):
     token_id: int | None
     reply: int | None
     trained: bool
-    ids: list[int] = []
+    packed: bytes = b""
     size: int = 0
 
 
@@ -67,12 +68,29 @@ def encode_conversations(
     `pending` as in `ChatFormat.render`: an awaited reply ends the ids where it would begin. Raises `FormatError` when the
     format refuses a conversation.
     """
-    tokenizer, rows, plain = _cut_conversations(conversations, chat_format, tokenizer, pending)
-    ids = tokenizer.encode_texts([piece.text for piece, _ in plain], first=[first for _, first in plain])
-    for (piece, _), piece_ids in zip(plain, ids, strict=True):
-        piece.ids = piece_ids
-        piece.size = len(piece_ids)
+    tokenizer, rows = _encode_pieces(conversations, chat_format, tokenizer, pending)
+    return [_join_lists(row, tokenizer) for row in rows]
+
+
+def pack_conversations(
+    conversations: Iterable[Conversation], chat_format: ChatFormat, tokenizer: TextTokenizer
+) -> list[tuple[bytes, bytes]]:
+    """As `encode_conversations`, for much text: each conversation's ids as 32-bit integers in the machine's order and its mask
+    as bytes, and no spans."""
+    tokenizer, rows = _encode_pieces(conversations, chat_format, tokenizer, None)
     return [_join_pieces(row, tokenizer) for row in rows]
+
+
+def _encode_pieces(
+    conversations: Iterable[Conversation], chat_format: ChatFormat, tokenizer: TextTokenizer, pending: bool | None
+) -> tuple[TextTokenizer, list[list[_Piece]]]:
+    """The tokenizer that was used, and each conversation's pieces with their ids."""
+    tokenizer, rows, plain = _cut_conversations(conversations, chat_format, tokenizer, pending)
+    encoded = tokenizer.pack_texts([piece.text for piece, _ in plain], first=[first for _, first in plain])
+    for (piece, _), packed in zip(plain, encoded, strict=True):
+        piece.packed = packed
+        piece.size = len(packed) // ID_BYTES
+    return tokenizer, rows
 
 
 def measure_conversations(
@@ -123,7 +141,7 @@ def _cut_pieces(rendering: Rendering, tokenizer: TextTokenizer) -> list[_Piece]:
         parts: Sequence[str | int] = [segment.text] if whole else tokenizer.split_control(segment.text)
         for part in parts:
             if isinstance(part, int):
-                pieces.append(_Piece("", part, segment.reply, trained, [part], 1))
+                pieces.append(_Piece("", part, segment.reply, trained, pack_ids([part]), 1))
                 open_run = False
             elif open_run and pieces[-1].reply == segment.reply and pieces[-1].trained == trained:
                 pieces[-1].text += part
@@ -141,14 +159,17 @@ def _beginning(pieces: list[_Piece], tokenizer: TextTokenizer) -> list[int]:
     return [bos_id]
 
 
-def _join_pieces(pieces: list[_Piece], tokenizer: TextTokenizer) -> Encoded:
-    ids = _beginning(pieces, tokenizer)
-    mask = [0] * len(ids)
-    _, spans = _find_spans(pieces, len(ids))
-    for piece in pieces:
-        ids.extend(piece.ids)
-        mask.extend([int(piece.trained)] * piece.size)
-    return Encoded(ids, mask, spans)
+def _join_pieces(pieces: list[_Piece], tokenizer: TextTokenizer) -> tuple[bytes, bytes]:
+    begin = _beginning(pieces, tokenizer)
+    ids = b"".join([pack_ids(begin), *(piece.packed for piece in pieces)])
+    mask = b"".join([bytes(len(begin)), *((b"\1" if piece.trained else b"\0") * piece.size for piece in pieces)])
+    return ids, mask
+
+
+def _join_lists(pieces: list[_Piece], tokenizer: TextTokenizer) -> Encoded:
+    ids, mask = _join_pieces(pieces, tokenizer)
+    _, spans = _find_spans(pieces, len(_beginning(pieces, tokenizer)))
+    return Encoded(unpack_ids(ids), list(mask), spans)
 
 
 def _find_spans(pieces: list[_Piece], begin: int) -> tuple[int, tuple[TokenSpan, ...]]:

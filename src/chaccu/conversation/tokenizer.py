@@ -13,13 +13,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from chaccu.conversation.word_pieces import WordPieces, adjacent_characters
+from chaccu.conversation.word_pieces import ID_BYTES, WordPieces, adjacent_characters, pack_ids, unpack_ids
 from chaccu.errors import TokenizerError
 
 # What a model folder holds of its tokenizer; the last two where it has them.
@@ -68,6 +68,10 @@ class TextTokenizer:
         except Exception as error:  # tokenizers raises bare Exception for whatever is wrong with the file
             raise TokenizerError(f"{file} is not a readable tokenizer: {error}.") from error
         return cls(backend, bos_token=_token_text(config.get("bos_token")), eos_token=_token_text(config.get("eos_token")))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By its definition, so that a worker process can be given it."""
+        return _restore, (self._backend.to_str(), self.bos_token, self.eos_token)
 
     @property
     def vocab_size(self) -> int:
@@ -145,41 +149,38 @@ class TextTokenizer:
 
     def encode_texts(self, texts: Sequence[str], *, first: Sequence[bool]) -> list[list[int]]:
         """Ids of each text, none of them special. `first[i]`: whether text i begins a sequence (and may get the mark)."""
+        return list(map(unpack_ids, self.pack_texts(texts, first=first)))
+
+    def pack_texts(self, texts: Sequence[str], *, first: Sequence[bool]) -> list[bytes]:
+        """The ids that `encode_texts` gives, each text's as 32-bit integers in the machine's order: no object for each id."""
         if self._continuing is self._backend:
-            return self._encode_continuing(texts)
+            return self._pack_continuing(texts)
         begun = [text for text, is_first in zip(texts, first, strict=True) if is_first]
         continued = [text for text, is_first in zip(texts, first, strict=True) if not is_first]
-        begun_ids, continued_ids = iter(self._encode_beginning(begun)), iter(self._encode_continuing(continued))
+        begun_ids, continued_ids = iter(self._pack_beginning(begun)), iter(self._pack_continuing(continued))
         return [next(begun_ids if is_first else continued_ids) for is_first in first]
 
     def count_texts(self, texts: Sequence[str], *, first: Sequence[bool]) -> list[int]:
         """How many ids `encode_texts` gives for each text."""
-        words = self._word_pieces if self._chars >= _MANY_CHARS else None
-        if words is None:
-            return [len(ids) for ids in self.encode_texts(texts, first=first)]
-        begun = iter(self._encode_beginning([text for text, is_first in zip(texts, first, strict=True) if is_first]))
-        marks_first = self._continuing is not self._backend
-        return [
-            len(next(begun)) if is_first and marks_first else words.count_words(words.split(text))
-            for text, is_first in zip(texts, first, strict=True)
-        ]
+        return [len(packed) // ID_BYTES for packed in self.pack_texts(texts, first=first)]
 
-    def _encode_beginning(self, texts: Sequence[str]) -> list[list[int]]:
+    def _pack_beginning(self, texts: Sequence[str]) -> list[bytes]:
         words = self._words_for(texts)
         if words is None or self._marks_after_added:
-            return _encode_batch(self._backend, texts)
+            return _pack_batch(self._backend, texts)
         split = [words.split(text) for text in texts]
-        begun = _encode_batch(self._backend, ["".join(text[:1]) for text in split])
-        return [first + words.encode_words(text[1:]) for first, text in zip(begun, split, strict=True)]
+        begun = _pack_batch(self._backend, ["".join(text[:1]) for text in split])
+        rest = words.encode_words([text[1:] for text in split])
+        return [first + others for first, others in zip(begun, rest, strict=True)]
 
     @cached_property
     def _marks_after_added(self) -> bool:
         """Whether the first-word mark may stand elsewhere than at the beginning: behind an added token found in the text."""
         return any(not token.special for token in self._backend.get_added_tokens_decoder().values())
 
-    def _encode_continuing(self, texts: Sequence[str]) -> list[list[int]]:
+    def _pack_continuing(self, texts: Sequence[str]) -> list[bytes]:
         words = self._words_for(texts)
-        return _encode_batch(self._continuing, texts) if words is None else words.encode_texts(texts)
+        return _pack_batch(self._continuing, texts) if words is None else words.encode_texts(texts)
 
     def _words_for(self, texts: Sequence[str]) -> WordPieces | None:
         """The way by words, once there is so much text that looking through the vocabulary for it pays."""
@@ -191,19 +192,19 @@ class TextTokenizer:
     @cached_property
     def _word_pieces(self) -> WordPieces | None:
         pairs = adjacent_characters(self._continuing)
-        return None if pairs is None else WordPieces(self._encode_word, pairs)
-
-    def _encode_word(self, word: str) -> list[int]:
-        ids: list[int] = self._continuing.encode(word, add_special_tokens=False).ids
-        return ids
+        return None if pairs is None else WordPieces(partial(_pack_batch, self._continuing), pairs)
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
         """The text of `ids`."""
         return str(self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
 
-def _encode_batch(backend: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+def _restore(definition: str, bos_token: str, eos_token: str) -> TextTokenizer:
+    return TextTokenizer(Tokenizer.from_str(definition), bos_token=bos_token, eos_token=eos_token)
+
+
+def _pack_batch(backend: Tokenizer, texts: Sequence[str]) -> list[bytes]:
+    return [pack_ids(encoding.ids) for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
 def _without_first_word_mark(backend: Tokenizer) -> Tokenizer:

@@ -4,26 +4,19 @@ Packing is best-fit decreasing (Johnson et al. 1974), which needs at most 11/9 o
 rows end more than 99 % full when conversations are short beside the row. This module is free of torch; the model turns a row
 into tensors.
 
-Invariants: a conversation is never cut; one that is longer than a row, or has no trained token, stops the run with its id. In
-memory stand the tokens, five bytes each, not the texts.
+Invariants: a conversation is never cut, and none is lost. In memory stand the tokens, five bytes each, not the texts.
 """
 
 from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Iterator, Sequence
-from itertools import accumulate, islice
-from pathlib import Path
+from collections.abc import Sequence
+from itertools import accumulate
 
 import msgspec
 
-from chaccu.artifact import storage_errors
-from chaccu.conversation import ChatFormat, Conversation, Encoded, TextTokenizer, encode_conversations, parse_conversation
-from chaccu.errors import TrainError
-from chaccu.train.recipe import DataSource
-
-_BATCH = 64
+from chaccu.conversation import Encoded
 
 
 class TokenSequence(msgspec.Struct, frozen=True):
@@ -52,74 +45,6 @@ class PackedRow(msgspec.Struct, frozen=True):
         """Tokens that the loss counts: a conversation's first token is never predicted."""
         firsts = accumulate([0, *self.lengths[:-1]])
         return sum(self.mask_T) - sum(self.mask_T[first] for first in firsts)
-
-
-def read_source(source: DataSource, *, shuffle_seed: int | None = None) -> Iterator[Conversation]:
-    """Conversations of a JSON-lines file, in the file's order or shuffled; only the lines' places are held in memory.
-
-    Raises `StorageError` or, with the line's number, `TrainError`.
-    """
-    path = Path(source.path)
-    with storage_errors(path), path.open("rb") as file:
-        places, place = [], 0
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                places.append((number, place))
-            place += len(line)
-        if shuffle_seed is not None:
-            random.Random(shuffle_seed).shuffle(places)
-        for number, place in places:
-            file.seek(place)
-            try:
-                yield parse_conversation(file.readline())
-            except Exception as error:
-                raise TrainError(f"{path}, line {number}: {error}") from error
-
-
-def encode_sources(
-    sources: Sequence[DataSource], chat_format: ChatFormat, tokenizer: TextTokenizer, *, sequence_len: int, seed: int
-) -> list[TokenSequence]:
-    """Encoded conversations of all sources, each source sampled and repeated as it says.
-
-    Raises `TrainError` when a source has nothing usable, a conversation does not fit a row, or one has no trained token.
-    """
-    rows: list[TokenSequence] = []
-    for source in sources:
-        limit = source.max_tokens or sequence_len
-        chosen: list[TokenSequence] = []
-        found = False
-        for batch in _batches(read_source(source, shuffle_seed=seed)):
-            found = True
-            for conversation, encoded in zip(batch, encode_conversations(batch, chat_format, tokenizer), strict=True):
-                _check_row(conversation, encoded, source, sequence_len)
-                if len(encoded.ids) <= limit:
-                    chosen.append(TokenSequence(array("i", encoded.ids), array("b", encoded.mask)))
-            if source.conversations is not None and len(chosen) >= source.conversations:
-                break
-        if not found:
-            raise TrainError(f"{source.path} holds no conversations.", remedy="check the file, or run chaccu data clean again")
-        if not chosen:
-            raise TrainError(f"no conversation of {source.path} has at most {limit} tokens.", remedy="raise max_tokens")
-        rows.extend(chosen[: source.conversations] * source.repeat)
-    return rows
-
-
-def _batches(conversations: Iterator[Conversation]) -> Iterator[list[Conversation]]:
-    while batch := list(islice(conversations, _BATCH)):
-        yield batch
-
-
-def _check_row(conversation: Conversation, encoded: Encoded, source: DataSource, sequence_len: int) -> None:
-    if not any(encoded.mask[1:]):
-        raise TrainError(
-            f"conversation {conversation.id!r} of {source.path} has no trained token.",
-            remedy="leave out conversations without a reply: chaccu data clean does",
-        )
-    if sequence_len < len(encoded.ids) <= (source.max_tokens or len(encoded.ids)):
-        raise TrainError(
-            f"conversation {conversation.id!r} of {source.path} has {len(encoded.ids)} tokens; sequence_len is {sequence_len}.",
-            remedy=f"chaccu data clean --max-tokens {sequence_len} splits it; sequence_len takes it; max_tokens leaves it out",
-        )
 
 
 def pack_rows(encoded: Sequence[Encoded | TokenSequence], sequence_len: int, *, seed: int) -> list[PackedRow]:

@@ -13,7 +13,8 @@ import contextlib
 import datetime
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TypeVar
 
 import msgspec
@@ -80,6 +81,19 @@ class Processes(msgspec.Struct, frozen=True, kw_only=True):
         box = [make() if self.first else None]
         torch.distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]  # type: ignore[return-value]
+
+    def relay(self, make: Callable[[], Generator[_Result]]) -> Generator[_Result]:
+        """What `make` yields in process 0, one after another, in all of them: the others do not make it."""
+        if self.count == 1:
+            yield from make()
+            return
+        made = make() if self.first else None
+        try:
+            while box := self.decide(lambda: list(islice(made or (), 1))):
+                yield box[0]
+        finally:
+            if made is not None:
+                made.close()
 
     def shared(self, clock: Callable[[], float]) -> Callable[[], float]:
         """Process 0's `clock`, for all that ask it at the same points."""

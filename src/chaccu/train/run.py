@@ -31,12 +31,13 @@ from chaccu.artifact import (
 from chaccu.conversation import TOKENIZER_FILES, TextTokenizer, check_format, resolve_format
 from chaccu.errors import RecipeError
 from chaccu.train.base_model import find_base
+from chaccu.train.encode import encode_sources
 from chaccu.train.evaluations import Evaluations
 from chaccu.train.loop import run_steps
 from chaccu.train.model import TrainableModel, choose_precision
 from chaccu.train.out_of_memory import explain_out_of_memory
 from chaccu.train.outputs import check_output, find_finished
-from chaccu.train.pack import PackedRow, encode_sources, pack_rows
+from chaccu.train.pack import PackedRow, pack_rows
 from chaccu.train.positions import check_lengths, load_config
 from chaccu.train.preflight import check_stop_trained, check_vocabulary
 from chaccu.train.processes import Processes, check_processes, joined
@@ -55,19 +56,29 @@ def train(
     *,
     report: Callable[[StepReport], None] | None = None,
     report_eval: Callable[[EvalReport], None] | None = None,
+    report_encoding: Callable[[int, int], None] | None = None,
     fresh: bool = False,
     replace: bool = False,
 ) -> TrainReport:
     """Run a recipe and write its output folder; an output made by the same recipe from the same data is reused.
 
-    Under a launcher every process calls it, and process 0 alone reports and writes; the others wait for it. `fresh` trains in
-    any case; `replace` trains only when the output is of another recipe or other data, and replaces it.
+    Under a launcher every process calls it, and process 0 alone reports and writes; the others wait for it. `report_encoding`
+    is told how many conversations are encoded, and of how many. `fresh` trains in any case; `replace` trains only when the
+    output is of another recipe or other data, and replaces it.
 
     Raises `RecipeError`, `TrainError` or `StorageError` before the first step for whatever can be known by then.
     """
     check_processes(recipe)
     with joined(recipe) as processes:
-        return _train(recipe, processes, report=report, report_eval=report_eval, fresh=fresh, replace=replace)
+        return _train(
+            recipe,
+            processes,
+            report=report,
+            report_eval=report_eval,
+            report_encoding=report_encoding,
+            fresh=fresh,
+            replace=replace,
+        )
 
 
 def _train(
@@ -76,6 +87,7 @@ def _train(
     *,
     report: Callable[[StepReport], None] | None,
     report_eval: Callable[[EvalReport], None] | None,
+    report_encoding: Callable[[int, int], None] | None,
     fresh: bool,
     replace: bool,
 ) -> TrainReport:
@@ -92,8 +104,15 @@ def _train(
     check_lengths(config, recipe)
     tokenizer = TextTokenizer.load(base)
     check_format(chat_format, tokenizer)
-    encoded = encode_sources(recipe.data, chat_format, tokenizer, sequence_len=recipe.sequence_len, seed=recipe.seed)
-    held_out = encode_sources(recipe.validation, chat_format, tokenizer, sequence_len=recipe.sequence_len, seed=recipe.seed)
+    encode = partial(
+        encode_sources,
+        chat_format=chat_format,
+        tokenizer=tokenizer,
+        sequence_len=recipe.sequence_len,
+        seed=recipe.seed,
+        relay=processes.relay,
+    )
+    encoded, held_out = encode(recipe.data, report=report_encoding), encode(recipe.validation)
     check_stop_trained(encoded, chat_format, tokenizer)
     rows = pack_rows(encoded, recipe.row_len, seed=recipe.seed)
     validation = pack_rows(held_out, recipe.row_len, seed=recipe.seed)

@@ -19,8 +19,8 @@ import torch
 
 from chaccu.conversation import ChatFormat, Conversation, Message, TextTokenizer, encode_conversation
 from chaccu.train.attention import ATTENTION
+from chaccu.train.encode import read_source
 from chaccu.train.model import TrainableModel
-from chaccu.train.pack import read_source
 from chaccu.train.recipe import Recipe
 from chaccu.train.report import SampleAnswer
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,10 @@ def test_a_saved_tokenizer_loads_with_its_named_tokens(kind: str, tmp_path: Path
     assert (loaded.adds_bos, loaded.vocab_size, loaded.sha256) == (built.adds_bos, built.vocab_size, built.sha256)
     texts = ["Hello", " <s> there\n", ""]
     first = [True, False, False]
-    assert loaded.encode_texts(texts, first=first) == built.encode_texts(texts, first=first)
+    sent = pickle.loads(pickle.dumps(loaded))
+    assert (sent.bos_token, sent.eos_token, sent.adds_bos, sent.sha256) == (bos, eos, built.adds_bos, built.sha256)
+    for tokenizer in (loaded, sent):
+        assert tokenizer.encode_texts(texts, first=first) == built.encode_texts(texts, first=first)
 
 
 def test_only_some_kinds_add_bos_and_only_llama_s_marks_first_words() -> None:

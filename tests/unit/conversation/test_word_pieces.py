@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chaccu.conversation import word_pieces
-from chaccu.conversation.word_pieces import WordPieces, adjacent_characters
+from chaccu.conversation.word_pieces import WordPieces, adjacent_characters, pack_ids, unpack_ids
 
 from .small_tokenizers import ADDED, CONTROL, build_tokenizer
 
@@ -38,20 +40,25 @@ PARTS = st.sampled_from(
 TEXTS = st.lists(st.one_of(PARTS, st.text(max_size=6)), max_size=12).map("".join)
 
 
+def encode_whole(kind: str, texts: Sequence[str]) -> list[bytes]:
+    backend = build_tokenizer(kind)._continuing
+    return [pack_ids(backend.encode(text, add_special_tokens=False).ids) for text in texts]
+
+
 def build_word_pieces(kind: str) -> WordPieces:
     tokenizer = build_tokenizer(kind)
     pairs = adjacent_characters(tokenizer._continuing)
     assert pairs is not None
-    return WordPieces(tokenizer._encode_word, pairs)
+    return WordPieces(lambda words: encode_whole(kind, words), pairs)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=400, deadline=None)
 @given(texts=st.lists(TEXTS, min_size=1, max_size=3))
 def test_ids_are_those_of_the_whole_text(kind: str, texts: list[str]) -> None:
-    tokenizer, words = build_tokenizer(kind), build_word_pieces(kind)
+    words = build_word_pieces(kind)
     assert all("".join(words.split(text)) == text for text in texts)
-    assert words.encode_texts(texts) == [tokenizer._encode_word(text) for text in texts]
+    assert words.encode_texts(texts) == encode_whole(kind, texts)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -68,22 +75,22 @@ def test_a_tokenizer_gives_the_same_ids_before_and_after_it_turns_to_words(
 
 
 def test_texts_are_cut_where_no_token_spans_and_nowhere_else() -> None:
-    assert WordPieces(lambda word: [], {"ab", "▁a", "▁▁"}).split("ab  ab.ab\nab") == ["ab", "  ab", ".", "ab", "\n", "ab"]
-    assert WordPieces(lambda word: [], {"b▁", "b.", "\na"}).split("ab  ab.ab\nab") == ["ab  ab.", "ab", "\nab"]
-    assert WordPieces(lambda word: [], {".▁"}).split("a.  a") == ["a", ".  a"]
+    assert WordPieces(lambda words: [], {"ab", "▁a", "▁▁"}).split("ab  ab.ab\nab") == ["ab", "  ab", ".", "ab", "\n", "ab"]
+    assert WordPieces(lambda words: [], {"b▁", "b.", "\na"}).split("ab  ab.ab\nab") == ["ab  ab.", "ab", "\nab"]
+    assert WordPieces(lambda words: [], {".▁"}).split("a.  a") == ["a", ".  a"]
 
 
 def test_the_cache_is_bounded_and_keeps_no_long_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(word_pieces, "_MAX_WORDS", 10)
     asked: list[str] = []
 
-    def encode(word: str) -> list[int]:
-        asked.append(word)
-        return [len(word)]
+    def encode(words: Sequence[str]) -> list[bytes]:
+        asked.extend(words)
+        return [pack_ids([len(word)]) for word in words]
 
     words = WordPieces(encode, set())
     long = "x" * 100
-    assert words.encode_texts([f"a {long} a", long]) == [[1, 101, 2], [100]]
+    assert [unpack_ids(ids) for ids in words.encode_texts([f"a {long} a", long])] == [[1, 101, 2], [100]]
     assert asked == ["a", f" {long}", " a", long]
     for number in range(100):
         words.encode_texts([f"w{number}"])

@@ -14,7 +14,8 @@ import pytest
 from chaccu.artifact import manifest_sha256, read_manifest, verify_files
 from chaccu.conversation import Encoded, TextTokenizer, load_format
 from chaccu.errors import ArtifactError, RecipeError, TrainError
-from chaccu.train.pack import PackedRow, encode_sources, pack_rows
+from chaccu.train.encode import encode_sources
+from chaccu.train.pack import PackedRow, pack_rows
 from chaccu.train.recipe import Recipe
 from chaccu.train.report import StepReport
 

@@ -12,7 +12,8 @@ import pytest
 
 from chaccu.conversation import ChatFormat, Conversation, Message, TextTokenizer, encode_conversation, load_format
 from chaccu.testing.tiny import ARCHITECTURES, build_model
-from chaccu.train.pack import encode_sources, pack_rows
+from chaccu.train.encode import encode_sources
+from chaccu.train.pack import pack_rows
 from chaccu.train.recipe import DataSource, Recipe
 from chaccu.train.report import SampleAnswer
 

@@ -11,7 +11,8 @@ import pytest
 from chaccu.artifact import read_manifest, verify_files
 from chaccu.conversation import TextTokenizer, load_format
 from chaccu.errors import RecipeError
-from chaccu.train.pack import encode_sources, pack_rows
+from chaccu.train.encode import encode_sources
+from chaccu.train.pack import pack_rows
 from chaccu.train.recipe import Recipe, parse_recipe
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
