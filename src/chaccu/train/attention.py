@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from chaccu.errors import TrainError
 from chaccu.train.flash_attention import attend as flash_attend
 from chaccu.train.flash_attention import has_flash_attention, serves_width
 
@@ -41,6 +42,25 @@ def pack_lengths(lengths: Sequence[int], longest: int) -> PackedLengths:
         starts.append(starts[-1] + length)
     starts += [starts[-1]] * (-len(starts) % _ENDS_BUCKET)
     return PackedLengths(tuple(lengths), torch.tensor(starts, dtype=torch.int32), longest)
+
+
+def forget_lengths(packed: PackedLengths) -> PackedLengths:
+    """`packed` for a compiled layer, which would be compiled anew for every row that it is told the lengths of, and for every
+    size of their tensor."""
+    torch._dynamo.maybe_mark_dynamic(packed.starts_N, 0)
+    return packed._replace(lengths=())
+
+
+def check_dropout(config: Any) -> None:
+    """Raise `TrainError` for a model that drops attention weights in training: a compiled layer attends by kernels, and those
+    do not. `config`: transformers' own, of the whole model."""
+    text = config.get_text_config()
+    for name in ("attention_dropout", "attn_pdrop"):
+        if share := getattr(text, name, None):
+            raise TrainError(
+                f"compile: true goes without dropout in attention, and the model's config.json has {name} {share}.",
+                remedy=f"set {name} to 0 there, or compile: false",
+            )
 
 
 def register_attention() -> str:

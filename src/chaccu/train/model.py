@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,12 +18,21 @@ import numpy as np
 import psutil
 import torch
 
-from chaccu.errors import MissingDependencyError, TrainError
-from chaccu.train.attention import ATTENTION, PackedLengths, attends_at_once, pack_lengths, register_attention
+from chaccu.errors import TrainError
+from chaccu.train.attention import (
+    ATTENTION,
+    PackedLengths,
+    attends_at_once,
+    check_dropout,
+    forget_lengths,
+    pack_lengths,
+    register_attention,
+)
 from chaccu.train.base_model import find_base
 from chaccu.train.layers import count_that_fit
+from chaccu.train.lora import add_lora
 from chaccu.train.loss import summed_cross_entropy
-from chaccu.train.nf4 import adopt_packed_layers, describe_packing, loading_options, packed_layers
+from chaccu.train.nf4 import adopt_packed_layers, describe_packing, loading_options
 from chaccu.train.optim import optimizer_bytes
 from chaccu.train.pack import PackedRow, pad_row
 from chaccu.train.parallel import apply_parallel, bind_loss, build_mesh, count_transient_bytes, gather_weights
@@ -128,7 +136,7 @@ class TrainableModel:
         if recipe.trains_adapter:
             rows = rows or TokenRowPlan()
             self.token_rows = rows.choose(self._head.weight.detach())
-            self.full = _add_lora(causal, recipe, self.token_rows)
+            self.full = add_lora(causal, recipe, self.token_rows)
             self._begin_rows(causal, rows.begin_at)
         else:
             self.full = causal
@@ -147,6 +155,8 @@ class TrainableModel:
                 f"{type(causal).__name__} in {str(self.dtype).removeprefix('torch.')} on {device.type}.",
                 remedy="set compile: false",
             )
+        if recipe.compile:
+            check_dropout(causal.config)
         if recipe.trains_adapter:
             for parameter in self.full.parameters():
                 if parameter.requires_grad:
@@ -181,8 +191,7 @@ class TrainableModel:
         if self._tells_lengths:
             packed = pack_lengths(row.lengths, self._longest)
             packed = packed._replace(starts_N=self._send(packed.starts_N))
-            # A compiled layer would be compiled anew for every row that it is told the lengths of.
-            packed = packed._replace(lengths=()) if self._row_len is not None else packed
+            packed = forget_lengths(packed) if self._row_len is not None else packed
         ids_1T, positions_1T, places_P, labels_P = map(
             self._send, (ids_T[None], positions_T[None], predicted_P - 1, ids_T[predicted_P])
         )
@@ -315,39 +324,3 @@ def choose_attention(config: Any) -> str:
     """Our attention, or transformers' own for a model with soft caps on its attention: only `eager` applies them."""
     text = config.get_text_config()
     return "eager" if getattr(text, "attn_logit_softcapping", None) else register_attention()
-
-
-def _add_lora(causal: Any, recipe: Recipe, token_rows: list[int]) -> Any:
-    try:
-        import peft
-    except ImportError as error:
-        raise MissingDependencyError("peft", extra="train", needed_for="method: lora") from error
-    options = recipe.lora
-    embedding, head = causal.get_input_embeddings(), causal.get_output_embeddings()
-    # peft ties the rows of both by itself where the weights are tied.
-    ends = [embedding] if embedding.weight is head.weight else [embedding, head]
-    names = {module: name.rpartition(".")[2] for name, module in causal.named_modules() if module in ends}
-    config = peft.LoraConfig(
-        r=options.rank,
-        lora_alpha=options.alpha,
-        lora_dropout=options.dropout,
-        target_modules=options.target_modules,
-        trainable_token_indices={names[module]: token_rows for module in ends} if token_rows else None,
-        task_type="CAUSAL_LM",
-    )
-    with warnings.catch_warnings():
-        # Between two libraries: peft asks transformers by the old name.
-        warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)
-        adapted = peft.get_peft_model(causal, config)
-    for module in adapted.modules():
-        if isinstance(module, peft.tuners.lora.LoraLayer):
-            # Autocast chooses the dtype; peft would first copy every input into the adapter's float32, for each layer anew.
-            module.cast_input_dtype_enabled = False
-    # An adapter of a Conv1D that was packed is, for whoever loads it on the base, one of a Conv1D.
-    config.fan_in_fan_out |= any(layer.from_conv1d for layer in packed_layers(causal))
-    if isinstance(causal.get_output_embeddings(), peft.tuners.lora.LoraLayer):
-        raise TrainError(
-            "lora.target_modules takes in the output projection, which the fused loss reads as it is.",
-            remedy="leave it out; lora.trainable_tokens trains single rows of it",
-        )
-    return adapted

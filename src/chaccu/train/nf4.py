@@ -66,6 +66,11 @@ class NF4Linear(torch.nn.Linear):
         out: torch.Tensor = _multiply(input.to(dtype), *self._packed())
         return out if self.bias is None else out + self.bias.to(dtype)
 
+    def multiply_back(self, grad_TO: torch.Tensor) -> torch.Tensor:
+        """The gradient by the input, from that by the output."""
+        grad_TI: torch.Tensor = _multiply_back(grad_TO, *self._packed())
+        return grad_TI
+
     def _packed(self) -> tuple[Any, ...]:
         sizes = [self.out_features, self.in_features]
         return self.weight, self.scales, self.groups, self.levels, self.offset, sizes, self.block, self.group
