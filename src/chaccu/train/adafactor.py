@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from chaccu.train.quantised_moments import Rates
+from chaccu.train.adam import Rates
 from chaccu.train.rounding import round_stochastically
 
 # For each weight of the tensor that is updated: float32 copies of weight and gradient, and what Adafactor makes of them.

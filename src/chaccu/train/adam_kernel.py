@@ -11,7 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from chaccu.train.quantised_moments import Moments, Rates, step_sizes
+from chaccu.train.adam import Rates, step_numbers
+from chaccu.train.quantised_moments import Moments
 from chaccu.train.rounding import BLOCK
 from chaccu.train.rounding_kernel import encode_rows, mix_bits, round_to_bfloat16, share_of_top_half
 
@@ -29,7 +30,6 @@ def launch_step(
 ) -> None:
     """As `quantised_moments.step_parameter`, on the parameter's device."""
     count = parameter.numel()
-    step_size, root_scale = step_sizes(rates)
     _step[(triton.cdiv(count, BLOCK * _BLOCKS),)](
         parameter,
         gradient.contiguous(),
@@ -37,12 +37,7 @@ def launch_step(
         scale,
         count,
         seed,
-        rates.beta1,
-        rates.beta2,
-        rates.epsilon,
-        1 - rates.learning_rate * rates.weight_decay,
-        step_size,
-        root_scale,
+        *step_numbers(rates),
         ROUNDS=parameter.dtype == torch.bfloat16,
         BLOCK=BLOCK,
         BLOCKS=_BLOCKS,

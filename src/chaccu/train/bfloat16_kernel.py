@@ -11,8 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
+from chaccu.train.adam import Rates, step_numbers
 from chaccu.train.bfloat16_moments import BFloat16Moments
-from chaccu.train.quantised_moments import Rates, step_sizes
 from chaccu.train.rounding_kernel import mix_bits, round_to_bfloat16
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ def launch_step(
 ) -> None:
     """As `bfloat16_moments.step_parameter`, on the parameter's device."""
     count = parameter.numel()
-    step_size, root_scale = step_sizes(rates)
     _step[(triton.cdiv(count, _SIZE),)](
         parameter,
         gradient.contiguous(),
@@ -37,12 +36,7 @@ def launch_step(
         scale,
         count,
         seed,
-        rates.beta1,
-        rates.beta2,
-        rates.epsilon,
-        1 - rates.learning_rate * rates.weight_decay,
-        step_size,
-        root_scale,
+        *step_numbers(rates),
         ROUNDS=parameter.dtype == torch.bfloat16,
         SIZE=_SIZE,
         num_warps=8,

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 
-from chaccu.train.quantised_moments import Rates, step_sizes
+from chaccu.train.adam import Rates, step_plainly
 from chaccu.train.rounding import round_stochastically
 
 
@@ -54,16 +54,7 @@ def _step_plainly(
     if scale.isnan():
         return
     generator = torch.Generator(parameter.device).manual_seed(seed)
-    grad_N = gradient.reshape(-1).float() * scale
-    mean_N = moments.mean.float()
-    mean_N += (1 - rates.beta1) * (grad_N - mean_N)
-    variance_N = moments.variance.float()
-    variance_N += (1 - rates.beta2) * (grad_N.square() - variance_N)
-    step_size, root_scale = step_sizes(rates)
-    weight_N = parameter.reshape(-1).float()
-    weight_N = weight_N * (1 - rates.learning_rate * rates.weight_decay) - step_size * mean_N / (
-        variance_N.sqrt() * root_scale + rates.epsilon
-    )
-    parameter.reshape(-1).copy_(round_stochastically(weight_N, parameter.dtype, generator))
+    mean_N, variance_N = moments.mean.float(), moments.variance.float()
+    step_plainly(parameter, gradient.reshape(-1).float() * scale, mean_N, variance_N, rates, generator)
     moments.mean.copy_(round_stochastically(mean_N, torch.bfloat16, generator))
     moments.variance.copy_(round_stochastically(variance_N, torch.bfloat16, generator))

@@ -17,10 +17,11 @@ from typing import Protocol
 import torch
 
 from chaccu.train import adafactor, bfloat16_moments, quantised_moments
+from chaccu.train.adam import BETAS, EPSILON
 from chaccu.train.recipe import Recipe
 from chaccu.train.rounding import BLOCK
 from chaccu.train.shards import local, whole
-from chaccu.train.tensorwise import BETAS, EPSILON, TensorwiseOptimizer, UpdateRule
+from chaccu.train.tensorwise import TensorwiseOptimizer, UpdateRule
 
 _RULES = {
     "adamw_8bit": UpdateRule(quantised_moments.new_moments, quantised_moments.step_parameter),

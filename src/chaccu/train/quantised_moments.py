@@ -8,18 +8,18 @@ are not lost, nor do slowly moving averages stick. m, which forgets soon, can be
 its block's largest; √v, in which rounding adds up over 1,000 steps, gets fine ones and ends at 6·10⁻⁵ of the largest: a weight
 with less is updated more slowly, never divided by nothing.
 
-AdamW is Loshchilov & Hutter 2019 (arXiv:1711.05101); blocks of 8-bit moments are Dettmers et al. 2022 (arXiv:2110.02861).
+The step itself is `adam`'s; blocks of 8-bit moments are Dettmers et al. 2022 (arXiv:2110.02861).
 The kernel and the plain PyTorch version compute the same function of the same random bits' distribution, not the same bits.
 """
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 
-from chaccu.train.rounding import count_blocks, decode_blocks, encode_blocks, round_stochastically
+from chaccu.train.adam import Rates, step_plainly
+from chaccu.train.rounding import count_blocks, decode_blocks, encode_blocks
 
 # The largest code and the power of m and of √v.
 _MEAN, _ROOT = (127, 4), (255, 2)
@@ -34,17 +34,6 @@ class Moments(NamedTuple):
     mean_scales: torch.Tensor
     root_codes: torch.Tensor
     root_scales: torch.Tensor
-
-
-class Rates(NamedTuple):
-    """One step's numbers. `step` counts from 1."""
-
-    learning_rate: float
-    beta1: float
-    beta2: float
-    epsilon: float
-    weight_decay: float
-    step: int
 
 
 def new_moments(parameter: torch.Tensor) -> Moments:
@@ -77,29 +66,15 @@ def _step_plainly(
     if not scale >= 0:
         return
     generator = torch.Generator(parameter.device).manual_seed(seed)
-    grad_N = gradient.reshape(-1).float() * scale
-    mean_N = decode_mean(moments)
-    mean_N += (1 - rates.beta1) * (grad_N - mean_N)
-    variance_N = decode_root(moments) ** 2
-    variance_N += (1 - rates.beta2) * (grad_N.square() - variance_N)
+    mean_N, variance_N = decode_mean(moments), decode_root(moments) ** 2
+    step_plainly(parameter, gradient.reshape(-1).float() * scale, mean_N, variance_N, rates, generator)
     root_N = variance_N.sqrt()
-    step_size, root_scale = step_sizes(rates)
-    weight_N = parameter.reshape(-1).float()
-    weight_N = weight_N * (1 - rates.learning_rate * rates.weight_decay) - step_size * mean_N / (
-        root_N * root_scale + rates.epsilon
-    )
-    parameter.reshape(-1).copy_(round_stochastically(weight_N, parameter.dtype, generator))
     codes_N, scales_B = encode_blocks(mean_N, *_MEAN, generator)
     moments.mean_codes.copy_(codes_N)
     moments.mean_scales.copy_(scales_B)
     codes_N, scales_B = encode_blocks(root_N, *_ROOT, generator)
     moments.root_codes.copy_(torch.where(root_N > 0, codes_N.clamp_min(_LEAST_ROOT), codes_N))
     moments.root_scales.copy_(scales_B)
-
-
-def step_sizes(rates: Rates) -> tuple[float, float]:
-    """The learning rate with m's bias taken out, and the factor that takes v's bias out of √v."""
-    return rates.learning_rate / (1 - rates.beta1**rates.step), 1 / math.sqrt(1 - rates.beta2**rates.step)
 
 
 def decode_mean(moments: Moments) -> torch.Tensor:

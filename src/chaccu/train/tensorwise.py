@@ -22,13 +22,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from chaccu.train.adam import BETAS, EPSILON, Rates
 from chaccu.train.held_gradients import HeldGradient, hold_gradient, new_held_gradient, release_gradient
-from chaccu.train.quantised_moments import Rates
 from chaccu.train.recipe import Recipe
 from chaccu.train.running_norm import RunningNorm
 from chaccu.train.shards import gathered, local, norm_of_parts, part_of
-
-BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
 class UpdateRule(NamedTuple):

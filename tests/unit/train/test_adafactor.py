@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 optimization = pytest.importorskip("transformers.optimization", reason="transformers is not installed")
 
 from chaccu.train.adafactor import new_factors, step_parameter  # noqa: E402 (torch may be absent)
-from chaccu.train.quantised_moments import Rates  # noqa: E402
+from chaccu.train.adam import Rates  # noqa: E402
 
 ONE = torch.ones(())
 NAN = torch.full((), float("nan"))

@@ -6,8 +6,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
+from chaccu.train.adam import Rates  # noqa: E402
 from chaccu.train.bfloat16_moments import new_moments, step_parameter  # noqa: E402 (torch may be absent)
-from chaccu.train.quantised_moments import Rates  # noqa: E402
 
 ONE = torch.ones(())
 NAN = torch.full((), float("nan"))

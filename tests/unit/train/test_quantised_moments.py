@@ -6,8 +6,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
-from chaccu.train.quantised_moments import (  # noqa: E402 (torch may be absent)
-    Rates,
+from chaccu.train.adam import Rates  # noqa: E402 (torch may be absent)
+from chaccu.train.quantised_moments import (  # noqa: E402
     decode_mean,
     decode_root,
     new_moments,
