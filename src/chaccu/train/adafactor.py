@@ -19,9 +19,6 @@ import torch
 from chaccu.train.adam import Rates
 from chaccu.train.rounding import round_stochastically
 
-# For each weight of the tensor that is updated: float32 copies of weight and gradient, and what Adafactor makes of them.
-WORKING_BYTES = 20
-
 
 class Factors(NamedTuple):
     """A weight's own Adafactor, and the float32 parameter that it updates: empty between steps."""

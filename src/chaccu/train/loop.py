@@ -14,8 +14,8 @@ import torch
 
 from chaccu.train.batch import accumulation_steps
 from chaccu.train.meter import StepMeter
-from chaccu.train.model import TrainableModel
-from chaccu.train.optim import build_optimizer, learning_rate_at
+from chaccu.train.model import RowTensors, TrainableModel
+from chaccu.train.optim import StepOptimizer, build_optimizer, learning_rate_at
 from chaccu.train.pack import PackedRow
 from chaccu.train.recipe import Recipe
 from chaccu.train.report import StepReport
@@ -51,23 +51,14 @@ def run_steps(
     ready = [model.prepare_row(row) for row in processes.share(schedule[0])] if schedule else []
     for number, batch in enumerate(schedule, 1):
         step_begun = clock()
-        spent = (step_begun - begun) / (60 * recipe.max_minutes) if recipe.max_minutes else 0.0
-        progress = max((number - 1) / len(schedule), spent)
+        progress = max((number - 1) / len(schedule), _time_spent(recipe, step_begun - begun))
         if progress >= 1:
             break
         # The first step would otherwise be taken at a rate of 0.
         rate = learning_rate_at(recipe, max(progress, min(1 / len(schedule), recipe.warmup_ratio)))
         optimizer.set_rate(rate)
-        trained = sum(row.trained_tokens for row in batch)
         meter.begin()
-        losses = []
-        for place, row in enumerate(ready, 1):
-            optimizer.begin_backward(last=place == len(ready))
-            row_loss = model.row_loss(row) / trained
-            # What is updated before the step's loss is known, all processes update or none does.
-            optimizer.watch(processes.sum(row_loss.detach()) if recipe.optimizer_in_backward else row_loss.detach())
-            guard.scale_loss(row_loss).backward()  # type: ignore[no-untyped-call]
-            losses.append(row_loss.detach())
+        losses = _run_backward(model, ready, batch, recipe, optimizer, guard)
         ready = [model.prepare_row(row) for row in processes.share(schedule[number])] if number < len(schedule) else []
         guard.unscale(model.parameters)
         # What is read here waits for the device: once a step.
@@ -78,8 +69,7 @@ def run_steps(
         else:
             optimizer.skip_step()
         now = clock()
-        cost = meter.finish(batch, now - step_begun)
-        done = max(number / len(schedule), (now - begun) / (60 * recipe.max_minutes) if recipe.max_minutes else 0.0)
+        done = max(number / len(schedule), _time_spent(recipe, now - begun))
         log.append(
             StepReport(
                 step=number,
@@ -87,16 +77,40 @@ def run_steps(
                 loss=_finite(loss),
                 grad_norm=_finite(norm),
                 learning_rate=rate,
-                tokens_per_s=cost.tokens_per_s,
-                mfu=cost.mfu,
-                memory_bytes=cost.memory_bytes,
                 left_s=(now - begun) * (1 / done - 1),
                 skipped=not taken,
+                **meter.finish(batch, now - step_begun)._asdict(),
             )
         )
         if report:
             report(log[-1])
     return log
+
+
+def _run_backward(
+    model: TrainableModel,
+    ready: Sequence[RowTensors],
+    batch: Sequence[PackedRow],
+    recipe: Recipe,
+    optimizer: StepOptimizer,
+    guard: StepGuard,
+) -> list[torch.Tensor]:
+    """The backward pass of each row in `ready`, this process's share of `batch`; their parts of the step's loss."""
+    trained = sum(row.trained_tokens for row in batch)
+    losses = []
+    for place, row in enumerate(ready, 1):
+        optimizer.begin_backward(last=place == len(ready))
+        row_loss = model.row_loss(row) / trained
+        losses.append(row_loss.detach())
+        # What is updated before the step's loss is known, all processes update or none does.
+        optimizer.watch(model.processes.sum(losses[-1]) if recipe.optimizer_in_backward else losses[-1])
+        guard.scale_loss(row_loss).backward()  # type: ignore[no-untyped-call]
+    return losses
+
+
+def _time_spent(recipe: Recipe, seconds: float) -> float:
+    """The share of `max_minutes` that is over; 0 without that limit."""
+    return seconds / (60 * recipe.max_minutes) if recipe.max_minutes else 0.0
 
 
 def _finite(value: float) -> float | None:

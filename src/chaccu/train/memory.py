@@ -35,11 +35,13 @@ _COMPILED, _COMPILED_MIXED, _LEAN_SHARE = (11.5, 4, 6), (15.5, 4, 6), 0.72
 _ENDS = 14
 # The logits of a chunk and their derivatives in 16 bits: see `loss`.
 _LOSS_BYTES = 512 * 2**20
-# What each optimizer holds a weight, beside the weight; and for the time of an update.
-_MOMENT_BYTES = {"adamw": 8.0, "adamw_8bit": 2 + 8 / 256, "adamw_bf16_sr": 4.0, "adafactor": 0.0}
+# What each optimizer holds a weight, beside the weight (in 8 bits: with two scales of 4 bytes for a block of 256); and for the
+# time of an update.
+MOMENT_BYTES = {"adamw": 8.0, "adamw_8bit": 2 + 8 / 256, "adamw_bf16_sr": 4.0, "adafactor": 0.0}
 _ADAMW_UPDATE_BYTES = 4.0
-# Of the largest tensor, which is updated as a whole.
-_ADAFACTOR_UPDATE_BYTES = 20.0
+# For each weight of the largest tensor, which is updated as a whole: float32 copies of weight and gradient, and what Adafactor
+# makes of them.
+ADAFACTOR_UPDATE_BYTES = 20
 # NormalFloat4 with double quantisation: Dettmers et al. 2023, arXiv:2305.14314.
 _NF4_BYTES = 4.127 / 8
 
@@ -104,7 +106,7 @@ def estimate_memory(
     """
     half = recipe.precision != "fp32" and (recipe.precision != "auto" or half)
     adapter = recipe.trains_adapter
-    masters = not adapter and recipe.optimizer == "adamw"
+    masters = recipe.keeps_masters
     size = 2 if half else 4
     trained = recipe.lora.rank * shape.linear_ends if adapter else shape.weights
     held: float = shape.weights * (4 if masters else size)
@@ -125,7 +127,7 @@ def estimate_memory(
     return MemoryEstimate(
         weight_bytes=int((held + own) / recipe.processes + packed + (gathered or copies)),
         gradient_bytes=int(trained * gradient_size / recipe.processes),
-        moment_bytes=int(trained * _MOMENT_BYTES[recipe.optimizer] / recipe.processes),
+        moment_bytes=int(trained * MOMENT_BYTES[recipe.optimizer] / recipe.processes),
         activation_bytes=int(kept),
         working_bytes=int(working),
         update_bytes=int(_update_bytes(recipe, shape, trained) / recipe.processes),
@@ -135,7 +137,7 @@ def estimate_memory(
 
 def _update_bytes(recipe: Recipe, shape: ModelShape, trained: int) -> float:
     if recipe.optimizer == "adafactor":
-        return _ADAFACTOR_UPDATE_BYTES * min(trained, shape.vocabulary * shape.width)
+        return ADAFACTOR_UPDATE_BYTES * min(trained, shape.vocabulary * shape.width)
     return _ADAMW_UPDATE_BYTES * trained if recipe.optimizer == "adamw" else 0.0
 
 

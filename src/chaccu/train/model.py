@@ -64,10 +64,8 @@ def choose_precision(recipe: Recipe, device: torch.device) -> torch.dtype:
 
 
 def weights_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
-    """The dtype in which the model is loaded: float32 master weights for full training, unless the optimizer rounds
-    stochastically and needs none."""
-    masters = recipe.method == "full" and recipe.optimizer == "adamw"
-    return torch.float32 if masters else choose_precision(recipe, device)
+    """The dtype in which the model is loaded."""
+    return torch.float32 if recipe.keeps_masters else choose_precision(recipe, device)
 
 
 class RowTensors(NamedTuple):

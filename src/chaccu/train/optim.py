@@ -18,6 +18,7 @@ import torch
 
 from chaccu.train import adafactor, bfloat16_moments, quantised_moments
 from chaccu.train.adam import BETAS, EPSILON
+from chaccu.train.memory import ADAFACTOR_UPDATE_BYTES, MOMENT_BYTES
 from chaccu.train.recipe import Recipe
 from chaccu.train.rounding import BLOCK
 from chaccu.train.shards import local, whole
@@ -70,12 +71,12 @@ def optimizer_bytes(recipe: Recipe, parameters: Sequence[torch.Tensor]) -> int:
     Gradients are counted only where the optimizer itself keeps them from one backward pass to the next.
     """
     count = sum(local(one).numel() for one in parameters)
-    # Two scales of 4 bytes for each block of moments, one for a block of gradients.
-    kept = {"adamw": 8.0, "adamw_bf16_sr": 4.0, "adamw_8bit": 2 + 8 / BLOCK, "adafactor": 0.0}[recipe.optimizer]
+    kept = MOMENT_BYTES[recipe.optimizer]
     if recipe.optimizer_in_backward and recipe.gradient_accumulation_steps > 1:
+        # With a scale of 4 bytes for each block.
         kept += 1 + 4 / BLOCK
     largest = max((one.numel() for one in parameters), default=0)
-    return int(kept * count) + (adafactor.WORKING_BYTES * largest if recipe.optimizer == "adafactor" else 0)
+    return int(kept * count) + (ADAFACTOR_UPDATE_BYTES * largest if recipe.optimizer == "adafactor" else 0)
 
 
 class _AdamW:

@@ -129,6 +129,12 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return self.method != "full"
 
     @property
+    def keeps_masters(self) -> bool:
+        """Whether all weights are trained in float32 and computed with in the run's precision: an optimizer that rounds
+        stochastically needs no such copy, and an adapter's own weights are float32 anyway."""
+        return self.method == "full" and self.optimizer == "adamw"
+
+    @property
     def row_len(self) -> int:
         """Tokens of a packed row: what one forward pass takes."""
         return self.micro_batch_tokens or self.sequence_len
@@ -217,7 +223,7 @@ def parse_recipe(fields: dict[str, Any]) -> Recipe:
 
 def why_not_fp16(recipe: Recipe) -> str:
     """Why the recipe cannot be trained in float16, whose small updates need float32 weights beside it; "" when it can."""
-    if recipe.method == "full" and recipe.optimizer != "adamw":
+    if not recipe.trains_adapter and not recipe.keeps_masters:
         return f"optimizer {recipe.optimizer} keeps no float32 weights, and float16 ones lose small updates"
     if recipe.optimizer_in_backward:
         return "optimizer_in_backward would use gradients whose loss scale is still in them"

@@ -28,7 +28,7 @@ from chaccu.artifact import (
     weights_sha256,
     write_manifest,
 )
-from chaccu.conversation import TOKENIZER_FILES, TextTokenizer, check_format, resolve_format
+from chaccu.conversation import TOKENIZER_FILES, ChatFormat, TextTokenizer, check_format, resolve_format
 from chaccu.errors import RecipeError
 from chaccu.train.base_model import find_base
 from chaccu.train.encode import encode_sources
@@ -37,7 +37,7 @@ from chaccu.train.loop import run_steps
 from chaccu.train.model import TrainableModel, choose_precision
 from chaccu.train.out_of_memory import explain_out_of_memory
 from chaccu.train.outputs import check_output, find_finished
-from chaccu.train.pack import PackedRow, pack_rows
+from chaccu.train.pack import PackedRow, TokenSequence, pack_rows
 from chaccu.train.positions import check_lengths, load_config
 from chaccu.train.preflight import check_stop_trained, check_vocabulary
 from chaccu.train.processes import Processes, check_processes, joined
@@ -93,7 +93,8 @@ def _train(
 ) -> TrainReport:
     output = Path(recipe.output)
     check_output(recipe)
-    inputs = {source.path: sha256_file(Path(source.path)) for source in (*recipe.data, *recipe.validation)}
+    paths = [source.path for source in (*recipe.data, *recipe.validation)]
+    inputs = processes.decide(lambda: {path: sha256_file(Path(path)) for path in paths})
     finished = None if fresh else processes.decide(lambda: find_finished(recipe, inputs, replace=replace))
     if finished is not None:
         return finished
@@ -104,15 +105,7 @@ def _train(
     check_lengths(config, recipe)
     tokenizer = TextTokenizer.load(base)
     check_format(chat_format, tokenizer)
-    encode = partial(
-        encode_sources,
-        chat_format=chat_format,
-        tokenizer=tokenizer,
-        sequence_len=recipe.sequence_len,
-        seed=recipe.seed,
-        relay=processes.relay,
-    )
-    encoded, held_out = encode(recipe.data, report=report_encoding), encode(recipe.validation)
+    encoded, held_out = _encode(recipe, chat_format, tokenizer, processes, report_encoding)
     check_stop_trained(encoded, chat_format, tokenizer)
     rows = pack_rows(encoded, recipe.row_len, seed=recipe.seed)
     validation = pack_rows(held_out, recipe.row_len, seed=recipe.seed)
@@ -147,24 +140,31 @@ def _train(
     )
     with opened as reporter, explain_out_of_memory("training", *told):
         log = _run_and_report(model, rows, recipe, reporter, evaluations, snapshots, tokenizer)
-    tokens = sum(len(row.ids_T) for row in rows)
-    result = TrainReport(
-        output=str(output),
-        steps=len(log),
-        **_summarise(evaluations),
-        tokens=tokens,
-        trained_tokens=sum(row.trained_tokens for row in rows),
-        seconds=time.monotonic() - begun,
-        fill=tokens / (len(rows) * recipe.row_len),
-        skipped_steps=sum(step.skipped for step in log),
-        log=log,
-        **facts,
-    )
+    result = _summarise(recipe, rows, log, evaluations, seconds=time.monotonic() - begun, facts=facts)
     # The steps stand in the log: thousands of them would bury what a manifest is read for.
     save(output, {name: value for name, value in msgspec.to_builtins(result).items() if name != "log"}, logs=run_folder)
     if processes.first:
         run_folder.remove()
     return result
+
+
+def _encode(
+    recipe: Recipe,
+    chat_format: ChatFormat,
+    tokenizer: TextTokenizer,
+    processes: Processes,
+    report: Callable[[int, int], None] | None,
+) -> tuple[list[TokenSequence], list[TokenSequence]]:
+    """Conversations to train on, of which `report` is told, and those held out."""
+    encode = partial(
+        encode_sources,
+        chat_format=chat_format,
+        tokenizer=tokenizer,
+        sequence_len=recipe.sequence_len,
+        seed=recipe.seed,
+        relay=processes.relay,
+    )
+    return encode(recipe.data, report=report), encode(recipe.validation)
 
 
 def _run_and_report(
@@ -179,8 +179,11 @@ def _run_and_report(
     """The steps, with evaluations before, after and as often as the recipe says, and snapshots."""
 
     def evaluate_after(step: int) -> None:
-        if evaluations is not None and (evaluations.last is None or evaluations.last.step != step):
-            reporter.record(evaluations.run(step))
+        if evaluations is None:
+            return
+        before, report = evaluations.last, evaluations.run(step)
+        if report is not before:
+            reporter.record(report)
 
     def finish_step(step: StepReport) -> None:
         reporter.record(step)
@@ -196,15 +199,33 @@ def _run_and_report(
     return log
 
 
-def _summarise(evaluations: Evaluations | None) -> dict[str, Any]:
+def _summarise(
+    recipe: Recipe,
+    rows: Sequence[PackedRow],
+    log: list[StepReport],
+    evaluations: Evaluations | None,
+    *,
+    seconds: float,
+    facts: dict[str, Any],
+) -> TrainReport:
     first, last = (None, None) if evaluations is None else (evaluations.first, evaluations.last)
-    return {
-        "loss_before": first and first.loss,
-        "loss_after": last and last.loss,
-        "best_loss": last and last.best_loss,
-        "best_step": last and last.best_step,
-        "samples": last.samples if last else (),
-    }
+    tokens = sum(len(row.ids_T) for row in rows)
+    return TrainReport(
+        output=recipe.output,
+        steps=len(log),
+        loss_before=None if first is None else first.loss,
+        loss_after=None if last is None else last.loss,
+        best_loss=None if last is None else last.best_loss,
+        best_step=None if last is None else last.best_step,
+        samples=last.samples if last else (),
+        tokens=tokens,
+        trained_tokens=sum(row.trained_tokens for row in rows),
+        seconds=seconds,
+        fill=tokens / (len(rows) * recipe.row_len),
+        skipped_steps=sum(step.skipped for step in log),
+        log=log,
+        **facts,
+    )
 
 
 def _require_space(output: Path, recipe: Recipe, model: TrainableModel) -> None:

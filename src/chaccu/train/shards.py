@@ -46,13 +46,9 @@ def part_of(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None).to_local()
 
 
-def total_norm(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The 2-norm over all elements of all `tensors`, a float32 scalar on the device. All processes have to call it."""
-    return norm_of_parts([local(tensor) for tensor in tensors], tensors)
-
-
 def norm_of_parts(parts: Sequence[torch.Tensor], like: Sequence[torch.Tensor]) -> torch.Tensor:
-    """As `total_norm`, of the tensors that are cut as those of `like` are and of which `parts` are here."""
+    """The 2-norm over all elements of the tensors that are cut as those of `like` are and of which `parts` are here, a float32
+    scalar on the device. All processes have to call it."""
     norms = torch._foreach_norm(list(parts), dtype=torch.float32)
     norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms))
     if not any(is_divided(tensor) for tensor in like):
