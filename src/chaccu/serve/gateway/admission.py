@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 
 from chaccu.serve.gateway.config import GatewayConfig, is_loopback
-from chaccu.serve.gateway.errors import ApiError
+from chaccu.serve.gateway.errors import CLIENT_LEFT, ApiError
 from chaccu.serve.gateway.keys import Key, KeyFile, KeyRing, Scope
 from chaccu.serve.gateway.limits import HeaderPairs, Meter
 from chaccu.serve.gateway.metrics import GatewayMetrics
@@ -23,7 +23,6 @@ _BEARER = b"bearer "
 
 # How many bytes of a request's body make about one token.
 _BYTES_PER_TOKEN = 4
-_CLIENT_LEFT = 499
 
 
 def estimate_tokens(body_bytes: int, max_tokens: int | None) -> int:
@@ -59,7 +58,7 @@ class Admitted:
         if self._meter is None or self.key is None:
             return
         used = None if self._used is None else sum(self._used)
-        if used is None and status != _CLIENT_LEFT and status >= 400:
+        if used is None and status != CLIENT_LEFT and status >= 400:
             used = 0
         self._meter.end(self._reserved_tokens, used)
         self._metrics.count_key(self.key.id, status, *(self._used or (0, 0)))
@@ -140,7 +139,7 @@ class Admission:
             admitted.close(error.status)
             raise
         except BaseException as error:
-            admitted.close(500 if isinstance(error, Exception) else _CLIENT_LEFT)
+            admitted.close(500 if isinstance(error, Exception) else CLIENT_LEFT)
             raise
         admitted.close(200)
 

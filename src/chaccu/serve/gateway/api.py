@@ -24,7 +24,7 @@ from chaccu.serve.gateway.answer import AnswerPart, Job, stream_answer
 from chaccu.serve.gateway.back_pressure import BackPressure
 from chaccu.serve.gateway.config import GatewayConfig
 from chaccu.serve.gateway.conversation_log import ConversationLog
-from chaccu.serve.gateway.errors import ApiError
+from chaccu.serve.gateway.errors import CLIENT_LEFT, ApiError
 from chaccu.serve.gateway.logged_answer import WorkerAnswer
 from chaccu.serve.gateway.metrics import GatewayMetrics
 from chaccu.serve.gateway.registry import WorkerRegistry
@@ -133,7 +133,7 @@ class OpenAIApi:
     async def _relay(
         self, admit: _Admit, model: str, endpoint: str, data: bytes, send: Send, logged: RelayedAnswer | None
     ) -> None:
-        status = 499  # stays when the client leaves
+        status = CLIENT_LEFT  # stays when it does
         try:
             with admit() as admitted:
                 status = await send_relayed(self._upstreams, model, endpoint, data, send, logged, admitted.headers)
@@ -155,7 +155,7 @@ class OpenAIApi:
         send: Send,
         logged: WorkerAnswer | None,
     ) -> None:
-        status = 499  # stays when the client leaves
+        status = CLIENT_LEFT  # stays when it does
         try:
             with admit() as admitted:
                 async with contextlib.aclosing(self._parts(job, logged, admitted)) as parts:

@@ -14,6 +14,8 @@ import msgspec
 from chaccu.errors import ServeError, did_you_mean
 from chaccu.serve.link import Failure
 
+# The status that is counted when a client leaves before its answer has ended: nginx's, of which no client ever hears.
+CLIENT_LEFT = 499
 _AT = re.compile(r"^(.*?)(?: - at `\$\.?(.*)`)?$", re.DOTALL)
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(.*)`")
 _MISSING_FIELD = re.compile(r"Object missing required field `(.*)`")

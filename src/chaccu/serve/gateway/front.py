@@ -22,15 +22,14 @@ from chaccu.serve.gateway.admission import Admission, Admitted, estimate_tokens
 from chaccu.serve.gateway.aliases import Aliases
 from chaccu.serve.gateway.config import GatewayConfig
 from chaccu.serve.gateway.conversation_log import ConversationLog
-from chaccu.serve.gateway.errors import ApiError
+from chaccu.serve.gateway.errors import CLIENT_LEFT, ApiError
 from chaccu.serve.gateway.metrics import GatewayMetrics
+from chaccu.serve.gateway.passing_body import PassingBody
 from chaccu.serve.gateway.relayed_answer import RelayedAnswer
 from chaccu.serve.gateway.relayed_request import RelayedChat, RelayedCompletion
-from chaccu.serve.gateway.relayed_response import NOT_BUFFERED
-from chaccu.serve.gateway.responses import error_event
+from chaccu.serve.gateway.until_disconnect import NOT_BUFFERED
 from chaccu.serve.gateway.upstream import Exchange, UpstreamRelay, upstream_error
 from chaccu.serve.gateway.upstream_connection import ResponseHead
-from chaccu.serve.gateway.whole_lines import WholeLines
 
 _CHAT, _COMPLETIONS = "chat/completions", "completions"
 _PATHS = {f"/v1/{endpoint}".encode(): endpoint for endpoint in (_CHAT, _COMPLETIONS)}
@@ -39,7 +38,6 @@ _DECODE = {
     _COMPLETIONS: msgspec.json.Decoder(RelayedCompletion).decode,
 }
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
-_CLIENT_LEFT = 499
 
 
 class FastRelay(msgspec.Struct, frozen=True):
@@ -275,49 +273,40 @@ class _FastAnswer:
         self._head: ResponseHead | None = None
         self._unsent = b""
         self._chunked = True
-        self._lines: WholeLines | None = None
+        self._passing: PassingBody | None = None
         self._has_text = False
 
     def begin(self, head: ResponseHead) -> None:
         self._head = head
         self._chunked = head.length_bytes is None
-        if head.is_event_stream:
-            self._lines = WholeLines()
+        self._passing = PassingBody(head, self._logged)
         front = self._front
         headers = [*head.headers, *self._admitted.headers, *NOT_BUFFERED]
         # It leaves with the first bytes of the body.
         self._unsent = front.write_head(head.status, headers, head.length_bytes, keep_alive=front.keeps_alive)
-        if self._logged is not None:
-            self._logged.begin(head.status, head.content_type)
 
     def deliver(self, body: bytes) -> None:
         self._front.transport.write(self._encode(self._note(body)))
 
     def finish(self, body: bytes) -> None:
-        body = self._note(body)
-        if self._lines is not None:
-            body += self._lines.take_rest()
-        data = self._encode(body)
+        assert self._passing is not None
+        data = self._encode(self._note(body) + self._passing.finish())
         self._front.transport.write(data + b"0\r\n\r\n" if self._chunked else data)
         assert self._head is not None
-        if self._logged is not None:
-            self._logged.broken_off = None
         self._end(self._head.status)
         self._front.end_answer()
 
     def fail(self, *, began: bool) -> None:
         lost = upstream_error(self._model, began=began)
         front = self._front
-        if self._logged is not None and began:
-            self._logged.broken_off = lost.code
+        said = self._passing.break_off(lost) if self._passing is not None else None
         self._end(lost.status)
         if not began:
             more = self._admitted.headers
             front.transport.write(front.write_whole(lost.status, lost.to_json(), keep_alive=front.keeps_alive, more=more))
             front.end_answer()
-        elif self._lines is not None:
-            # The empty line ends the event that was under way.
-            front.transport.write(self._encode(b"\n" + error_event(lost.to_json())) + b"0\r\n\r\n")
+        elif said is not None:
+            front.transport.write(self._encode(said) + b"0\r\n\r\n")
             front.end_answer()
         else:
             front.break_answer()
@@ -326,7 +315,7 @@ class _FastAnswer:
         """Nobody waits for the answer any more."""
         if self.exchange is not None:
             self.exchange.cancel()
-        self._end(_CLIENT_LEFT)
+        self._end(CLIENT_LEFT)
 
     def _note(self, body: bytes) -> bytes:
         """Count and keep what has come; returns what may leave."""
@@ -335,9 +324,8 @@ class _FastAnswer:
         if not self._has_text:
             self._has_text = True
             self._relay.metrics.time_first_text(self._model, self._front.loop.time() - self._began_s)
-        if self._logged is not None:
-            self._logged.take(body)
-        return body if self._lines is None else self._lines.take(body)
+        assert self._passing is not None
+        return self._passing.take(body)
 
     def _encode(self, body: bytes) -> bytes:
         unsent, self._unsent = self._unsent, b""

@@ -6,6 +6,7 @@ the set of series. Keys are counted by their ids, and only those that exist.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
@@ -41,38 +42,28 @@ class GatewayMetrics:
         self._key_requests = Counter(
             "chaccu_key_requests", "Requests of an API key.", ["key", "status"], registry=self._registry
         )
-        self._key_counts: dict[tuple[str, int], Counter] = {}
         self._key_tokens = Counter("chaccu_key_tokens", "Tokens of an API key.", ["key", "kind"], registry=self._registry)
         self._waiting = Gauge("chaccu_waiting_requests", "Requests in the queue.", ["model"], registry=self._registry)
         self._workers = Gauge("chaccu_workers", "Workers that serve now.", ["model"], registry=self._registry)
         self._outstanding = Gauge(
             "chaccu_outstanding_requests", "Requests that workers have.", ["model"], registry=self._registry
         )
-        self._counts: dict[tuple[str, int], Counter] = {}
-        self._first_texts: dict[str, Histogram] = {}
+        # Finding a series by its labels costs more than counting does.
+        self._requests_of = functools.cache(self.requests.labels)
+        self._first_texts_of = functools.cache(self.first_text_s.labels)
+        self._key_requests_of = functools.cache(self._key_requests.labels)
 
     def count_request(self, model: str, status: int) -> None:
         """A request for `model` has been answered."""
-        count = self._counts.get((model, status))
-        if count is None:
-            # Finding a series by its labels costs more than counting does.
-            count = self._counts[model, status] = self.requests.labels(model, status)
-        count.inc()
+        self._requests_of(model, status).inc()
 
     def time_first_text(self, model: str, seconds: float) -> None:
         """The first text of an answer came `seconds` after its request."""
-        series = self._first_texts.get(model)
-        if series is None:
-            series = self._first_texts[model] = self.first_text_s.labels(model)
-        series.observe(seconds)
+        self._first_texts_of(model).observe(seconds)
 
     def count_key(self, key_id: str, status: int, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
         """A request with this key has ended."""
-        count = self._key_counts.get((key_id, status))
-        if count is None:
-            # Finding a series by its labels costs more than counting does.
-            count = self._key_counts[key_id, status] = self._key_requests.labels(key_id, status)
-        count.inc()
+        self._key_requests_of(key_id, status).inc()
         if prompt_tokens or completion_tokens:
             self._key_tokens.labels(key_id, "prompt").inc(prompt_tokens)
             self._key_tokens.labels(key_id, "completion").inc(completion_tokens)

@@ -10,15 +10,13 @@ import asyncio
 from starlette.types import Send
 
 from chaccu.serve.gateway.limits import HeaderPairs
+from chaccu.serve.gateway.passing_body import PassingBody
 from chaccu.serve.gateway.relayed_answer import RelayedAnswer
-from chaccu.serve.gateway.responses import error_event
-from chaccu.serve.gateway.until_disconnect import send_piece
+from chaccu.serve.gateway.until_disconnect import NOT_BUFFERED, send_piece
 from chaccu.serve.gateway.upstream import Exchange, UpstreamRelay, upstream_error
 from chaccu.serve.gateway.upstream_connection import ResponseHead
-from chaccu.serve.gateway.whole_lines import WholeLines
 
 _MAX_WAITING_BYTES = 256 * 1024
-NOT_BUFFERED = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 
 
 class _Waiting:
@@ -90,32 +88,23 @@ async def _send(waiting: _Waiting, model: str, send: Send, logged: RelayedAnswer
     head = waiting.head
     if head is None:
         raise upstream_error(model, began=False)
-    if logged is not None:
-        logged.begin(head.status, head.content_type)
+    body = PassingBody(head, logged)
     headers = [*head.headers, *more, *NOT_BUFFERED]
     if head.length_bytes is not None:
         headers.append((b"content-length", b"%d" % head.length_bytes))
     await send({"type": "http.response.start", "status": head.status, "headers": headers})
-    lines = WholeLines() if head.is_event_stream else None
     while True:
-        if logged is not None and piece:
-            logged.take(piece)
-        if lines is not None:
-            piece = lines.take(piece)
+        piece = body.take(piece)
         if waiting.failed:
             break
         if waiting.ended:
-            if logged is not None:
-                logged.broken_off = None
-            await send_piece(send, piece if lines is None else piece + lines.take_rest(), last=True)
+            await send_piece(send, piece + body.finish(), last=True)
             return head.status
         await send_piece(send, piece)
         piece = await waiting.take()
     lost = upstream_error(model, began=True)
-    if logged is not None:
-        logged.broken_off = lost.code
-    if lines is not None:
-        # The empty line ends the event that was under way.
-        await send_piece(send, piece + b"\n" + error_event(lost.to_json()), last=True)
+    said = body.break_off(lost)
+    if said is not None:
+        await send_piece(send, piece + said, last=True)
     # Any other response stays without its end, and the server closes the connection: that says it best.
     return lost.status

@@ -11,6 +11,9 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from starlette.types import Receive, Scope, Send
 
+# Headers that have nothing between the gateway and a client hold pieces back.
+NOT_BUFFERED = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+
 
 class UntilDisconnect:
     """An ASGI response: calls `work(send)`."""
@@ -39,7 +42,7 @@ async def _wait_for_disconnect(receive: Receive) -> None:
 
 async def send_start(send: Send, content_type: bytes, *, status: int = 200, more: Iterable[tuple[bytes, bytes]] = ()) -> None:
     """Begin a response that is sent in pieces; `more` are further headers."""
-    headers = [(b"content-type", content_type), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"), *more]
+    headers = [(b"content-type", content_type), *NOT_BUFFERED, *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
 
 
