@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,6 +12,8 @@ import yaml
 
 pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed")
+
+from two_processes import run_two
 
 from chaccu.testing.tiny import build_model
 from chaccu.train.recipe import DataSource, Recipe
@@ -52,43 +52,31 @@ with joined(recipe) as processes:
 """
 
 
-def run_two(program: str, *arguments: str) -> list[list[str]]:
+def print_lines(program: str, recipe: Recipe, folder: Path) -> list[list[str]]:
     """Lines that each of two processes prints."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", program, *arguments],
-            env={**os.environ, **place, "RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for rank in "01"
-    ]
-    said = [process.communicate(timeout=240) for process in started]
-    assert [process.returncode for process in started] == [0, 0], "\n".join(err.decode() for _, err in said)
-    return [out.decode().splitlines() for out, _ in said]
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(msgspec.to_builtins(recipe)))
+    said = run_two([sys.executable, "-c", program, str(folder / "recipe.yaml")])
+    return [out.decode().splitlines() for out in said]
+
+
+def build_recipe(folder: Path, **fields: Any) -> Recipe:
+    return Recipe(
+        model=str(build_model(folder / "base", "llama")),
+        data=[DataSource(path="none")],
+        output=str(folder / "out"),
+        method="full",
+        learning_rate=1e-2,
+        warmup_ratio=0.0,
+        processes=2,
+        **fields,
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("in_backward", [False, True])
 def test_one_process_loss_that_is_not_finite_keeps_the_weights_of_both(tmp_path: Path, in_backward: bool) -> None:
-    recipe = Recipe(
-        model=str(build_model(tmp_path / "base", "llama")),
-        data=[DataSource(path="none")],
-        output=str(tmp_path / "out"),
-        method="full",
-        optimizer="adamw_8bit",
-        optimizer_in_backward=in_backward,
-        precision="fp32",
-        learning_rate=1e-2,
-        warmup_ratio=0.0,
-        processes=2,
-    )
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(msgspec.to_builtins(recipe)))
-    for lines in run_two(_PROGRAM, str(tmp_path / "recipe.yaml")):
+    recipe = build_recipe(tmp_path, optimizer="adamw_8bit", optimizer_in_backward=in_backward, precision="fp32")
+    for lines in print_lines(_PROGRAM, recipe, tmp_path):
         assert lines == ["taken False", "skipped True", "taken False", "taken False"]
 
 
@@ -100,19 +88,8 @@ _FP16 = _PROGRAM.replace('float("inf")', "0.0").replace(
 
 @pytest.mark.slow
 def test_in_float16_two_processes_search_one_scale(tmp_path: Path) -> None:
-    recipe = Recipe(
-        model=str(build_model(tmp_path / "base", "llama")),
-        data=[DataSource(path="none")],
-        output=str(tmp_path / "out"),
-        method="full",
-        precision="fp16",
-        learning_rate=1e-2,
-        warmup_ratio=0.0,
-        num_train_epochs=10,
-        processes=2,
-    )
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(msgspec.to_builtins(recipe)))
-    first, second = run_two(_FP16, str(tmp_path / "recipe.yaml"))
+    recipe = build_recipe(tmp_path, precision="fp16", num_train_epochs=10)
+    first, second = print_lines(_FP16, recipe, tmp_path)
     assert first == second
     assert first[0] == "skipped True"
     assert first[-1] == "taken False"

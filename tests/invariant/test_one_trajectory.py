@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("peft", reason="peft is not installed")
 
 from trajectory import Case, Outcome, run_case  # noqa: E402 (torch may be absent)
+from two_processes import run_two  # noqa: E402
 
 from chaccu.testing.tiny import build_model  # noqa: E402
 
@@ -61,22 +59,8 @@ def two_processes(models: dict[str, str], tmp_path_factory: pytest.TempPathFacto
     ]
     folder = tmp_path_factory.mktemp("outcomes")
     (folder / "cases.json").write_bytes(msgspec.json.encode(cases))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, str(Path(__file__).with_name("trajectory.py")), str(folder / "cases.json"), str(folder / "out")]
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
-    started = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **place, "RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for rank in "01"
-    ]
-    said = [process.communicate(timeout=240)[0].decode() for process in started]
-    assert [process.returncode for process in started] == [0, 0], "\n".join(said)
+    script = Path(__file__).with_name("trajectory.py")
+    run_two([sys.executable, str(script), str(folder / "cases.json"), str(folder / "out")])
     return {name: Outcome(**outcome) for name, outcome in torch.load(folder / "out").items()}
 
 

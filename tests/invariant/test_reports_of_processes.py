@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,8 @@ from chaccu.conversation import Conversation, Message
 pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("peft", reason="peft is not installed")
+
+from two_processes import run_two
 
 from chaccu.testing.tiny import build_model
 from chaccu.train.recipe import Recipe
@@ -53,31 +52,12 @@ def build_recipe(folder: Path, **fields: Any) -> Recipe:
     return msgspec.convert({**values, **fields}, Recipe)
 
 
-def run_processes(recipe: Recipe, file: Path) -> None:
-    file.write_text(yaml.safe_dump(msgspec.to_builtins(recipe)))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "chaccu.cli.main", "train", str(file)]
-    started = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **place, "RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for rank in "01"
-    ]
-    said = [process.communicate(timeout=240)[0].decode() for process in started]
-    assert [process.returncode for process in started] == [0, 0], "\n".join(said)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_two_processes_report_and_save_what_one_does(tmp_path: Path, method: str) -> None:
     two = build_recipe(tmp_path, method=method, output=str(tmp_path / "two"), processes=2)
-    run_processes(two, tmp_path / "recipe.yaml")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(msgspec.to_builtins(two)))
+    run_two([sys.executable, "-m", "chaccu.cli.main", "train", str(tmp_path / "recipe.yaml")])
     one = msgspec.structs.replace(two, output=str(tmp_path / "one"), processes=1, gradient_accumulation_steps=2)
     evals: list[EvalReport] = []
     result = train(one, report_eval=evals.append)
