@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import msgspec
+from collections.abc import Callable
 
-from chaccu.cli.train_bar import describe_eval, describe_step, format_seconds
+import msgspec
+import pytest
+
+from chaccu.cli.train_bar import describe_eval, describe_step, format_seconds, train_with_bar
+from chaccu.train.recipe import DataSource, Recipe
 from chaccu.train.report import EvalReport, SampleAnswer, StepReport
 
 STEP = StepReport(
@@ -37,3 +41,22 @@ def test_an_evaluation_shows_its_loss_the_best_one_and_what_the_model_says() -> 
     ]
     best = EvalReport(step=10, loss=1.25, best_loss=1.25, best_step=10)
     assert describe_eval(best) == ["step 10: held-out loss 1.2500, the best so far"]
+
+
+@pytest.mark.parametrize(
+    ("done", "shown"), [(1500, ["encoding 17,344 conversations", "1500/17344"]), (17344, ["loading the model"])]
+)
+def test_the_bar_counts_the_conversations_that_are_encoded(
+    done: int, shown: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = pytest.importorskip("chaccu.train.run", reason="torch is not installed")
+
+    def train(recipe: Recipe, *, report_encoding: Callable[[int, int], None], **_: object) -> None:
+        report_encoding(0, 17344)
+        report_encoding(done, 17344)
+
+    monkeypatch.setattr(run, "train", train)
+    train_with_bar(Recipe(model="m", data=[DataSource(path="d")], output="o"), fresh=False, replace=False)
+    said = capsys.readouterr().err
+    assert all(text in said for text in shown), said
+    assert ("encoding" in said) == (done < 17344)
