@@ -157,13 +157,16 @@ def test_a_worker_that_is_killed_is_an_error_not_a_wait(tmp_path: Path) -> None:
     source = many(tmp_path)
     encoding = Encoding(CHATML, build_tokenizer(tmp_path), 512)
     chunk = Chunk(source, list(enumerate(Path(source.path).read_bytes().splitlines()[:5], 1)))
+    others = set(psutil.Process().children())  # such as torch's compile workers, after a test that compiles
     with encoding_in(2, encoding) as encode:
         assert [len(encoded) for encoded in encode([chunk])] == [5]
-        for child in psutil.Process().children():
-            child.kill()
+        workers = set(psutil.Process().children()) - others
+        assert len(workers) == 2
+        for worker in workers:
+            worker.kill()
         with pytest.raises(TrainError, match="ended early, with exit code -9"):
             list(encode([chunk]))
-    assert psutil.Process().children() == []
+    assert not any(worker.is_running() for worker in workers)
 
 
 ENDLESS = """
