@@ -1,11 +1,13 @@
-"""How large a step is: rows, accumulation and processes, from what the recipe says.
+"""How large a step is: rows, accumulation and processes, from what the recipe says; and which rows each step takes.
 
-Invariant: a step takes as many tokens however many processes share them, when `global_batch_size` is given. This module is free
-of torch.
+Invariants: a step takes as many tokens however many processes share them, when `global_batch_size` is given; in an epoch every
+row is taken once. This module is free of torch.
 """
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from math import gcd
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ import msgspec
 from chaccu.errors import RecipeError
 
 if TYPE_CHECKING:
+    from chaccu.train.pack import PackedRow
     from chaccu.train.recipe import Recipe
 
 
@@ -53,3 +56,19 @@ def resolve_accumulation(recipe: Recipe, *, given: bool) -> Recipe:
             remedy="leave one of the two out",
         )
     return msgspec.structs.replace(recipe, gradient_accumulation_steps=steps)
+
+
+def plan_steps(rows: Sequence[PackedRow], recipe: Recipe, processes: int) -> list[Sequence[PackedRow]]:
+    """The rows of each step of a run, all processes' together: epoch after epoch, at most `max_steps`.
+
+    The first epoch takes the rows as they come, the last of its steps what is left; each later epoch takes the same steps in an
+    order of its own, which follows from the seed. So a step is the same however it is cut into rows, in every epoch.
+    """
+    size = accumulation_steps(recipe, processes) * processes
+    epoch = [rows[start : start + size] for start in range(0, len(rows), size)]
+    steps: list[Sequence[PackedRow]] = []
+    for number in range(recipe.num_train_epochs):
+        if recipe.max_steps is not None and len(steps) >= recipe.max_steps:
+            break
+        steps += random.Random(f"{recipe.seed} {number}").sample(epoch, len(epoch)) if number else epoch
+    return steps[: recipe.max_steps]

@@ -6,13 +6,14 @@ processes changes it; every process takes the same steps; a step whose loss or g
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
 
 import torch
 
-from chaccu.train.batch import accumulation_steps
+from chaccu.train.batch import plan_steps
 from chaccu.train.meter import StepMeter
 from chaccu.train.model import RowTensors, TrainableModel
 from chaccu.train.optim import StepOptimizer, build_optimizer, learning_rate_at
@@ -40,50 +41,49 @@ def run_steps(
     processes = model.processes
     guard = StepGuard(recipe, model.dtype, decode, processes=processes)
     optimizer = build_optimizer(model.parameters, recipe)
-    group = accumulation_steps(recipe, processes.count) * processes.count
-    schedule = [rows[start : start + group] for _ in range(recipe.num_train_epochs) for start in range(0, len(rows), group)]
-    schedule = schedule[: recipe.max_steps]
+    schedule = plan_steps(rows, recipe, processes.count)
     meter = StepMeter(model)
     log: list[StepReport] = []
     if recipe.max_minutes:
         clock = processes.shared(clock)
     begun = clock()
     ready = [model.prepare_row(row) for row in processes.share(schedule[0])] if schedule else []
-    for number, batch in enumerate(schedule, 1):
-        step_begun = clock()
-        progress = max((number - 1) / len(schedule), _time_spent(recipe, step_begun - begun))
-        if progress >= 1:
-            break
-        # The first step would otherwise be taken at a rate of 0.
-        rate = learning_rate_at(recipe, max(progress, min(1 / len(schedule), recipe.warmup_ratio)))
-        optimizer.set_rate(rate)
-        meter.begin()
-        losses = _run_backward(model, ready, batch, recipe, optimizer, guard)
-        ready = [model.prepare_row(row) for row in processes.share(schedule[number])] if number < len(schedule) else []
-        guard.unscale(model.parameters)
-        # What is read here waits for the device: once a step.
-        loss, norm = torch.stack([processes.sum(torch.stack(losses).sum()), optimizer.clip()]).tolist()
-        taken = guard.admits(number, loss, norm, batch, rate)
-        if taken:
-            optimizer.finish_step()
-        else:
-            optimizer.skip_step()
-        now = clock()
-        done = max(number / len(schedule), _time_spent(recipe, now - begun))
-        log.append(
-            StepReport(
-                step=number,
-                steps=len(schedule),
-                loss=_finite(loss),
-                grad_norm=_finite(norm),
-                learning_rate=rate,
-                left_s=(now - begun) * (1 / done - 1),
-                skipped=not taken,
-                **meter.finish(batch, now - step_begun)._asdict(),
+    with contextlib.closing(optimizer):
+        for number, batch in enumerate(schedule, 1):
+            step_begun = clock()
+            progress = max((number - 1) / len(schedule), _time_spent(recipe, step_begun - begun))
+            if progress >= 1:
+                break
+            # The first step would otherwise be taken at a rate of 0.
+            rate = learning_rate_at(recipe, max(progress, min(1 / len(schedule), recipe.warmup_ratio)))
+            optimizer.set_rate(rate)
+            meter.begin()
+            losses = _run_backward(model, ready, batch, recipe, optimizer, guard)
+            ready = [model.prepare_row(row) for row in processes.share(schedule[number])] if number < len(schedule) else []
+            guard.unscale(model.parameters)
+            # What is read here waits for the device: once a step.
+            loss, norm = torch.stack([processes.sum(torch.stack(losses).sum()), optimizer.clip()]).tolist()
+            taken = guard.admits(number, loss, norm, batch, rate)
+            if taken:
+                optimizer.finish_step()
+            else:
+                optimizer.skip_step()
+            now = clock()
+            done = max(number / len(schedule), _time_spent(recipe, now - begun))
+            log.append(
+                StepReport(
+                    step=number,
+                    steps=len(schedule),
+                    loss=_finite(loss),
+                    grad_norm=_finite(norm),
+                    learning_rate=rate,
+                    left_s=(now - begun) * (1 / done - 1),
+                    skipped=not taken,
+                    **meter.finish(batch, now - step_begun)._asdict(),
+                )
             )
-        )
-        if report:
-            report(log[-1])
+            if report:
+                report(log[-1])
     return log
 
 

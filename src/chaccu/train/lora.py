@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from chaccu.errors import MissingDependencyError, TrainError
+from chaccu.train.adapter_targets import check_targets
 from chaccu.train.nf4 import packed_layers
 from chaccu.train.recipe import Recipe
 
@@ -15,7 +16,8 @@ from chaccu.train.recipe import Recipe
 def add_lora(causal: Any, recipe: Recipe, token_rows: list[int]) -> Any:
     """`causal` wrapped by peft with the recipe's adapters, and `token_rows` of embedding and projection trained beside them.
 
-    Raises `MissingDependencyError`, and `TrainError` where the adapters would reach into the output projection.
+    Raises `MissingDependencyError`, `RecipeError` where a target is no layer of the model, and `TrainError` where the adapters
+    would reach into the output projection.
     """
     try:
         import peft
@@ -24,6 +26,7 @@ def add_lora(causal: Any, recipe: Recipe, token_rows: list[int]) -> Any:
     from chaccu.train.adapted_linear import adopt_adapters
 
     options = recipe.lora
+    check_targets(causal, options.target_modules)
     embedding, head = causal.get_input_embeddings(), causal.get_output_embeddings()
     # peft ties the rows of both by itself where the weights are tied.
     ends = [embedding] if embedding.weight is head.weight else [embedding, head]

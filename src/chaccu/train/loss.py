@@ -1,9 +1,9 @@
 """Cross-entropy over the trained tokens only, without ever holding all logits.
 
 The output projection is the dearest part of a small model with a large vocabulary (Gemma 3 270M: 168 of 268 million weights).
-Only the
-hidden states that predict a trained token go through it, a chunk at a time, and the gradient is taken in the same pass: the
-softmax's derivative is at hand while the chunk's logits are, so nothing is recomputed and no logits are kept.
+Only the hidden states that predict a trained token go through it, a chunk at a time, and the gradient, where one is wanted, is
+taken in the same pass: the softmax's derivative is at hand while the chunk's logits are, so nothing is recomputed and no logits
+are kept.
 
 float16 ends at 65,504 and is coarse below 6·10⁻⁵, where most chances in a large vocabulary lie. There derivatives by logits are
 held `_LIFT` times as large, sums over tokens are taken in float32, and what comes from above (a loss scale divided by the
@@ -163,4 +163,7 @@ def summed_cross_entropy(
     if rows_KD is None or ids_K is None:
         rows_KD, ids_K = hidden_TD.new_empty(0, hidden_TD.shape[1]), labels_T.new_empty(0)
     weight_VD, rows_KD = weight_VD.to(hidden_TD.dtype), rows_KD.to(hidden_TD.dtype)
+    if not torch.is_grad_enabled():
+        # To a Function a weight that is trained needs its gradient, even where no graph is made.
+        hidden_TD, weight_VD, rows_KD = hidden_TD.detach(), weight_VD.detach(), rows_KD.detach()
     return _FusedCrossEntropy.apply(hidden_TD, weight_VD, rows_KD, labels_T, ids_K, softcap)  # type: ignore[no-any-return,no-untyped-call]

@@ -56,6 +56,10 @@ class StepOptimizer(Protocol):
         """In place of `finish_step`: forget the gradients, and leave weights and moments as they are."""
         ...
 
+    def close(self) -> None:
+        """Leave the weights alone from here on: a later run of the same model has an optimizer of its own."""
+        ...
+
 
 def build_optimizer(parameters: Sequence[torch.nn.Parameter], recipe: Recipe) -> StepOptimizer:
     """The recipe's optimizer; AdamW is Loshchilov & Hutter 2019 (arXiv:1711.05101). Matrices decay, vectors do not."""
@@ -112,6 +116,9 @@ class _AdamW:
 
     def skip_step(self) -> None:
         self.inner.zero_grad(set_to_none=True)
+
+    def close(self) -> None:
+        pass
 
 
 def learning_rate_at(recipe: Recipe, progress: float) -> float:

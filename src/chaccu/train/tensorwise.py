@@ -67,11 +67,13 @@ class TensorwiseOptimizer:
         self._scale: torch.Tensor | None = None
         device = local(parameters[0].data).device if parameters else torch.device("cpu")
         self._norm = RunningNorm(len(parameters), recipe.max_grad_norm, device)
+        self._hooks: list[Any] = []
         if recipe.optimizer_in_backward:
             for number, weight in enumerate(self._weights):
-                weight.parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                hook = weight.parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
                     lambda _, number=number: self._gradient_arrived(number)
                 )
+                self._hooks.append(hook)
 
     def set_rate(self, rate: float) -> None:
         self._rate = rate
@@ -106,6 +108,11 @@ class TensorwiseOptimizer:
             # Some weights may have taken this step; to count it for the others makes their next one smaller, never larger.
             self._step += 1
         self._forget()
+
+    def close(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
 
     def _gradients(self) -> list[tuple[int, torch.Tensor]]:
         """Those that are kept, with their weights' numbers."""

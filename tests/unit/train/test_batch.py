@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from chaccu.errors import RecipeError
-from chaccu.train.batch import accumulation_steps
+from chaccu.train.batch import accumulation_steps, plan_steps
+from chaccu.train.pack import PackedRow
 from chaccu.train.recipe import Recipe, load_recipe, parse_recipe
 
 
@@ -61,3 +64,22 @@ def test_an_override_of_the_processes_keeps_the_step(tmp_path: Path) -> None:
     path.write_text("{model: base, output: out, data: [{path: x}], sequence_len: 64, global_batch_size: 16, processes: 8}")
     assert load_recipe(path).gradient_accumulation_steps == 2
     assert load_recipe(path, ["processes=1"]).gradient_accumulation_steps == 16
+
+
+def test_each_epoch_takes_every_row_once_and_in_an_order_of_its_own() -> None:
+    rows = [PackedRow([number], [1], [1]) for number in range(18)]
+    recipe = parse(num_train_epochs=3, gradient_accumulation_steps=4)
+    steps = plan_steps(rows, recipe, 1)
+    assert len(steps) == 15
+    epochs = [steps[start : start + 5] for start in (0, 5, 10)]
+    assert [row for step in epochs[0] for row in step] == rows
+    assert all(sorted(epoch, key=rows_of) == epochs[0] for epoch in epochs)
+    assert len({str(list(map(rows_of, epoch))) for epoch in epochs}) == 3
+    assert plan_steps(rows, recipe, 1) == steps
+    # The same steps of two processes.
+    assert plan_steps(rows, msgspec.structs.replace(recipe, gradient_accumulation_steps=2), 2) == steps
+    assert plan_steps(rows, msgspec.structs.replace(recipe, max_steps=7), 1) == steps[:7]
+
+
+def rows_of(step: Sequence[PackedRow]) -> list[int]:
+    return [row.ids_T[0] for row in step]

@@ -158,6 +158,16 @@ def test_how_a_step_is_split_into_rows_does_not_change_training(recipe: Recipe) 
     torch.testing.assert_close(four_weights, one_weights, rtol=1e-3, atol=1e-4)
 
 
+def test_a_run_of_a_model_that_was_trained_before_is_updated_by_its_own_optimizer_alone(recipe: Recipe) -> None:
+    recipe = change(recipe, method="full", optimizer="adafactor", optimizer_in_backward=True, num_train_epochs=1)
+    model = TrainableModel(recipe, torch.device("cpu"))
+    run_steps(model, [ROW], recipe)
+    before = [parameter.detach().clone() for parameter in model.parameters]
+    run_steps(model, [ROW], change(recipe, learning_rate=1e-12))
+    for parameter, old in zip(model.parameters, before, strict=True):
+        torch.testing.assert_close(parameter.detach(), old, rtol=0, atol=1e-6)
+
+
 def trajectory(
     recipe: Recipe, rows: Sequence[PackedRow] = (ROW,), *, accumulation: int = 1, clock: Callable[[], float] = time.monotonic
 ) -> tuple[list[StepReport], list[Any]]:

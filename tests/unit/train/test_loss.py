@@ -52,6 +52,18 @@ def test_without_gradients_the_value_is_the_same_and_inputs_are_untouched() -> N
     assert torch.equal(weight_VD, copies[1])
 
 
+def test_an_evaluation_forms_no_gradient_of_a_projection_that_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def form(*_: object) -> None:
+        raise AssertionError("a gradient of the projection was formed")
+
+    monkeypatch.setattr(loss_module, "_sum_products", form)
+    hidden_TD, weight_VD, labels_T = torch.randn(5, D), torch.nn.Parameter(torch.randn(V, D)), torch.arange(5)
+    with pytest.raises(AssertionError):
+        summed_cross_entropy(hidden_TD, weight_VD, labels_T)
+    with torch.no_grad():
+        assert summed_cross_entropy(hidden_TD, weight_VD, labels_T) > 0
+
+
 def test_bfloat16_stays_near_float32() -> None:
     hidden_TD, weight_VD, labels_T = torch.randn(T, D), torch.randn(V, D), torch.arange(T)
     exact = summed_cross_entropy(hidden_TD, weight_VD, labels_T)
