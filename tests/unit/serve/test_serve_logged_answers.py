@@ -46,7 +46,7 @@ class TestWorkers:
 
     def test_an_answer_that_breaks_off_says_why(self) -> None:
         job = Job(model="m", sampling=Sampling(), conversation=ASKED)
-        left, lost, refused = (WorkerAnswer("x", job, None) for _ in range(3))
+        left, lost, refused = (WorkerAnswer("x", job, "") for _ in range(3))
         for answer in (left, lost):
             answer.take(AnswerPart(["Hel"]))
         lost.fail(worker_lost("m", "no other one joined"))
@@ -57,7 +57,7 @@ class TestWorkers:
 
     def test_a_reply_that_the_client_began_is_one_message(self) -> None:
         begun = Conversation(messages=(Message("user", "hi"), Message("assistant", None)))
-        answer = WorkerAnswer("x", Job(model="m", sampling=Sampling(), conversation=begun, begun="He"), None)
+        answer = WorkerAnswer("x", Job(model="m", sampling=Sampling(), conversation=begun, begun="He"), "")
         answer.take(AnswerPart(["llo"]))
         answer.take(AnswerPart([], "length", USAGE))
         (line,) = lines_of(answer)

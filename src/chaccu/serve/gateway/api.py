@@ -1,16 +1,15 @@
-"""The OpenAI endpoints.
+"""`AnswerApi`: from a request to its answer, in every dialect.
 
 Invariants: a wrong request is answered with an error object before any worker hears of it; a stream's status is sent with its
 first text, so what fails before that is an HTTP error, and what fails later is an event in the stream. It ignores how an
-answer is made.
+answer is made and written.
 """
 
 from __future__ import annotations
 
 import contextlib
-import secrets
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial
 
 import msgspec
@@ -24,15 +23,15 @@ from chaccu.serve.gateway.answer import AnswerPart, Job, stream_answer
 from chaccu.serve.gateway.back_pressure import BackPressure
 from chaccu.serve.gateway.config import GatewayConfig
 from chaccu.serve.gateway.conversation_log import ConversationLog
+from chaccu.serve.gateway.dialect import AnswerWriter, Asked, Dialect
 from chaccu.serve.gateway.errors import CLIENT_LEFT, ApiError
 from chaccu.serve.gateway.logged_answer import WorkerAnswer
 from chaccu.serve.gateway.metrics import GatewayMetrics
 from chaccu.serve.gateway.registry import WorkerRegistry
 from chaccu.serve.gateway.relayed_answer import RelayedAnswer
-from chaccu.serve.gateway.relayed_request import RelayedChat, RelayedCompletion, check_relayed
+from chaccu.serve.gateway.relayed_request import check_relayed
 from chaccu.serve.gateway.relayed_response import send_relayed
-from chaccu.serve.gateway.requests import ChatBody, CompletionBody, model_of, parse_body, read_fields
-from chaccu.serve.gateway.responses import AnswerWriter, error_event
+from chaccu.serve.gateway.requests import model_of, read_fields
 from chaccu.serve.gateway.until_disconnect import UntilDisconnect, send_piece, send_start
 from chaccu.serve.gateway.upstream import UpstreamRelay
 
@@ -40,8 +39,8 @@ _UNKNOWN = "(unknown)"
 _Admit = Callable[[], contextlib.AbstractContextManager[Admitted]]
 
 
-class OpenAIApi:
-    """`/v1/models`, `/v1/chat/completions` and `/v1/completions` over workers and upstreams."""
+class AnswerApi:
+    """`/v1/models`, and the endpoints of dialects, over workers and upstreams."""
 
     def __init__(
         self,
@@ -81,54 +80,40 @@ class OpenAIApi:
         ]
         return Response(msgspec.json.encode({"object": "list", "data": entries}), media_type="application/json")
 
-    async def chat(self, request: Request) -> UntilDisconnect | Response:
-        """`/v1/chat/completions`."""
-        return await self._endpoint(request, "chat/completions", ChatBody)
+    def endpoint(self, dialect: Dialect) -> Callable[[Request], Awaitable[UntilDisconnect]]:
+        """What answers requests in `dialect`."""
+        return partial(self._endpoint, dialect)
 
-    async def completions(self, request: Request) -> UntilDisconnect | Response:
-        """`/v1/completions`."""
-        return await self._endpoint(request, "completions", CompletionBody)
-
-    async def _endpoint(
-        self, request: Request, endpoint: str, body_type: type[ChatBody] | type[CompletionBody]
-    ) -> UntilDisconnect | Response:
+    async def _endpoint(self, dialect: Dialect, request: Request) -> UntilDisconnect:
         model = _UNKNOWN
-        is_logged = self._log is not None and body_type is ChatBody
+        is_logged = self._log is not None and dialect.is_chat
         try:
             key = self._admission.identify(request.scope["headers"])
             data, fields = await read_fields(request.stream(), self._config.max_body_bytes)
-            asked = model_of(fields)
-            self._admission.check_model(key, asked)
-            named = self._aliases.resolve(asked, self._is_served)
-            if named != asked:
+            asked_model = model_of(fields)
+            self._admission.check_model(key, asked_model)
+            named = self._aliases.resolve(asked_model, self._is_served)
+            if named != asked_model:
                 fields["model"] = named
                 data = msgspec.json.encode(fields)
             if self._upstreams.serves(named):
                 model = named
-                check_relayed(fields, RelayedChat if body_type is ChatBody else RelayedCompletion)
+                check_relayed(fields, dialect.path, dialect.relayed)
                 # An upstream's tokens are not counted, for its bytes are not read: the estimate stays.
-                admit = partial(self._admission.admitted, key, asked, estimate_tokens(len(data), None))
+                admit = partial(self._admission.admitted, key, asked_model, estimate_tokens(len(data), None))
                 relayed = RelayedAnswer(named, data) if is_logged else None
+                endpoint = dialect.path.removeprefix("/v1/")
                 return UntilDisconnect(lambda send: self._relay(admit, named, endpoint, data, send, relayed))
             self._registry.check_known(named, self._upstreams.names)
             model = named
-            body = parse_body(fields, body_type)
-            job = body.job()
-            tokens = estimate_tokens(len(data), job.sampling.max_tokens)
-            admit = partial(self._admission.admitted, key, asked, tokens)
+            asked = dialect.read(fields)
+            tokens = estimate_tokens(len(data), asked.job.sampling.max_tokens)
+            admit = partial(self._admission.admitted, key, asked_model, tokens)
         except ApiError as error:
             self._metrics.count_request(model, error.status)
             raise
-        answer_id = ("chatcmpl-" if body_type is ChatBody else "cmpl-") + secrets.token_hex(12)
-        logged = WorkerAnswer(answer_id, job, fields.get("user")) if is_logged else None
-        writer = AnswerWriter(
-            answer_id=answer_id,
-            created_s=int(time.time()),
-            model=model,
-            chat=body_type is ChatBody,
-            with_usage=body.wants_stream and body.wants_usage,
-        )
-        return UntilDisconnect(lambda send: self._answer(admit, job, writer, body.wants_stream, send, logged))
+        logged = WorkerAnswer(asked.answer_id, asked.job, asked.user) if is_logged else None
+        return UntilDisconnect(lambda send: self._answer(admit, asked, send, logged))
 
     async def _relay(
         self, admit: _Admit, model: str, endpoint: str, data: bytes, send: Send, logged: RelayedAnswer | None
@@ -146,29 +131,19 @@ class OpenAIApi:
             if self._log is not None and logged is not None:
                 self._log.add(logged)
 
-    async def _answer(
-        self,
-        admit: _Admit,
-        job: Job,
-        writer: AnswerWriter,
-        stream: bool,
-        send: Send,
-        logged: WorkerAnswer | None,
-    ) -> None:
+    async def _answer(self, admit: _Admit, asked: Asked, send: Send, logged: WorkerAnswer | None) -> None:
         status = CLIENT_LEFT  # stays when it does
         try:
             with admit() as admitted:
-                async with contextlib.aclosing(self._parts(job, logged, admitted)) as parts:
-                    if stream:
-                        await self._send_stream(parts, writer, send, admitted)
-                    else:
-                        await self._send_whole(parts, writer, send, admitted)
+                async with contextlib.aclosing(self._parts(asked.job, logged, admitted)) as parts:
+                    write = self._send_stream if asked.streamed else self._send_whole
+                    await write(parts, asked.writer, send, admitted)
             status = 200
         except ApiError as error:
             status = error.status
             raise
         finally:
-            self._metrics.count_request(job.model, status)
+            self._metrics.count_request(asked.job.model, status)
             if self._log is not None and logged is not None:
                 self._log.add(logged)
 
@@ -206,9 +181,9 @@ class OpenAIApi:
     async def _send_stream(
         self, parts: AsyncGenerator[AnswerPart, None], writer: AnswerWriter, send: Send, admitted: Admitted
     ) -> None:
-        opening = writer.opening()
         part = await anext(parts)
         await send_start(send, b"text/event-stream; charset=utf-8", more=admitted.headers)
+        opening = writer.opening(part)
         try:
             while part.finish_reason is None or part.usage is None:
                 await send_piece(send, opening + writer.texts(part.texts))
@@ -216,9 +191,9 @@ class OpenAIApi:
                 part = await anext(parts)
         except ApiError as error:
             # The status has been sent; the client learns it from the stream.
-            await send_piece(send, error_event(error.to_json()), last=True)
+            await send_piece(send, writer.failure(error), last=True)
             return
-        await send_piece(send, opening + writer.ending(part.finish_reason, part.usage), last=True)
+        await send_piece(send, opening + writer.ending(part, part.usage), last=True)
 
     async def _send_whole(
         self, parts: AsyncGenerator[AnswerPart, None], writer: AnswerWriter, send: Send, admitted: Admitted
@@ -227,7 +202,7 @@ class OpenAIApi:
         async for part in parts:
             texts.extend(part.texts)
             if part.finish_reason is not None and part.usage is not None:
-                body = writer.whole("".join(texts), part.finish_reason, part.usage)
+                body = writer.whole("".join(texts), part, part.usage)
                 await send_start(send, b"application/json", more=admitted.headers)
                 await send_piece(send, body, last=True)
                 return

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 
 import msgspec
 from starlette.applications import Starlette
@@ -19,10 +19,11 @@ from starlette.routing import Route, WebSocketRoute
 from chaccu.serve.gateway.admin import AdminApi
 from chaccu.serve.gateway.admission import Admission
 from chaccu.serve.gateway.aliases import Aliases
-from chaccu.serve.gateway.api import OpenAIApi
+from chaccu.serve.gateway.api import AnswerApi
 from chaccu.serve.gateway.back_pressure import BackPressure
 from chaccu.serve.gateway.config import GatewayConfig, check_config
 from chaccu.serve.gateway.conversation_log import ConversationLog
+from chaccu.serve.gateway.dialects import DIALECTS, write_error
 from chaccu.serve.gateway.errors import ApiError
 from chaccu.serve.gateway.front import FastRelay
 from chaccu.serve.gateway.joining import WorkerDoor
@@ -50,7 +51,7 @@ def create_gateway(
     admission = Admission(config, metrics, clock)
     aliases = Aliases(config.aliases)
     queues = BackPressure(registry, size=config.queue_size, wait_s=config.queue_wait_s, clock=clock)
-    api = OpenAIApi(config, admission, aliases, queues, registry, upstreams, metrics, clock, log)
+    api = AnswerApi(config, admission, aliases, queues, registry, upstreams, metrics, clock, log)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -73,8 +74,7 @@ def create_gateway(
     app = Starlette(
         routes=[
             Route("/v1/models", api.models),
-            Route("/v1/chat/completions", api.chat, methods=["POST"]),
-            Route("/v1/completions", api.completions, methods=["POST"]),
+            *(Route(dialect.path, api.endpoint(dialect), methods=["POST"]) for dialect in DIALECTS),
             Route("/health", health),
             Route("/ready", ready),
             *AdminApi(config, admission, registry, aliases).routes(),
@@ -95,7 +95,7 @@ def _json(value: object, *, status: int = 200) -> Response:
 def _show_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     headers = {"retry-after": _RETRY_AFTER_S, **error.headers} if error.status == 503 else error.headers
-    return Response(error.to_json(), status_code=error.status, media_type="application/json", headers=headers)
+    return _error(request, error, headers)
 
 
 def _show_http_error(request: Request, error: Exception) -> Response:
@@ -103,9 +103,14 @@ def _show_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail}."
     wrong = ApiError(error.status_code, message, kind="invalid_request_error", code="unknown_url")
-    return Response(wrong.to_json(), status_code=error.status_code, media_type="application/json", headers=error.headers)
+    return _error(request, wrong, error.headers)
 
 
 def _show_crash(request: Request, error: Exception) -> Response:
     crash = ApiError(500, "the gateway failed; its log has the details.", kind="server_error", code="internal_error")
-    return Response(crash.to_json(), status_code=500, media_type="application/json")
+    return _error(request, crash)
+
+
+def _error(request: Request, error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
+    body = write_error(request.url.path, error)
+    return Response(body, status_code=error.status, media_type="application/json", headers=headers)

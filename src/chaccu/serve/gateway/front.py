@@ -22,6 +22,7 @@ from chaccu.serve.gateway.admission import Admission, Admitted, estimate_tokens
 from chaccu.serve.gateway.aliases import Aliases
 from chaccu.serve.gateway.config import GatewayConfig
 from chaccu.serve.gateway.conversation_log import ConversationLog
+from chaccu.serve.gateway.dialects import write_error
 from chaccu.serve.gateway.errors import CLIENT_LEFT, ApiError
 from chaccu.serve.gateway.metrics import GatewayMetrics
 from chaccu.serve.gateway.passing_body import PassingBody
@@ -118,7 +119,8 @@ class Front(HttpToolsProtocol):
         if self._owes != "request" and (self.cycle is None or not self.cycle.response_started or self.cycle.response_complete):
             message = f"the request's {self._owes} was not complete after {limits_s[self._owes]:g} s, the limit."
             slow = ApiError(408, message, kind="invalid_request_error", code="request_timeout")
-            self.transport.write(self.write_whole(slow.status, slow.to_json(), keep_alive=False))
+            body = write_error(self.url.partition(b"?")[0].decode("latin-1"), slow)
+            self.transport.write(self.write_whole(slow.status, body, keep_alive=False))
         self._owes = None
         self.transport.close()
 

@@ -60,11 +60,11 @@ class LoggedAnswer(Protocol):
 class WorkerAnswer:
     """The answer to `job` as workers give it; `finish_reason` changes when it ends."""
 
-    def __init__(self, answer_id: str, job: Job, user: Any) -> None:
+    def __init__(self, answer_id: str, job: Job, user: str) -> None:
         self.finish_reason = CANCELLED
         self._id = answer_id
         self._job = job
-        self._user = user if isinstance(user, str) else ""
+        self._user = user
         self._texts: list[str] = []
 
     def take(self, part: AnswerPart) -> None:

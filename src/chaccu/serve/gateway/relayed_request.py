@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from chaccu.serve.gateway.errors import from_validation
+from chaccu.serve.gateway.errors import bad_request, from_validation
 
 _Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 _Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -47,8 +47,13 @@ class RelayedCompletion(_Relayed, frozen=True, kw_only=True):
     prompt: str | list[Any] | None = None
 
 
-def check_relayed(fields: dict[str, Any], body_type: type[RelayedChat] | type[RelayedCompletion]) -> None:
-    """Raise `ApiError`, naming the parameter, for a request that no upstream need hear of."""
+def check_relayed(fields: dict[str, Any], path: str, body_type: type[RelayedChat] | type[RelayedCompletion] | None) -> None:
+    """Raise `ApiError`, naming the parameter, for a request that no upstream need hear of, or may: there is no `body_type`
+    for a `path` that upstreams are not asked by.
+    """
+    if body_type is None:
+        message = f"the model {fields['model']!r} is an upstream's; ask for it by /v1/chat/completions, not by {path}."
+        raise bad_request(message, code="unsupported_endpoint", param="model")
     try:
         msgspec.convert(fields, body_type)
     except msgspec.ValidationError as error:

@@ -10,13 +10,14 @@ from typing import Any
 
 import msgspec
 
-from chaccu.serve.gateway.answer import AnswerUsage
+from chaccu.serve.gateway.answer import AnswerPart, AnswerUsage
+from chaccu.serve.gateway.errors import ApiError
 
 _encode = msgspec.json.encode
 DONE = b"data: [DONE]\n\n"
 
 
-class AnswerWriter:
+class CompletionWriter:
     """Writes one answer of a chat completion, or of a raw completion when `chat` is false."""
 
     def __init__(self, *, answer_id: str, created_s: int, model: str, chat: bool, with_usage: bool) -> None:
@@ -29,7 +30,7 @@ class AnswerWriter:
         before, _, after = self._event([self._choice({"content": mark} if chat else mark, None)], None).partition(_encode(mark))
         self._before, self._after = before, after
 
-    def opening(self) -> bytes:
+    def opening(self, first: AnswerPart) -> bytes:
         """The events before any text."""
         return self._event([self._choice({"role": "assistant", "content": ""}, None)], None) if self._chat else b""
 
@@ -37,14 +38,18 @@ class AnswerWriter:
         """One event a text."""
         return b"".join(self._before + _encode(text) + self._after for text in texts)
 
-    def ending(self, finish_reason: str, usage: AnswerUsage) -> bytes:
+    def ending(self, last: AnswerPart, usage: AnswerUsage) -> bytes:
         """The events after all text."""
-        last = self._event([self._choice({} if self._chat else "", finish_reason)], None)
-        return last + (self._event([], _usage(usage)) if self._with_usage else b"") + DONE
+        end = self._event([self._choice({} if self._chat else "", last.finish_reason)], None)
+        return end + (self._event([], _usage(usage)) if self._with_usage else b"") + DONE
 
-    def whole(self, text: str, finish_reason: str, usage: AnswerUsage) -> bytes:
+    def failure(self, error: ApiError) -> bytes:
+        """The event of an answer that breaks off."""
+        return error_event(error.to_json())
+
+    def whole(self, text: str, last: AnswerPart, usage: AnswerUsage) -> bytes:
         """The answer as one object."""
-        choice: dict[str, Any] = {"index": 0, "finish_reason": finish_reason, "logprobs": None}
+        choice: dict[str, Any] = {"index": 0, "finish_reason": last.finish_reason, "logprobs": None}
         if self._chat:
             choice["message"] = {"role": "assistant", "content": text, "refusal": None}
         else:

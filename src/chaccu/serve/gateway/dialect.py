@@ -1,0 +1,62 @@
+"""`Dialect`: one API that answers are asked for and given in.
+
+Invariants: an endpoint is one value of this type, made in one file: what its requests hold, how its answers are written, what
+its errors look like. Keys, limits, queues, the log and workers are the same for all, and know of none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from chaccu.serve.gateway.answer import AnswerPart, AnswerUsage, Job
+from chaccu.serve.gateway.errors import ApiError
+from chaccu.serve.gateway.relayed_request import RelayedChat, RelayedCompletion
+
+
+class AnswerWriter(Protocol):
+    """Writes one answer, whole or as events: `opening`, `texts` any number of times, and `ending` or `failure`."""
+
+    def opening(self, first: AnswerPart) -> bytes:
+        """The events before any text, once the `first` part is there."""
+        ...
+
+    def texts(self, texts: list[str]) -> bytes:
+        """The events of some texts."""
+        ...
+
+    def ending(self, last: AnswerPart, usage: AnswerUsage) -> bytes:
+        """The events after all text; `last` holds no text."""
+        ...
+
+    def failure(self, error: ApiError) -> bytes:
+        """The event of an answer that breaks off after its beginning."""
+        ...
+
+    def whole(self, text: str, last: AnswerPart, usage: AnswerUsage) -> bytes:
+        """The answer as one object."""
+        ...
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """A checked request. `user` is who asks for an answer, as the request says it."""
+
+    answer_id: str
+    job: Job
+    writer: AnswerWriter
+    streamed: bool
+    user: str = ""
+
+
+class Dialect(msgspec.Struct, frozen=True, kw_only=True):
+    """An endpoint. `read` checks a request's fields, and raises `ApiError`; `is_chat`: its answers are conversations, and
+    logged; `relayed`: what is checked of a request that goes to the same path of an upstream, None where none may.
+    """
+
+    path: str
+    read: Callable[[dict[str, Any]], Asked]
+    is_chat: bool
+    relayed: type[RelayedChat] | type[RelayedCompletion] | None = None
+    write_error: Callable[[ApiError], bytes] = ApiError.to_json

@@ -1,0 +1,46 @@
+"""OpenAI's chat completions and raw completions, as dialects.
+
+It ignores what a body may hold (`requests`) and what an answer looks like (`responses`).
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any
+
+from chaccu.serve.gateway.dialect import Asked, Dialect
+from chaccu.serve.gateway.relayed_request import RelayedChat, RelayedCompletion
+from chaccu.serve.gateway.requests import ChatBody, CompletionBody, parse_body
+from chaccu.serve.gateway.responses import CompletionWriter
+
+
+def _read_chat(fields: dict[str, Any]) -> Asked:
+    return _asked(parse_body(fields, ChatBody), fields, "chatcmpl-")
+
+
+def _read_completion(fields: dict[str, Any]) -> Asked:
+    return _asked(parse_body(fields, CompletionBody), fields, "cmpl-")
+
+
+def _asked(body: ChatBody | CompletionBody, fields: dict[str, Any], prefix: str) -> Asked:
+    answer_id = prefix + secrets.token_hex(12)
+    user = fields.get("user")
+    writer = CompletionWriter(
+        answer_id=answer_id,
+        created_s=int(time.time()),
+        model=body.model,
+        chat=isinstance(body, ChatBody),
+        with_usage=body.wants_stream and body.wants_usage,
+    )
+    return Asked(
+        answer_id=answer_id,
+        job=body.job(),
+        writer=writer,
+        streamed=body.wants_stream,
+        user=user if isinstance(user, str) else "",
+    )
+
+
+CHAT = Dialect(path="/v1/chat/completions", read=_read_chat, is_chat=True, relayed=RelayedChat)
+COMPLETIONS = Dialect(path="/v1/completions", read=_read_completion, is_chat=False, relayed=RelayedCompletion)
