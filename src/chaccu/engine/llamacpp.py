@@ -103,6 +103,7 @@ class LlamaCppEngine:
                             tokens=made - counted,
                             finish_reason="length" if chunk.stop_type == "limit" and not (ended or stopped) else "stop",
                             usage=Usage(len(request.prompt_ids), made),
+                            stopped_by=scanner.stopped_by,
                         )
                         return
                     if text:

@@ -51,13 +51,14 @@ class Usage(msgspec.Struct, frozen=True):
 
 class GenerationDelta(msgspec.Struct, frozen=True, kw_only=True):
     """The next piece of an answer. `tokens`: generated tokens that this piece accounts for (held-back text is counted when
-    sent).
+    sent). `stopped_by`: the stop string that ended the answer, None where it ended otherwise.
     """
 
     text: str
     tokens: int
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    stopped_by: str | None = None
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -151,7 +151,8 @@ class ScriptedEngine:
                 made, waiting = made + 1, waiting + 1
                 text, stopped = scanner.push(token)
                 if stopped:
-                    yield self._last(request, text, waiting, "stop", made)
+                    last = self._last(request, text, waiting, "stop", made)
+                    yield msgspec.structs.replace(last, stopped_by=scanner.stopped_by)
                     return
                 if text:
                     yield GenerationDelta(text=text, tokens=waiting)

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 
 
 class StopScanner:
-    """Feeds on text pieces of one answer. Empty stop strings are ignored."""
+    """Feeds on text pieces of one answer. Empty stop strings are ignored; `stopped_by` is the one that was completed."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stop for stop in stops if stop)
         self._held = ""
+        self.stopped_by: str | None = None
 
     def push(self, text: str) -> tuple[str, bool]:
         """Add a piece; returns the text that may be sent now, and whether a stop string was completed."""
@@ -23,6 +24,7 @@ class StopScanner:
         found = min((at for at in (text.find(stop) for stop in self._stops) if at >= 0), default=-1)
         if found >= 0:
             self._held = ""
+            self.stopped_by = next(stop for stop in self._stops if text.startswith(stop, found))
             return text[:found], True
         keep = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]

@@ -200,7 +200,15 @@ class _Run:
 
     def _finish(self, text: str, reason: FinishReason) -> None:
         usage = Usage(len(self.request.prompt_ids), self._made)
-        self.send(GenerationDelta(text=text, tokens=self._made - self._counted, finish_reason=reason, usage=usage))
+        self.send(
+            GenerationDelta(
+                text=text,
+                tokens=self._made - self._counted,
+                finish_reason=reason,
+                usage=usage,
+                stopped_by=self._scanner.stopped_by,
+            )
+        )
 
 
 class _Sampler:

@@ -63,7 +63,9 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Piece(msgspec.Struct, frozen=True, array_like=True):
-    """Text of one request with the tokens it accounts for; the last piece has an `end`, and a `failure` if that is why."""
+    """Text of one request with the tokens it accounts for; the last piece has an `end`, and a `failure` if that is why, or
+    the stop string of the request that it was `stopped_by`.
+    """
 
     request: int
     text: str = ""
@@ -71,6 +73,7 @@ class Piece(msgspec.Struct, frozen=True, array_like=True):
     prompt_tokens: int = 0
     end: End | None = None
     failure: Failure | None = None
+    stopped_by: str | None = None
 
 
 class Output(msgspec.Struct, frozen=True, tag="output"):

@@ -126,7 +126,8 @@ async def test_a_stop_string_cut_over_deltas_never_leaks(subject: Subject) -> No
     stop = whole[middle - 3 : middle + 3]
     deltas = await subject.run(max_tokens=24, stop=(stop, "never in it"))
     assert text_of(deltas) == whole[: whole.index(stop)]
-    assert deltas[-1].finish_reason == "stop"
+    assert (deltas[-1].finish_reason, deltas[-1].stopped_by) == ("stop", stop)
+    assert {delta.stopped_by for delta in deltas[:-1]} == {None}
     assert deltas[-1].usage is not None
     assert deltas[-1].usage.completion_tokens == sum(delta.tokens for delta in deltas) <= 24
 
@@ -221,6 +222,6 @@ async def test_a_stop_id_ends_the_answer(subject: Subject) -> None:
         pytest.skip("the scripted engine writes words, not ids")
     every_id = tuple(range(256)) if subject.engine.info.engine == "transformers" else tuple(range(262_144))
     deltas = await subject.run(stop_ids=every_id)
-    assert (text_of(deltas), deltas[-1].finish_reason) == ("", "stop")
+    assert (text_of(deltas), deltas[-1].finish_reason, deltas[-1].stopped_by) == ("", "stop", None)
     assert deltas[-1].usage is not None
     assert deltas[-1].usage.completion_tokens == 1

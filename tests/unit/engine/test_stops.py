@@ -24,6 +24,8 @@ def test_released_text_is_the_text_before_the_first_stop_string(pieces: list[str
         assert stop not in released
     assert "".join(pieces).startswith(released)
     assert ended == any(stop in "".join(pieces) for stop in stops)
+    assert (scanner.stopped_by in stops) if ended else (scanner.stopped_by is None)
+    assert "".join(pieces).startswith(released + (scanner.stopped_by or ""))
 
 
 def test_what_cannot_be_a_stop_string_is_released_at_once() -> None:

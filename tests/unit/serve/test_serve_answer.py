@@ -77,6 +77,7 @@ async def test_the_next_worker_goes_on_from_the_text_given() -> None:
     assert text_of(parts) == "abcd"
     assert parts[-1].usage is not None
     assert (parts[-1].usage.prompt_tokens, parts[-1].usage.completion_tokens) == (9, 4)
+    assert {part.prompt_tokens for part in parts} == {9}
     assert stage.continued == 1
 
 

@@ -99,6 +99,15 @@ async def test_an_answer_comes_in_pieces_with_its_counts(benches: list[Bench]) -
     assert pieces[-1].prompt_tokens > 5
 
 
+async def test_a_stop_string_of_the_request_is_named_and_the_formats_own_is_not(benches: list[Bench]) -> None:
+    bench = Bench(ScriptedEngine(Script(text="one two<|im_end|> three")))
+    benches.append(bench)
+    for request, stop in ((1, ("three", "two")), (2, ("three",))):
+        bench.wire.give(ask(request, stop=stop))
+        pieces = await bench.wire.answer_to(request)
+        assert (pieces[-1].end, pieces[-1].stopped_by) == ("stop", "two" if request == 1 else None)
+
+
 async def test_a_cancelled_request_ends_once_its_engine_has_stopped(benches: list[Bench]) -> None:
     bench = Bench(ScriptedEngine(Script(tokens=500, tokens_per_s=20, slots=1)))
     benches.append(bench)

@@ -37,11 +37,15 @@ class AnswerUsage(msgspec.Struct, frozen=True):
 
 
 class AnswerPart(msgspec.Struct, frozen=True):
-    """Texts in order; the last part has a `finish_reason` and `usage`."""
+    """Texts in order, and the tokens of the prompt before them; the last part has a `finish_reason` and `usage`, and the stop
+    string that it was `stopped_by`, if one of the request's was.
+    """
 
     texts: list[str]
     finish_reason: Literal["stop", "length"] | None = None
     usage: AnswerUsage | None = None
+    prompt_tokens: int = 0
+    stopped_by: str | None = None
 
 
 async def stream_answer(
@@ -57,7 +61,7 @@ async def stream_answer(
         limit = job.sampling.max_tokens
         if limit is not None and tokens >= limit:
             # The last worker was lost between its last text and the word that it was the last.
-            yield AnswerPart([], "length", AnswerUsage(prompt_tokens, tokens))
+            yield AnswerPart([], "length", AnswerUsage(prompt_tokens, tokens), prompt_tokens)
             return
         begun = job.begun + "".join(given)
         sampling = job.sampling if limit is None else msgspec.structs.replace(job.sampling, max_tokens=limit - tokens)
@@ -80,9 +84,11 @@ async def stream_answer(
                 tokens += sum(piece.tokens for piece in pieces)
                 prompt_tokens = pieces[-1].prompt_tokens or prompt_tokens
                 if texts:
-                    yield AnswerPart(texts)
+                    yield AnswerPart(texts, prompt_tokens=prompt_tokens)
                 if pieces[-1].end is not None:
-                    yield AnswerPart([], _finish_reason(pieces[-1]), AnswerUsage(prompt_tokens, tokens))
+                    last = pieces[-1]
+                    usage = AnswerUsage(prompt_tokens, tokens)
+                    yield AnswerPart([], _finish_reason(last), usage, prompt_tokens, last.stopped_by)
                     return
         except WorkerLostError:
             continue

@@ -147,7 +147,9 @@ class WorkerSession:
                 text = prefix.cut(delta.text)
                 if delta.finish_reason is not None:
                     text += prefix.flush()
-                    self._put(Piece(request.request, text, tokens, prompt_tokens, delta.finish_reason))
+                    # A chat format's own stop strings are no business of the client.
+                    named = delta.stopped_by if delta.stopped_by in sampling.stop else None
+                    self._put(Piece(request.request, text, tokens, prompt_tokens, delta.finish_reason, stopped_by=named))
                 elif text:
                     self._put(Piece(request.request, text, tokens, prompt_tokens))
                     tokens = 0
