@@ -10,17 +10,18 @@ import time
 from typing import Any
 
 from chaccu.serve.gateway.dialect import Asked, Dialect
+from chaccu.serve.gateway.parameters import parse_body
 from chaccu.serve.gateway.relayed_request import RelayedChat, RelayedCompletion
-from chaccu.serve.gateway.requests import ChatBody, CompletionBody, parse_body
+from chaccu.serve.gateway.requests import UNUSED, ChatBody, CompletionBody
 from chaccu.serve.gateway.responses import CompletionWriter
 
 
 def _read_chat(fields: dict[str, Any]) -> Asked:
-    return _asked(parse_body(fields, ChatBody), fields, "chatcmpl-")
+    return _asked(parse_body(fields, ChatBody, UNUSED), fields, "chatcmpl-")
 
 
 def _read_completion(fields: dict[str, Any]) -> Asked:
-    return _asked(parse_body(fields, CompletionBody), fields, "cmpl-")
+    return _asked(parse_body(fields, CompletionBody, UNUSED), fields, "cmpl-")
 
 
 def _asked(body: ChatBody | CompletionBody, fields: dict[str, Any], prefix: str) -> Asked:

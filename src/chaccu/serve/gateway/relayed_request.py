@@ -11,9 +11,8 @@ from typing import Annotated, Any
 import msgspec
 
 from chaccu.serve.gateway.errors import bad_request, from_validation
+from chaccu.serve.gateway.parameters import Count, Share
 
-_Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
-_Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 _Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 
 
@@ -24,11 +23,11 @@ class _Turn(msgspec.Struct, frozen=True, gc=False):
 class _Relayed(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     stream: bool | None = None
-    max_tokens: _Count | None = None
+    max_tokens: Count | None = None
     n: Annotated[int, msgspec.Meta(ge=1, le=128)] | None = None
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
-    top_p: _Share | None = None
-    min_p: _Share | None = None
+    top_p: Share | None = None
+    min_p: Share | None = None
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
     seed: int | None = None
@@ -38,7 +37,7 @@ class RelayedChat(_Relayed, frozen=True, kw_only=True):
     """A chat completion that an upstream gives."""
 
     messages: Annotated[list[_Turn], msgspec.Meta(min_length=1)]
-    max_completion_tokens: _Count | None = None
+    max_completion_tokens: Count | None = None
 
 
 class RelayedCompletion(_Relayed, frozen=True, kw_only=True):

@@ -1,48 +1,42 @@
 """What clients send: the bodies of the OpenAI API, checked.
 
-Invariants: a parameter that would change the answer is either honoured or refused, never ignored; every refusal is an
-`ApiError` that names the parameter. It ignores models and workers.
+Invariant: every refusal is an `ApiError` that names the parameter. It ignores models and workers.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from types import MappingProxyType
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 
-from chaccu.conversation import Message, conversation_from_openai
-from chaccu.errors import ConversationError
 from chaccu.serve.gateway.answer import Job
-from chaccu.serve.gateway.errors import ApiError, bad_request, from_validation
+from chaccu.serve.gateway.errors import ApiError, bad_request
+from chaccu.serve.gateway.parameters import Count, Share, StopText, StopTexts, Unused, chat_job
 from chaccu.serve.link import Sampling
 
-_Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
-_Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
-_StopText = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
-
-# Parameters that this server does not carry out, with the values that ask for nothing.
-_NEUTRAL = MappingProxyType(
-    {
-        "n": (1,),
-        "best_of": (1,),
-        "echo": (False,),
-        "suffix": ("",),
-        "presence_penalty": (0,),
-        "frequency_penalty": (0,),
-        "logit_bias": ({},),
-        "logprobs": (False,),
-        "top_logprobs": (0,),
-        "response_format": ({"type": "text"},),
-        "tools": ([],),
-        "tool_choice": ("none", "auto"),
-        "parallel_tool_calls": (True, False),
-        "modalities": (["text"],),
-    }
+UNUSED = Unused(
+    neutral=MappingProxyType(
+        {
+            "n": (1,),
+            "best_of": (1,),
+            "echo": (False,),
+            "suffix": ("",),
+            "presence_penalty": (0,),
+            "frequency_penalty": (0,),
+            "logit_bias": ({},),
+            "logprobs": (False,),
+            "top_logprobs": (0,),
+            "response_format": ({"type": "text"},),
+            "tools": ([],),
+            "tool_choice": ("none", "auto"),
+            "parallel_tool_calls": (True, False),
+            "modalities": (["text"],),
+        }
+    ),
+    about=frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}),
 )
-# Parameters that say something about the request and nothing about the answer.
-_ABOUT = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
 
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,13 +50,13 @@ class _Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     model: str
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: _Count | None = None
+    max_tokens: Count | None = None
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
-    top_p: _Share | None = None
+    top_p: Share | None = None
     top_k: Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)] | None = None
-    min_p: _Share | None = None
+    min_p: Share | None = None
     seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: _StopText | Annotated[list[_StopText], msgspec.Meta(max_length=16)] | None = None
+    stop: StopText | StopTexts | None = None
 
     def sampling(self, max_tokens: int | None) -> Sampling:
         """The sampling that the body asks for; what it leaves out takes the API's defaults."""
@@ -90,24 +84,14 @@ class ChatBody(_Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of a chat completion."""
 
     messages: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)]
-    max_completion_tokens: _Count | None = None
+    max_completion_tokens: Count | None = None
 
     def job(self) -> Job:
         """The job. A last message of the assistant is a reply to go on with. Raises `ApiError` for messages that cannot be
         one.
         """
-        try:
-            conversation = conversation_from_openai(self.messages)
-        except ConversationError as error:
-            raise bad_request(f"{error.message} {error.remedy}".strip(), code="invalid_value", param="messages") from error
-        begun, last = "", conversation.messages[-1]
-        if last.role == "assistant":
-            begun = last.content or ""
-            conversation = msgspec.structs.replace(
-                conversation, messages=(*conversation.messages[:-1], Message("assistant", None))
-            )
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-        return Job(model=self.model, conversation=conversation, begun=begun, sampling=self.sampling(limit))
+        return chat_job(self.model, self.messages, self.sampling(limit))
 
 
 class CompletionBody(_Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -126,9 +110,6 @@ class CompletionBody(_Body, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise bad_request("the prompt is empty.", code="invalid_value", param="prompt")
         # Sixteen is the API's own default for this endpoint.
         return Job(model=self.model, prompt=prompts[0], sampling=self.sampling(self.max_tokens or 16))
-
-
-B = TypeVar("B", bound=_Body)
 
 
 async def read_fields(body: AsyncIterator[bytes], limit_bytes: int) -> tuple[bytes, dict[str, Any]]:
@@ -155,29 +136,6 @@ def model_of(fields: dict[str, Any]) -> str:
         known = "is missing" if model is None else f"= {model!r:.80} is no name"
         raise bad_request(f"'model' {known}; name one out of /v1/models.", code="missing_required_parameter", param="model")
     return model
-
-
-def parse_body(fields: dict[str, Any], body_type: type[B]) -> B:
-    """The checked body. Raises `ApiError` naming the parameter that is wrong."""
-    kept = {}
-    for name, value in fields.items():
-        if name in _ABOUT:
-            continue
-        if name not in _NEUTRAL:
-            kept[name] = value
-        elif value is not None and not _is_neutral(name, value):
-            message = f"{name} = {value!r:.80} is not supported; leave it out."
-            raise bad_request(message, code="unsupported_parameter", param=name)
-    try:
-        return msgspec.convert(kept, body_type)
-    except msgspec.ValidationError as error:
-        known = [*body_type.__struct_fields__, *_NEUTRAL, *_ABOUT]
-        raise from_validation(error, fields, known) from error
-
-
-def _is_neutral(name: str, value: object) -> bool:
-    """Whether `value` asks for nothing; 0 and 0.0 are the same, 1 and true are not."""
-    return any(value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in _NEUTRAL[name])
 
 
 def _json_name(value: object) -> str:

@@ -1,0 +1,72 @@
+"""Parameters of requests, as all dialects take them.
+
+Invariants: a parameter that would change the answer is either honoured or refused, never ignored; every refusal is an
+`ApiError` that names the parameter. It ignores what each of them means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from chaccu.conversation import Message, conversation_from_openai
+from chaccu.errors import ConversationError
+from chaccu.serve.gateway.answer import Job
+from chaccu.serve.gateway.errors import bad_request, from_validation
+from chaccu.serve.link import Sampling
+
+Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+StopText = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
+StopTexts = Annotated[list[StopText], msgspec.Meta(max_length=16)]
+
+B = TypeVar("B", bound=msgspec.Struct)
+
+
+class Unused(msgspec.Struct, frozen=True):
+    """Parameters that a body's type need not have. `neutral`: those that are not carried out, with the values that ask for
+    nothing; `about`: those that say something about the request and nothing about the answer.
+    """
+
+    neutral: Mapping[str, tuple[Any, ...]]
+    about: frozenset[str]
+
+
+def parse_body(fields: dict[str, Any], body_type: type[B], unused: Unused) -> B:
+    """The checked body. Raises `ApiError` naming the parameter that is wrong."""
+    kept = {}
+    for name, value in fields.items():
+        if name in unused.about:
+            continue
+        if name not in unused.neutral:
+            kept[name] = value
+        elif value is not None and not _is_one_of(value, unused.neutral[name]):
+            message = f"{name} = {value!r:.80} is not supported; leave it out."
+            raise bad_request(message, code="unsupported_parameter", param=name)
+    try:
+        return msgspec.convert(kept, body_type)
+    except msgspec.ValidationError as error:
+        known = [*body_type.__struct_fields__, *unused.neutral, *unused.about]
+        raise from_validation(error, fields, known) from error
+
+
+def chat_job(model: str, messages: list[dict[str, Any]], sampling: Sampling, param: str = "messages") -> Job:
+    """The job of OpenAI-style `messages`, which `param` of the request gave. A last message of the assistant is a reply to go
+    on with. Raises `ApiError` for messages that cannot be a conversation.
+    """
+    try:
+        conversation = conversation_from_openai(messages)
+    except ConversationError as error:
+        raise bad_request(f"{error.message} {error.remedy}".strip(), code="invalid_value", param=param) from error
+    begun, last = "", conversation.messages[-1]
+    if last.role == "assistant":
+        begun = last.content or ""
+        conversation = msgspec.structs.replace(conversation, messages=(*conversation.messages[:-1], Message("assistant", None)))
+    return Job(model=model, conversation=conversation, begun=begun, sampling=sampling)
+
+
+def _is_one_of(value: object, neutral: tuple[Any, ...]) -> bool:
+    """Whether `value` asks for nothing; 0 and 0.0 are the same, 1 and true are not."""
+    return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in neutral)
