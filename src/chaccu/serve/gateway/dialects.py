@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from chaccu.serve.gateway.dialect import Dialect
 from chaccu.serve.gateway.errors import ApiError
+from chaccu.serve.gateway.messages import MESSAGES
 from chaccu.serve.gateway.openai_dialects import CHAT, COMPLETIONS
 
-DIALECTS: tuple[Dialect, ...] = (CHAT, COMPLETIONS)
+DIALECTS: tuple[Dialect, ...] = (CHAT, COMPLETIONS, MESSAGES)
 
 
 def write_error(path: str, error: ApiError) -> bytes:

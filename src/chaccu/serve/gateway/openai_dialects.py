@@ -10,18 +10,17 @@ import time
 from typing import Any
 
 from chaccu.serve.gateway.dialect import Asked, Dialect
-from chaccu.serve.gateway.parameters import parse_body
 from chaccu.serve.gateway.relayed_request import RelayedChat, RelayedCompletion
 from chaccu.serve.gateway.requests import UNUSED, ChatBody, CompletionBody
 from chaccu.serve.gateway.responses import CompletionWriter
 
 
-def _read_chat(fields: dict[str, Any]) -> Asked:
-    return _asked(parse_body(fields, ChatBody, UNUSED), fields, "chatcmpl-")
+def _ask_chat(body: ChatBody, fields: dict[str, Any]) -> Asked:
+    return _asked(body, fields, "chatcmpl-")
 
 
-def _read_completion(fields: dict[str, Any]) -> Asked:
-    return _asked(parse_body(fields, CompletionBody, UNUSED), fields, "cmpl-")
+def _ask_completion(body: CompletionBody, fields: dict[str, Any]) -> Asked:
+    return _asked(body, fields, "cmpl-")
 
 
 def _asked(body: ChatBody | CompletionBody, fields: dict[str, Any], prefix: str) -> Asked:
@@ -43,5 +42,12 @@ def _asked(body: ChatBody | CompletionBody, fields: dict[str, Any], prefix: str)
     )
 
 
-CHAT = Dialect(path="/v1/chat/completions", read=_read_chat, is_chat=True, relayed=RelayedChat)
-COMPLETIONS = Dialect(path="/v1/completions", read=_read_completion, is_chat=False, relayed=RelayedCompletion)
+CHAT = Dialect(path="/v1/chat/completions", body=ChatBody, unused=UNUSED, ask=_ask_chat, is_chat=True, relayed=RelayedChat)
+COMPLETIONS = Dialect(
+    path="/v1/completions",
+    body=CompletionBody,
+    unused=UNUSED,
+    ask=_ask_completion,
+    is_chat=False,
+    relayed=RelayedCompletion,
+)
