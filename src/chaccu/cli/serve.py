@@ -166,6 +166,12 @@ def worker_command(
     context_tokens: _Context = None,
     join_token: _Token = "",
     drain: Annotated[float, typer.Option(min=0, help="Seconds to finish answers in after SIGTERM.")] = 30.0,
+    weight: Annotated[
+        float, typer.Option(min=0.001, max=1000, help="Share of the model's requests, beside equal workers of weight 1.")
+    ] = 1.0,
+    priority: Annotated[
+        int, typer.Option(min=-1000, max=1000, help="A worker of higher priority gets requests first, while it has free slots.")
+    ] = 0,
 ) -> None:
     """Load one model and join a gateway with it; joins again whenever the gateway comes back."""
     from chaccu.engine import EngineOptions
@@ -180,6 +186,8 @@ def worker_command(
         options=EngineOptions(threads=threads, slots=slots, context_tokens=context_tokens),
         join_token=join_token,
         drain_s=drain,
+        weight=weight,
+        priority=priority,
     )
     run_worker(config, _say)
 

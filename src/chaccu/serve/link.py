@@ -24,13 +24,19 @@ MAX_FRAME_BYTES = 16 * 2**20
 PING_INTERVAL_S = 5.0
 PING_TIMEOUT_S = 10.0
 JOIN_TIMEOUT_S = 10.0
+MAX_WEIGHT = 1000.0
+MAX_PRIORITY = 1000
 
 End = Literal["stop", "length", "cancelled", "failed"]
 FailureKind = Literal["context_overflow", "invalid_request", "engine_failed"]
 
 
 class ModelOffer(msgspec.Struct, frozen=True, kw_only=True):
-    """A model that a worker serves. `context_tokens`: prompt and answer of one request together; `slots`: requests at once."""
+    """A model that a worker serves. `context_tokens`: prompt and answer of one request together; `slots`: requests at once.
+
+    `weight`: its share of the requests beside equal workers of weight 1; one of higher `priority` gets them first, while it has
+    free slots.
+    """
 
     name: str
     engine: str
@@ -38,6 +44,8 @@ class ModelOffer(msgspec.Struct, frozen=True, kw_only=True):
     slots: int
     chat_format: str
     device: str = "cpu"
+    weight: float = 1.0
+    priority: int = 0
 
 
 class Join(msgspec.Struct, frozen=True, kw_only=True, tag="join"):

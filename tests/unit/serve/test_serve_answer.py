@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
@@ -183,6 +184,33 @@ async def test_a_worker_that_joins_again_replaces_itself() -> None:
     write(latter, resumed, "b", end="stop")
     assert text_of(await answer) == "ab"
     assert [status.state for status in stage.registry.statuses()] == ["ready"]
+
+
+async def test_a_conversation_goes_back_to_the_worker_that_has_read_it() -> None:
+    stage = Stage()
+    workers = [stage.join(name) for name in "abc"]
+
+    async def answer(messages: tuple[Message, ...], text: str) -> RemoteWorker:
+        job = Job(model="m", conversation=Conversation(messages=messages, system="be kind"), sampling=Sampling())
+        parts = stream_answer(stage.registry, job, wait_s=1, max_attempts=3, on_continue=lambda: None)
+        task = asyncio.create_task(collect(parts))
+        await asyncio.sleep(0)
+        (given,) = [worker for worker in workers if worker.outstanding]
+        request = await next_request(given)
+        write(given, request, text, end="stop")
+        assert text_of(await task) == text
+        return given
+
+    talks = [(Message("user", f"question {index} " * 20),) for index in range(3)]
+    asked = [await answer(talk, f"answer {index} " * 20) for index, talk in enumerate(talks)]
+    for index in (2, 0, 1):
+        stage.now_s += 1
+        messages = (*talks[index], Message("assistant", f"answer {index} " * 20), Message("user", "and then?"))
+        assert await answer(messages, "so") is asked[index]
+
+
+async def collect(parts: AsyncGenerator[AnswerPart, None]) -> list[AnswerPart]:
+    return [part async for part in parts]
 
 
 async def test_lost_workers_are_remembered_and_bounded() -> None:

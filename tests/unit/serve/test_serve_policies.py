@@ -1,4 +1,4 @@
-"""Routing and rates: pure policies, on a clock of their own."""
+"""Routing, rates, prefixes: pure policies, on a clock of their own."""
 
 from __future__ import annotations
 
@@ -6,23 +6,42 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chaccu.serve.gateway.rate import RateMeter
-from chaccu.serve.gateway.routing import WorkerLoad, choose_worker
+from chaccu.serve.gateway.prefix_table import PrefixTable, hash_prefix
+from chaccu.serve.gateway.rate import AnswerLengths, RateMeter, SpeedMeter
+from chaccu.serve.gateway.routing import WorkerLoad, choose_worker, expected_wait_s
 
 
-def load(outstanding: int, slots: int = 4, last: float = 0.0, draining: bool = False) -> WorkerLoad:
-    return WorkerLoad(slots=slots, outstanding=outstanding, last_given_s=last, draining=draining)
+def load(outstanding: int, slots: int = 4, last: float = 0.0, due: float | None = None, **fields: object) -> WorkerLoad:
+    due_tokens = float(outstanding if due is None else due)
+    return WorkerLoad(slots=slots, outstanding=outstanding, last_given_s=last, due_tokens=due_tokens, **fields)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("loads", "chosen"),
     [
         ([], None),
-        ([load(0, draining=True)], None),
+        ([load(0, is_open=False)], None),
         ([load(3), load(1)], 1),
         ([load(3, slots=16), load(1, slots=2)], 0),
         ([load(1, last=5.0), load(1, last=3.0)], 1),
-        ([load(0, draining=True), load(9)], 1),
+        ([load(0, is_open=False), load(9)], 1),
+        # A fast one gets more, a free one before a full one, however fast.
+        ([load(3, speed=10.0), load(0, speed=1.0)], 0),
+        ([load(4, speed=99.0), load(3, speed=1.0)], 1),
+        # What is due counts, not how many ask.
+        ([load(1, due=500), load(3, due=30)], 1),
+        ([load(2, weight=3.0), load(1)], 0),
+        ([load(3, priority=1), load(0)], 0),
+        ([load(4, priority=1), load(0)], 1),
+        ([load(0, is_resting=True), load(9)], 1),
+        ([load(0, is_resting=True)], 0),
+        # The one that has read the beginning, while its wait is within its share of twice the least.
+        ([load(0), load(1, cached=1.0)], 1),
+        ([load(0), load(2, cached=1.0)], 0),
+        ([load(0), load(1, cached=0.5)], 0),
+        ([load(0), load(0, last=9.0, cached=0.1)], 1),
+        ([load(1), load(2, cached=0.6), load(2, cached=0.9)], 2),
+        ([load(0), load(4, cached=1.0, speed=99.0)], 0),
     ],
 )
 def test_the_least_expected_wait_is_chosen(loads: list[WorkerLoad], chosen: int | None) -> None:
@@ -31,6 +50,7 @@ def test_the_least_expected_wait_is_chosen(loads: list[WorkerLoad], chosen: int 
 
 @given(slots=st.lists(st.integers(1, 16), min_size=1, max_size=5), requests=st.integers(1, 60))
 def test_requests_spread_by_slots(slots: list[int], requests: int) -> None:
+    requests = min(requests, sum(slots))
     given_out = [0] * len(slots)
     for now in range(requests):
         chosen = choose_worker([load(n, s, last=now) for n, s in zip(given_out, slots, strict=True)])
@@ -44,6 +64,40 @@ def test_requests_spread_by_slots(slots: list[int], requests: int) -> None:
     )
 
 
+some_loads = st.builds(
+    WorkerLoad,
+    slots=st.integers(1, 8),
+    outstanding=st.integers(0, 10),
+    last_given_s=st.floats(0, 100),
+    due_tokens=st.floats(0, 1e4),
+    speed=st.floats(0.1, 1e3),
+    weight=st.floats(0.1, 10),
+    priority=st.integers(-1, 1),
+    cached=st.sampled_from([0.0, 0.3, 1.0]),
+    is_open=st.booleans(),
+    is_resting=st.booleans(),
+)
+
+
+@given(loads=st.lists(some_loads, max_size=6), tokens=st.floats(1, 1e4))
+def test_no_choice_overloads_a_worker(loads: list[WorkerLoad], tokens: float) -> None:
+    index = choose_worker(loads, tokens)
+    able = [one for one in loads if one.is_open]
+    assert (index is None) == (not able)
+    if index is None:
+        return
+    chosen = loads[index]
+    assert chosen.is_open
+    able = [one for one in able if not one.is_resting] or able
+    assert chosen in able
+    free = [one for one in able if one.outstanding < one.slots]
+    assert chosen.outstanding < chosen.slots or not free
+    peers = [one for one in free or able if one.priority >= chosen.priority]
+    assert max(one.priority for one in peers) == chosen.priority
+    least_s = min(expected_wait_s(one, tokens) for one in peers)
+    assert expected_wait_s(chosen, tokens) <= least_s * (1 + chosen.cached)
+
+
 def test_a_rate_is_right_from_the_start_and_fades() -> None:
     now = 0.0
     meter = RateMeter(lambda: now, window_s=5.0)
@@ -54,3 +108,77 @@ def test_a_rate_is_right_from_the_start_and_fades() -> None:
             assert meter.per_second() == pytest.approx(30, rel=0.15)
     now += 50
     assert meter.per_second() < 0.01
+
+
+@given(requests=st.integers(1, 64), tokens_per_s=st.floats(1, 1e4), idle_s=st.floats(0, 1e6))
+def test_the_speed_of_a_request_is_the_same_however_many_there_are_and_outlasts_idling(
+    requests: int, tokens_per_s: float, idle_s: float
+) -> None:
+    now = 0.0
+    meter = SpeedMeter(lambda: now)
+    assert (meter.measured(), meter.estimate(7.0)) == (None, 7.0)
+    meter.set_active(requests)
+    for _ in range(100):
+        now += 1.0
+        meter.add(requests * tokens_per_s)  # type: ignore[arg-type]
+    meter.set_active(0)
+    now += idle_s
+    assert meter.measured() == pytest.approx(tokens_per_s, rel=0.06)
+    assert meter.estimate(tokens_per_s) == pytest.approx(tokens_per_s, rel=0.06)
+
+
+def test_a_speed_follows_what_changed() -> None:
+    now = 0.0
+    meter = SpeedMeter(lambda: now)
+    meter.set_active(2)
+    for tokens in [40] * 60 + [4] * 60:
+        now += 1.0
+        meter.add(tokens)
+    assert meter.measured() == pytest.approx(2.0, rel=0.1)
+
+
+def test_answers_to_come_are_as_long_as_those_before_and_no_longer_than_they_may_be() -> None:
+    lengths = AnswerLengths(unknown=256.0)
+    assert (lengths.expected("m", None), lengths.expected("m", 10), lengths.expected("m", 0)) == (256, 10, 1)
+    for _ in range(100):
+        lengths.add("m", 40)
+    assert lengths.expected("m", None) == pytest.approx(40)
+    assert lengths.expected("other", None) == 256
+
+
+turns = st.lists(st.tuples(st.sampled_from(["user", "assistant"]), st.text(max_size=3000)), min_size=1, max_size=5)
+
+
+@given(first=turns, more=turns)
+def test_a_conversation_that_goes_on_is_known_where_it_was_answered(
+    first: list[tuple[str, str]], more: list[tuple[str, str]]
+) -> None:
+    table = PrefixTable()
+    table.add(hash_prefix("m", first), "here")
+    longer = hash_prefix("m", [*first, *more])
+    assert longer == hash_prefix("m", more, before=hash_prefix("m", first))
+    share = table.cached(longer, {"here", "there"})["here"]
+    chars = [sum(1 + len(text) for _, text in part) for part in (first, [*first, *more])]
+    assert share >= chars[0] / chars[1] * 0.999
+    assert table.cached(hash_prefix("m", first), {"here", "there"}) == {"here": 1.0}
+    assert table.cached(longer, {"there"}) == {}
+    assert table.cached(hash_prefix("other", first), {"here"}) == {}
+
+
+def test_a_message_ends_where_it_ends() -> None:
+    table = PrefixTable()
+    table.add(hash_prefix("m", [("user", "ab"), ("assistant", "c")]), "here")
+    assert table.cached(hash_prefix("m", [("user", "a"), ("assistant", "bc")]), {"here"}) == {}
+    assert 0 < table.cached(hash_prefix("m", [("user", "ab"), ("assistant", "d")]), {"here"})["here"] < 1
+
+
+def test_the_table_of_prefixes_is_bounded_and_forgets_what_is_out_of_use() -> None:
+    table = PrefixTable(size=100)
+    kept = hash_prefix("m", [("system", "be brief"), ("user", "x" * 5000)])
+    for index in range(500):
+        table.add(hash_prefix("m", [("user", f"{index}")]), f"w{index % 3}")
+        table.add(kept, f"w{index % 20}")
+    assert len(table) == 100
+    assert len(table.cached(kept, {f"w{index}" for index in range(20)})) == 8
+    assert table.cached(hash_prefix("m", [("user", "3")]), {"w0"}) == {}
+    assert len(hash_prefix("m", [("user", "x" * 4_000_000)]).hashes) == 256

@@ -7,13 +7,14 @@ is written to the client.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Literal
 
 import msgspec
 
 from chaccu.conversation import Conversation
 from chaccu.serve.gateway.errors import ApiError, from_failure, worker_lost
+from chaccu.serve.gateway.prefix_table import Prefix, hash_prefix
 from chaccu.serve.gateway.registry import WorkerRegistry
 from chaccu.serve.gateway.remote_worker import WorkerLostError
 from chaccu.serve.link import Piece, Sampling
@@ -57,6 +58,7 @@ async def stream_answer(
     """
     given: list[str] = []
     tokens = prompt_tokens = 0
+    prefix = _prefix(job)
     for attempt in range(max_attempts):
         limit = job.sampling.max_tokens
         if limit is not None and tokens >= limit:
@@ -65,8 +67,9 @@ async def stream_answer(
             return
         begun = job.begun + "".join(given)
         sampling = job.sampling if limit is None else msgspec.structs.replace(job.sampling, max_tokens=limit - tokens)
+        due_tokens = registry.expected_tokens(job.model, sampling.max_tokens)
         try:
-            worker = await registry.acquire(job.model, wait_s)
+            worker = await registry.acquire(prefix, tokens=due_tokens, wait_s=wait_s)
         except ApiError as error:
             if attempt == 0:
                 raise
@@ -74,7 +77,12 @@ async def stream_answer(
         if attempt:
             on_continue()
         number, answer = worker.open(
-            job.model, conversation=job.conversation, prompt=job.prompt, begun=begun, sampling=sampling
+            job.model,
+            conversation=job.conversation,
+            prompt=job.prompt,
+            begun=begun,
+            sampling=sampling,
+            due_tokens=due_tokens,
         )
         try:
             while True:
@@ -87,6 +95,7 @@ async def stream_answer(
                     yield AnswerPart(texts, prompt_tokens=prompt_tokens)
                 if pieces[-1].end is not None:
                     last = pieces[-1]
+                    registry.note_answer(_prefix(job, prefix, given), worker, tokens)
                     usage = AnswerUsage(prompt_tokens, tokens)
                     yield AnswerPart([], _finish_reason(last), usage, prompt_tokens, last.stopped_by)
                     return
@@ -95,6 +104,16 @@ async def stream_answer(
         finally:
             worker.cancel(number)
     raise worker_lost(job.model, f"so were the others that went on with this answer ({max_attempts} in all)")
+
+
+def _prefix(job: Job, asked: Prefix | None = None, given: Sequence[str] = ()) -> Prefix:
+    """What a worker has read of `job` to answer it, and has in its cache then; behind `asked`, with the text it has given."""
+    if asked is not None:
+        return hash_prefix(job.model, [("assistant", job.begun + "".join(given))], before=asked)
+    if job.conversation is None:
+        return hash_prefix(job.model, [("", job.prompt)])
+    turns = [(turn.role, turn.content) for turn in job.conversation.messages if turn.content is not None]
+    return hash_prefix(job.model, [("system", job.conversation.system or ""), *turns])
 
 
 def _finish_reason(last: Piece) -> Literal["stop", "length"]:

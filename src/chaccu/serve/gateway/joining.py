@@ -22,6 +22,8 @@ from chaccu.serve.gateway.registry import WorkerRegistry
 from chaccu.serve.gateway.remote_worker import RemoteWorker
 from chaccu.serve.link import (
     JOIN_TIMEOUT_S,
+    MAX_PRIORITY,
+    MAX_WEIGHT,
     PROTOCOL_VERSION,
     Drain,
     Join,
@@ -105,6 +107,11 @@ class WorkerDoor:
                 return Refused("a model's name must have 1 to 200 printable characters.", "--name another name")
             if offer.slots < 1 or offer.context_tokens < 1:
                 return Refused(f"it offers {offer.slots} slots of {offer.context_tokens} tokens.", "both must be 1 or more")
+            if not 0 < offer.weight <= MAX_WEIGHT or abs(offer.priority) > MAX_PRIORITY:
+                return Refused(
+                    f"it has the weight {offer.weight:g} and the priority {offer.priority}.",
+                    f"--weight above 0, up to {MAX_WEIGHT:g}; --priority within {MAX_PRIORITY} of 0",
+                )
         return None if join.models else Refused("it offers no model.", "start it with --model M")
 
     async def _serve(self, websocket: WebSocket, worker: RemoteWorker, key: Key | None) -> None:

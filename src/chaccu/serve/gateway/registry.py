@@ -1,7 +1,8 @@
 """`WorkerRegistry`: which workers serve which model now, and which ones were lost.
 
 Invariants: a model that was served once stays known, so its absence is a passing state and not a wrong name; a worker that
-joins again replaces what is left of its former self; the list of lost workers is bounded. It ignores how an answer is made.
+joins again replaces what is left of its former self; the list of lost workers is bounded. `routing` decides who gets a request;
+what it needs to know of requests is kept here. It ignores how an answer is made.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Literal
 import msgspec
 
 from chaccu.serve.gateway.errors import no_worker, unknown_model
+from chaccu.serve.gateway.prefix_table import Prefix, PrefixTable
+from chaccu.serve.gateway.rate import AnswerLengths
 from chaccu.serve.gateway.remote_worker import RemoteWorker
 from chaccu.serve.gateway.routing import choose_worker
 
@@ -30,6 +33,8 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     slots: int
     context_tokens: int
+    weight: float
+    priority: int
     outstanding: int
     tokens_per_s: float
     since_s: float
@@ -46,6 +51,8 @@ class WorkerRegistry:
         self._known: set[str] = set()
         self._held: set[str] = set()
         self._changed = asyncio.Event()
+        self._lengths = AnswerLengths()
+        self._prefixes = PrefixTable()
         # Called when workers can take more than before.
         self.on_more_room: Callable[[], None] = lambda: None
 
@@ -90,11 +97,7 @@ class WorkerRegistry:
 
     def room(self, model: str) -> int:
         """How many requests the workers of `model` can answer at once, those that drain left out."""
-        return sum(
-            worker.offers[model].slots
-            for worker in self._workers.values()
-            if model in worker.offers and not worker.draining and not worker.held
-        )
+        return sum(worker.offers[model].slots for worker in self._workers.values() if model in worker.offers and worker.is_open)
 
     def knows(self, model: str) -> bool:
         """Whether a worker serves or has served `model`."""
@@ -105,26 +108,36 @@ class WorkerRegistry:
         if not self.knows(model):
             raise unknown_model(model, [*self._known, *others])
 
-    async def acquire(self, model: str, wait_s: float) -> RemoteWorker:
-        """The worker to use for one more request; waits for one to join. Raises `ApiError` when none has joined after
-        `wait_s`.
+    async def acquire(self, prefix: Prefix, *, tokens: float, wait_s: float) -> RemoteWorker:
+        """The worker to use for one more request, with about `tokens` of answer; waits for one to join. Raises `ApiError` when
+        none has joined after `wait_s`.
         """
         try:
             async with asyncio.timeout(wait_s):
                 while True:
                     changed = self._changed
-                    worker = self._choose(model)
+                    worker = self._choose(prefix, tokens)
                     if worker is not None:
+                        self._prefixes.add(prefix, worker.identity)
                         return worker
                     await changed.wait()
         except TimeoutError:
-            raise no_worker(model, wait_s) from None
+            raise no_worker(prefix.model, wait_s) from None
+
+    def expected_tokens(self, model: str, limit: int | None) -> float:
+        """How long an answer will be, by those before it; `limit` is the most it may have."""
+        return self._lengths.expected(model, limit)
+
+    def note_answer(self, prefix: Prefix, worker: RemoteWorker, tokens: int) -> None:
+        """An answer has ended: `worker` holds `prefix` now, which has the answer at its end; `tokens`: the answer's."""
+        self._lengths.add(prefix.model, tokens)
+        self._prefixes.add(prefix, worker.identity)
 
     def statuses(self) -> list[WorkerStatus]:
         """All workers by model: those that serve first, then those lost, latest first."""
         now = self._clock()
         joined = [
-            _status(worker, "draining" if worker.draining or worker.held else "ready", now - self._joined_s[worker.identity])
+            _status(worker, "ready" if worker.is_open else "draining", now - self._joined_s[worker.identity])
             for worker in self._workers.values()
         ]
         lost = [_status(worker, "lost", now - at_s) for worker, at_s in reversed(self._lost)]
@@ -136,9 +149,16 @@ class WorkerRegistry:
         self._changed = asyncio.Event()
         self.on_more_room()
 
-    def _choose(self, model: str) -> RemoteWorker | None:
-        candidates = [worker for worker in self._workers.values() if model in worker.offers]
-        chosen = choose_worker([worker.load(model) for worker in candidates])
+    def _choose(self, prefix: Prefix, tokens: float) -> RemoteWorker | None:
+        candidates = [worker for worker in self._workers.values() if prefix.model in worker.offers]
+        measured = [speed for worker in candidates if (speed := worker.speed.measured()) is not None]
+        typical_speed = sum(measured) / len(measured) if measured else 1.0
+        cached = self._prefixes.cached(prefix, {worker.identity for worker in candidates})
+        loads = [
+            worker.load(prefix.model, typical_speed=typical_speed, cached=cached.get(worker.identity, 0.0))
+            for worker in candidates
+        ]
+        chosen = choose_worker(loads, tokens)
         return None if chosen is None else candidates[chosen]
 
 
@@ -152,8 +172,10 @@ def _status(worker: RemoteWorker, state: Literal["ready", "draining", "lost"], s
             device=offer.device,
             slots=offer.slots,
             context_tokens=offer.context_tokens,
+            weight=offer.weight,
+            priority=offer.priority,
             outstanding=worker.outstanding,
-            tokens_per_s=round(worker.speed.per_second(), 1),
+            tokens_per_s=round(worker.rate.per_second(), 1),
             since_s=round(since_s, 1),
         )
         for offer in worker.offers.values()

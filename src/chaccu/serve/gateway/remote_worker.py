@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from chaccu.conversation import Conversation
 from chaccu.errors import ServeError
-from chaccu.serve.gateway.rate import RateMeter
+from chaccu.serve.gateway.rate import RateMeter, SpeedMeter
 from chaccu.serve.gateway.routing import WorkerLoad
 from chaccu.serve.link import Cancel, Generate, ModelOffer, Piece, Sampling, ToWorker
 
@@ -22,9 +22,10 @@ class WorkerLostError(ServeError):
 
 
 class AnswerStream:
-    """The pieces of one answer, as they come from one worker."""
+    """The pieces of one answer, as they come from one worker. `due_tokens`: how many it is expected to have yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, due_tokens: float) -> None:
+        self.due_tokens = due_tokens
         self._pieces: list[Piece] = []
         self._changed = asyncio.Event()
         self._lost = False
@@ -58,7 +59,9 @@ class RemoteWorker:
         self.draining = False
         # The gateway gives it nothing new, as an operator wants it.
         self.held = False
-        self.speed = RateMeter(clock)
+        self.rate = RateMeter(clock)
+        self.speed = SpeedMeter(clock)
+        self._due_tokens = 0.0
         self._clock = clock
         self._answers: dict[int, AnswerStream] = {}
         self._number = 0
@@ -68,22 +71,43 @@ class RemoteWorker:
     def outstanding(self) -> int:
         return len(self._answers)
 
-    def load(self, model: str) -> WorkerLoad:
-        """This worker as routing sees it for `model`."""
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes new requests."""
+        return not (self.draining or self.held)
+
+    def load(self, model: str, *, typical_speed: float = 1.0, cached: float = 0.0) -> WorkerLoad:
+        """This worker as routing sees it for `model`; `typical_speed` counts until its own is known."""
+        offer = self.offers[model]
         return WorkerLoad(
-            slots=self.offers[model].slots,
+            slots=offer.slots,
             outstanding=self.outstanding,
             last_given_s=self._last_given_s,
-            draining=self.draining or self.held,
+            due_tokens=self._due_tokens,
+            speed=self.speed.estimate(typical_speed),
+            weight=offer.weight,
+            priority=offer.priority,
+            cached=cached,
+            is_open=self.is_open,
         )
 
     def open(
-        self, model: str, *, conversation: Conversation | None, prompt: str, begun: str, sampling: Sampling
+        self,
+        model: str,
+        *,
+        conversation: Conversation | None,
+        prompt: str,
+        begun: str,
+        sampling: Sampling,
+        due_tokens: float = 1.0,
     ) -> tuple[int, AnswerStream]:
-        """Give the worker a request; returns its number and its pieces to come."""
+        """Give the worker a request, whose answer is expected to have `due_tokens`; returns its number and its pieces to
+        come."""
         self._number += 1
         self._last_given_s = self._clock()
-        answer = self._answers[self._number] = AnswerStream()
+        answer = self._answers[self._number] = AnswerStream(due_tokens)
+        self._due_tokens += due_tokens
+        self.speed.set_active(self.outstanding)
         frame = Generate(
             request=self._number, model=model, conversation=conversation, prompt=prompt, begun=begun, sampling=sampling
         )
@@ -97,14 +121,23 @@ class RemoteWorker:
 
     def take_output(self, pieces: list[Piece]) -> None:
         """Hand pieces to their answers; those of answers that have ended are dropped."""
-        self.speed.add(sum(piece.tokens for piece in pieces))
+        tokens = sum(piece.tokens for piece in pieces)
+        self.rate.add(tokens)
+        self.speed.add(tokens)
         for piece in pieces:
             answer = self._answers.get(piece.request)
             if answer is None:
                 continue
             answer.put(piece)
+            # One that is longer than expected still has something to come.
+            due_tokens = 0.0 if piece.end is not None else max(1.0, answer.due_tokens - piece.tokens)
+            self._due_tokens += due_tokens - answer.due_tokens
+            answer.due_tokens = due_tokens
             if piece.end is not None:
                 del self._answers[piece.request]
+                self.speed.set_active(self.outstanding)
+                # Nothing is due of nothing, whatever rounding has left.
+                self._due_tokens = self._due_tokens if self._answers else 0.0
 
     def lose(self) -> None:
         """The connection has gone."""

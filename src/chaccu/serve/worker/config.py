@@ -10,7 +10,8 @@ from chaccu.engine import EngineOptions
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """`model`: a model spec; `gateway`: the gateway's http(s) URL; `name` and `chat_format` override the model's own.
 
-    `drain_s`: how long a worker that was told to end may finish what it has.
+    `drain_s`: how long a worker that was told to end may finish what it has. `weight`, `priority`: its share of the model's
+    requests among other workers, as in `ModelOffer`.
     """
 
     model: str
@@ -21,3 +22,5 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     options: EngineOptions = EngineOptions()
     join_token: str = ""
     drain_s: float = 30.0
+    weight: float = 1.0
+    priority: int = 0

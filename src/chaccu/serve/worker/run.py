@@ -99,6 +99,8 @@ async def _serve(
         slots=info.slots,
         chat_format=source.chat_format,
         device=info.device,
+        weight=config.weight,
+        priority=config.priority,
     )
     identity = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
     join = Join(protocol=PROTOCOL_VERSION, worker=identity, models=(offer,), token=config.join_token)
