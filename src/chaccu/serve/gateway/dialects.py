@@ -6,8 +6,9 @@ from chaccu.serve.gateway.dialect import Dialect
 from chaccu.serve.gateway.errors import ApiError
 from chaccu.serve.gateway.messages import MESSAGES
 from chaccu.serve.gateway.openai_dialects import CHAT, COMPLETIONS
+from chaccu.serve.gateway.openai_responses import RESPONSES
 
-DIALECTS: tuple[Dialect, ...] = (CHAT, COMPLETIONS, MESSAGES)
+DIALECTS: tuple[Dialect, ...] = (CHAT, COMPLETIONS, RESPONSES, MESSAGES)
 
 
 def write_error(path: str, error: ApiError) -> bytes:

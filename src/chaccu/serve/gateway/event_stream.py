@@ -9,23 +9,15 @@ from typing import Any
 
 import msgspec
 
-_encode = msgspec.json.encode
+TEXT = "\x00"
 
 
 def write_event(kind: str, fields: dict[str, Any]) -> bytes:
     """One event."""
-    return b"event: %b\ndata: %b\n\n" % (kind.encode("ascii"), _encode({"type": kind, **fields}))
+    return b"event: %b\ndata: %b\n\n" % (kind.encode("ascii"), msgspec.json.encode({"type": kind, **fields}))
 
 
-class TextEvent:
-    """The event `kind` that carries text as its field `name`; all else of it is encoded once."""
-
-    def __init__(self, kind: str, fields: dict[str, Any]) -> None:
-        """`fields` has `TextEvent.TEXT` where the text goes."""
-        self._before, _, self._after = write_event(kind, fields).partition(_encode(self.TEXT))
-
-    TEXT = "\x00"
-
-    def write(self, text: str) -> bytes:
-        """The event with `text`."""
-        return self._before + _encode(text) + self._after
+def event_around_text(kind: str, fields: dict[str, Any]) -> tuple[bytes, bytes]:
+    """What stands before and after the encoded text, which is `TEXT` in `fields`, in each event of this kind."""
+    before, _, after = write_event(kind, fields).partition(msgspec.json.encode(TEXT))
+    return before, after

@@ -15,7 +15,7 @@ import msgspec
 from chaccu.serve.gateway.answer import AnswerPart, AnswerUsage
 from chaccu.serve.gateway.dialect import Asked, Dialect
 from chaccu.serve.gateway.errors import ApiError
-from chaccu.serve.gateway.event_stream import TextEvent, write_event
+from chaccu.serve.gateway.event_stream import TEXT, event_around_text, write_event
 from chaccu.serve.gateway.parameters import Count, Share, StopTexts, Unused, chat_job
 from chaccu.serve.link import Sampling
 
@@ -120,7 +120,8 @@ class MessageWriter:
         self._id = answer_id
         self._model = model
         self._has_block = False
-        self._delta = TextEvent("content_block_delta", {"index": 0, "delta": {"type": "text_delta", "text": TextEvent.TEXT}})
+        delta = {"index": 0, "delta": {"type": "text_delta", "text": TEXT}}
+        self._before, self._after = event_around_text("content_block_delta", delta)
 
     def opening(self, first: AnswerPart) -> bytes:
         """The events before any text."""
@@ -133,7 +134,7 @@ class MessageWriter:
         if not self._has_block:
             self._has_block = True
             begun = write_event("content_block_start", {"index": 0, "content_block": AnswerBlock("")})
-        return begun + b"".join(map(self._delta.write, texts))
+        return begun + b"".join(self._before + msgspec.json.encode(text) + self._after for text in texts)
 
     def ending(self, last: AnswerPart, usage: AnswerUsage) -> bytes:
         """The events after all text."""

@@ -7,6 +7,7 @@ Invariants: a parameter that would change the answer is either honoured or refus
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -27,11 +28,12 @@ B = TypeVar("B", bound=msgspec.Struct)
 
 class Unused(msgspec.Struct, frozen=True):
     """Parameters that a body's type need not have. `neutral`: those that are not carried out, with the values that ask for
-    nothing; `about`: those that say something about the request and nothing about the answer.
+    nothing; `about`: those that say something about the request and nothing about the answer; `remedies`: what to do instead.
     """
 
     neutral: Mapping[str, tuple[Any, ...]]
     about: frozenset[str]
+    remedies: Mapping[str, str] = MappingProxyType({})
 
 
 def parse_body(fields: dict[str, Any], body_type: type[B], unused: Unused) -> B:
@@ -43,7 +45,8 @@ def parse_body(fields: dict[str, Any], body_type: type[B], unused: Unused) -> B:
         if name not in unused.neutral:
             kept[name] = value
         elif value is not None and not _is_one_of(value, unused.neutral[name]):
-            message = f"{name} = {value!r:.80} is not supported; leave it out."
+            remedy = unused.remedies.get(name, "leave it out")
+            message = f"{name} = {value!r:.80} is not supported; {remedy}."
             raise bad_request(message, code="unsupported_parameter", param=name)
     try:
         return msgspec.convert(kept, body_type)
