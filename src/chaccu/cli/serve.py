@@ -135,6 +135,10 @@ def gateway_command(
     rejoin_wait: Annotated[
         float, typer.Option(min=0, help="Seconds a request waits when its model has lost its last worker.")
     ] = 5.0,
+    stall_seconds: Annotated[
+        float,
+        typer.Option(min=0, help="Seconds after which the answers of a worker that hangs go on elsewhere; 0: never."),
+    ] = 5.0,
 ) -> None:
     """The one address for clients; workers join it."""
     from chaccu.serve.gateway import GatewayConfig, parse_upstream, serve_gateway
@@ -151,6 +155,7 @@ def gateway_command(
         queue_size=queue_size,
         queue_wait_s=queue_seconds,
         rejoin_wait_s=rejoin_wait,
+        stall_s=stall_seconds,
     )
     serve_gateway(config, _say, port_file=port_file, log_folder=log_conversations)
 

@@ -2,7 +2,8 @@
 
 One connection carries all requests of a worker, told apart by a number that the gateway gives. A worker opens with `Join`; the
 gateway answers `Welcome` or `Refused`. Then the gateway sends `Generate` and `Cancel`, the worker sends `Output` frames (each
-may carry pieces of many requests) and `Drain` when it wants no new work.
+may carry pieces of many requests) and `Drain` when it wants no new work. A `Ping` is answered by a `Pong`, by the program and
+not by a library below it, so a program that hangs is noticed.
 
 Invariants: every frame is one tagged struct of this module, at most `MAX_FRAME_BYTES` long; each request that was generated
 ends with exactly one piece that has an `end`, a cancelled one too, so the gateway knows when the engine has really stopped. It
@@ -18,7 +19,7 @@ import msgspec
 from chaccu.conversation import Conversation
 from chaccu.errors import ServeError
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 JOIN_PATH = "/workers/join"
 MAX_FRAME_BYTES = 16 * 2**20
 PING_INTERVAL_S = 5.0
@@ -133,8 +134,16 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     request: int
 
 
-FromWorker = Join | Output | Drain
-ToWorker = Welcome | Refused | Generate | Cancel
+class Ping(msgspec.Struct, frozen=True, tag="ping"):
+    """The gateway asks whether the worker still runs."""
+
+
+class Pong(msgspec.Struct, frozen=True, tag="pong"):
+    """It does."""
+
+
+FromWorker = Join | Output | Drain | Pong
+ToWorker = Welcome | Refused | Generate | Cancel | Ping
 
 
 class LinkError(ServeError):

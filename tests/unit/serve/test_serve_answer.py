@@ -173,6 +173,42 @@ async def test_a_workers_failure_becomes_the_clients_error(failure: Failure, sta
     assert worker.outstanding == 0
 
 
+async def test_a_suspended_workers_answers_go_on_elsewhere_and_its_late_pieces_are_dropped() -> None:
+    stage = Stage()
+    frozen = stage.join("frozen")
+    answer = stage.ask(seed=1)
+    request = await next_request(frozen)
+    write(frozen, request, "a", "b")
+    await asyncio.sleep(0)
+    frozen.suspend()
+    other = stage.join("other")
+    resumed = await next_request(other)
+    assert resumed.begun == "ab"
+    assert await frozen.frames.get() == Cancel(request.request)
+    assert (frozen.outstanding, stage.registry.room("m")) == (1, 4)
+    assert [status.state for status in stage.registry.statuses()] == ["suspended", "ready"]
+    stage.registry.resume(frozen)
+    write(frozen, request, "c", "d", end="stop")
+    write(other, resumed, "c", end="stop")
+    assert text_of(await answer) == "abc"
+    assert (frozen.outstanding, stage.registry.room("m")) == (0, 8)
+
+
+async def test_the_only_worker_goes_on_when_it_is_heard_again() -> None:
+    stage = Stage()
+    only = stage.join("only")
+    answer = stage.ask()
+    write(only, await next_request(only), "a")
+    await asyncio.sleep(0)
+    only.suspend()
+    await asyncio.sleep(0)
+    stage.registry.resume(only)
+    assert isinstance(await only.frames.get(), Cancel)
+    resumed = await next_request(only)
+    write(only, resumed, "b", end="stop")
+    assert text_of(await answer) == "ab"
+
+
 async def test_a_worker_that_joins_again_replaces_itself() -> None:
     stage = Stage()
     former = stage.join("same")

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chaccu.serve.gateway.prefix_table import PrefixTable, hash_prefix
+from chaccu.serve.gateway.pulse import TICKS, Pulse
 from chaccu.serve.gateway.rate import AnswerLengths, RateMeter, SpeedMeter
 from chaccu.serve.gateway.routing import WorkerLoad, choose_worker, expected_wait_s
 
@@ -182,3 +183,30 @@ def test_the_table_of_prefixes_is_bounded_and_forgets_what_is_out_of_use() -> No
     assert len(table.cached(kept, {f"w{index}" for index in range(20)})) == 8
     assert table.cached(hash_prefix("m", [("user", "3")]), {"w0"}) == {}
     assert len(hash_prefix("m", [("user", "x" * 4_000_000)]).hashes) == 256
+
+
+@given(heard=st.lists(st.booleans(), max_size=30), busy=st.booleans())
+def test_a_stall_is_seen_within_the_limit_and_never_before_the_last_tick_of_it(heard: list[bool], busy: bool) -> None:
+    pulse = Pulse()
+    silent, stalled = TICKS + 1, False
+    for was_heard in heard:
+        if was_heard:
+            pulse.hear()
+            silent, stalled = 0, False
+        silent += 1
+        # It was heard at some time within the first tick.
+        if pulse.tick(busy) == "stalled":
+            assert (busy, stalled, silent >= TICKS) == (True, False, True)
+            stalled = True
+        assert stalled or not busy or silent < TICKS or TICKS + 1 <= silent <= 2 * TICKS
+
+
+def test_a_worker_is_asked_only_while_it_has_requests_and_says_nothing() -> None:
+    pulse = Pulse()
+    assert [pulse.tick(False) for _ in range(9)] == ["quiet"] * 9
+    assert [pulse.tick(True) for _ in range(6)] == ["ask", "quiet", "quiet", "stalled", "quiet", "quiet"]
+    pulse.hear()
+    assert [pulse.tick(True) for _ in range(2)] == ["quiet", "ask"]
+    for _ in range(9):
+        pulse.hear()
+        assert pulse.tick(True) == "quiet"

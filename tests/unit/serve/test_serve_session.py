@@ -19,6 +19,8 @@ from chaccu.serve.link import (
     LinkError,
     Output,
     Piece,
+    Ping,
+    Pong,
     Sampling,
     ToWorker,
     Welcome,
@@ -35,11 +37,11 @@ class Wire:
     def __init__(self) -> None:
         self.to_worker: asyncio.Queue[bytes | Exception] = asyncio.Queue()
         self.pieces: asyncio.Queue[Piece] = asyncio.Queue()
-        self.frames: list[Output | Drain] = []
+        self.frames: list[Output | Drain | Pong] = []
 
     async def send(self, message: bytes, /) -> None:
         frame = decode_from_worker(message)
-        assert isinstance(frame, Output | Drain)
+        assert isinstance(frame, Output | Drain | Pong)
         self.frames.append(frame)
         for piece in frame.pieces if isinstance(frame, Output) else []:
             self.pieces.put_nowait(piece)
@@ -193,6 +195,15 @@ async def test_many_ready_pieces_share_frames(benches: list[Bench]) -> None:
     while ended < 20:
         ended += (await bench.wire.pieces.get()).end is not None
     assert len(bench.wire.frames) < 20 * 50 / 4
+
+
+async def test_a_ping_is_answered_while_an_answer_is_read(benches: list[Bench]) -> None:
+    bench = Bench(ScriptedEngine(Script(text="late", first_token_s=60)))
+    benches.append(bench)
+    bench.wire.give(ask(1))
+    bench.wire.give(Ping())
+    await asyncio.sleep(0.1)
+    assert bench.wire.frames == [Pong()]
 
 
 async def test_a_lost_connection_and_a_wrong_frame_end_the_session(benches: list[Bench]) -> None:

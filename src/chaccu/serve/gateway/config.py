@@ -22,10 +22,12 @@ class Upstream(msgspec.Struct, frozen=True):
 
 
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """`port` 0 lets the kernel pick. `aliases`: models by weight, by the name that stands for them. `join_token`:
-    what workers must show; may be empty on loopback only, and
-    with keys no worker joins by an empty one. `keys`: the file of API keys; None asks for none, on loopback or where `is_open`
-    says that this is meant.
+    """`port` 0 lets the kernel pick. `aliases`: models by weight, by the name that stands for them. `join_token`: what workers
+    must show; may be empty on loopback only, and with keys no worker joins by an empty one. `keys`: the file of API keys; None
+    asks for none, on loopback or where `is_open` says that this is meant.
+
+    `stall_s`: a worker that has requests and was not heard for so long, pings included, is suspended, and its answers go on
+    elsewhere; 0 waits for its connection to break.
 
     `queue_size`: requests of one model that may wait while its workers have all that they can answer at once; `queue_wait_s`:
     for how long.
@@ -46,6 +48,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     queue_size: int = 1000
     queue_wait_s: float = 60.0
     rejoin_wait_s: float = 5.0
+    stall_s: float = 5.0
     max_attempts: int = 3
     max_body_bytes: int = 4 * 2**20
     head_timeout_s: float = 10.0

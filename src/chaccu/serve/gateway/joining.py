@@ -2,8 +2,8 @@
 
 Invariants: nothing but a `Join` with the right token, or a key of scope worker, is heard from a stranger; a worker with a key
 serves only the models that the key is bound to, cannot take the place of one with another key, and is let go when the key is
-revoked; a page in a browser cannot join (it would send
-an Origin); whatever ends the connection, the worker leaves the registry, so its answers go on elsewhere at once.
+revoked; a page in a browser cannot join (it would send an Origin); whatever ends the connection, the worker leaves the
+registry, so its answers go on elsewhere at once; one that is not heard for the stall limit is suspended until it is.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from chaccu.serve.gateway.admission import Admission
 from chaccu.serve.gateway.config import GatewayConfig
 from chaccu.serve.gateway.keys import Key
+from chaccu.serve.gateway.pulse import TICKS
 from chaccu.serve.gateway.registry import WorkerRegistry
 from chaccu.serve.gateway.remote_worker import RemoteWorker
 from chaccu.serve.link import (
@@ -29,6 +30,8 @@ from chaccu.serve.link import (
     Join,
     LinkError,
     Output,
+    Ping,
+    Pong,
     Refused,
     Welcome,
     decode_from_worker,
@@ -119,8 +122,10 @@ class WorkerDoor:
         self._registry.add(worker)
         parts = [
             asyncio.ensure_future(_send_frames(websocket, worker)),
-            asyncio.ensure_future(_receive_frames(websocket, worker)),
+            asyncio.ensure_future(self._receive_frames(websocket, worker)),
         ]
+        if self._config.stall_s:
+            parts.append(asyncio.ensure_future(self._watch(worker)))
         if key is not None:
             parts.append(asyncio.ensure_future(self._wait_for_revocation(key)))
         try:
@@ -132,6 +137,30 @@ class WorkerDoor:
             for part in parts:
                 part.cancel()
             await asyncio.gather(*parts, return_exceptions=True)
+
+    async def _receive_frames(self, websocket: WebSocket, worker: RemoteWorker) -> None:
+        while True:
+            frame = decode_from_worker(await _receive(websocket))
+            worker.pulse.hear()
+            if worker.suspended:
+                _log.warning("the worker %s answers again", worker.identity)
+                self._registry.resume(worker)
+            if isinstance(frame, Output):
+                worker.take_output(frame.pieces)
+            elif isinstance(frame, Drain):
+                worker.draining = True
+            elif not isinstance(frame, Pong):
+                raise LinkError("it sent a second Join.")
+
+    async def _watch(self, worker: RemoteWorker) -> None:
+        while True:
+            await asyncio.sleep(self._config.stall_s / TICKS)
+            match worker.pulse.tick(worker.outstanding > 0):
+                case "ask":
+                    worker.frames.put_nowait(Ping())
+                case "stalled":
+                    _log.warning("the worker %s was not heard for %g s", worker.identity, self._config.stall_s)
+                    worker.suspend()
 
     async def _wait_for_revocation(self, key: Key) -> None:
         while True:
@@ -151,17 +180,6 @@ def _stranger(has_keys: bool) -> Refused:
 async def _send_frames(websocket: WebSocket, worker: RemoteWorker) -> None:
     while True:
         await websocket.send_bytes(encode_frame(await worker.frames.get()))
-
-
-async def _receive_frames(websocket: WebSocket, worker: RemoteWorker) -> None:
-    while True:
-        frame = decode_from_worker(await _receive(websocket))
-        if isinstance(frame, Output):
-            worker.take_output(frame.pieces)
-        elif isinstance(frame, Drain):
-            worker.draining = True
-        else:
-            raise LinkError("it sent a second Join.")
 
 
 async def _receive(websocket: WebSocket) -> bytes:

@@ -23,13 +23,16 @@ from chaccu.serve.gateway.routing import choose_worker
 _LOST_REMEMBERED = 100
 
 
+WorkerState = Literal["ready", "draining", "suspended", "lost"]
+
+
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One model of one worker, for people and scripts. `since_s`: seconds in this state."""
 
     model: str
     worker: str
     engine: str
-    state: Literal["ready", "draining", "lost"]
+    state: WorkerState
     device: str
     slots: int
     context_tokens: int
@@ -75,6 +78,11 @@ class WorkerRegistry:
             del self._workers[worker.identity]
             del self._joined_s[worker.identity]
             self._lost.append((worker, self._clock()))
+
+    def resume(self, worker: RemoteWorker) -> None:
+        """`worker` was suspended and is heard again."""
+        worker.suspended = False
+        self._wake()
 
     def hold(self, identity: str, held: bool) -> bool:
         """Give a worker nothing new, also when it joins again, or give it requests as before; False when it is not joined."""
@@ -136,10 +144,7 @@ class WorkerRegistry:
     def statuses(self) -> list[WorkerStatus]:
         """All workers by model: those that serve first, then those lost, latest first."""
         now = self._clock()
-        joined = [
-            _status(worker, "ready" if worker.is_open else "draining", now - self._joined_s[worker.identity])
-            for worker in self._workers.values()
-        ]
+        joined = [_status(worker, _state(worker), now - self._joined_s[worker.identity]) for worker in self._workers.values()]
         lost = [_status(worker, "lost", now - at_s) for worker, at_s in reversed(self._lost)]
         return [status for statuses in (*joined, *lost) for status in statuses]
 
@@ -162,7 +167,13 @@ class WorkerRegistry:
         return None if chosen is None else candidates[chosen]
 
 
-def _status(worker: RemoteWorker, state: Literal["ready", "draining", "lost"], since_s: float) -> list[WorkerStatus]:
+def _state(worker: RemoteWorker) -> WorkerState:
+    if worker.suspended:
+        return "suspended"
+    return "ready" if worker.is_open else "draining"
+
+
+def _status(worker: RemoteWorker, state: WorkerState, since_s: float) -> list[WorkerStatus]:
     return [
         WorkerStatus(
             model=offer.name,

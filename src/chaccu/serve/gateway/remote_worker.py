@@ -1,8 +1,9 @@
 """`RemoteWorker`: a joined worker as the gateway holds it, and the answers it is writing.
 
 Invariants: frames leave in the order they were put; an answer counts as outstanding until the worker says that it has ended,
-so a cancelled one that still occupies the engine is seen; when the worker is lost, every open answer learns it after the
-pieces that had arrived. It ignores sockets (`frames` is drained by the connection) and models' names.
+so a cancelled one that still occupies the engine is seen; when the worker is lost or suspended, every open answer learns it
+after the pieces that had arrived, and what comes later is dropped. It ignores sockets (`frames` is drained by the connection)
+and models' names.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 
 from chaccu.conversation import Conversation
 from chaccu.errors import ServeError
+from chaccu.serve.gateway.pulse import Pulse
 from chaccu.serve.gateway.rate import RateMeter, SpeedMeter
 from chaccu.serve.gateway.routing import WorkerLoad
 from chaccu.serve.link import Cancel, Generate, ModelOffer, Piece, Sampling, ToWorker
@@ -41,8 +43,9 @@ class AnswerStream:
         return pieces
 
     def put(self, piece: Piece) -> None:
-        self._pieces.append(piece)
-        self._changed.set()
+        if not self._lost:
+            self._pieces.append(piece)
+            self._changed.set()
 
     def lose(self) -> None:
         self._lost = True
@@ -59,6 +62,9 @@ class RemoteWorker:
         self.draining = False
         # The gateway gives it nothing new, as an operator wants it.
         self.held = False
+        # It was not heard for too long, and its answers have gone on elsewhere.
+        self.suspended = False
+        self.pulse = Pulse()
         self.rate = RateMeter(clock)
         self.speed = SpeedMeter(clock)
         self._due_tokens = 0.0
@@ -74,7 +80,7 @@ class RemoteWorker:
     @property
     def is_open(self) -> bool:
         """Whether it takes new requests."""
-        return not (self.draining or self.held)
+        return not (self.draining or self.held or self.suspended)
 
     def load(self, model: str, *, typical_speed: float = 1.0, cached: float = 0.0) -> WorkerLoad:
         """This worker as routing sees it for `model`; `typical_speed` counts until its own is known."""
@@ -138,6 +144,12 @@ class RemoteWorker:
                 self.speed.set_active(self.outstanding)
                 # Nothing is due of nothing, whatever rounding has left.
                 self._due_tokens = self._due_tokens if self._answers else 0.0
+
+    def suspend(self) -> None:
+        """It is not heard any more: its answers go on elsewhere. They count as outstanding until it says that they ended."""
+        self.suspended = True
+        for answer in self._answers.values():
+            answer.lose()
 
     def lose(self) -> None:
         """The connection has gone."""

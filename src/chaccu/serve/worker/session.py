@@ -24,6 +24,8 @@ from chaccu.serve.link import (
     LinkError,
     Output,
     Piece,
+    Ping,
+    Pong,
     decode_to_worker,
     encode_frame,
 )
@@ -50,7 +52,8 @@ class WorkerSession:
         self._announce = announce
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._pieces: list[Piece] = []
-        self._has_pieces = asyncio.Event()
+        self._is_asked = False
+        self._has_news = asyncio.Event()
 
     async def run(self, draining: asyncio.Event, drain_s: float) -> None:
         """Serve. Raises what the connection raises when it is lost, and `LinkError` for a wrong frame."""
@@ -81,6 +84,10 @@ class WorkerSession:
                 # A request that is unknown has ended while this frame was on its way.
                 if frame.request in self._tasks:
                     self._tasks[frame.request].cancel()
+            elif isinstance(frame, Ping):
+                # Sent from where all else is sent: what comes in never waits for what goes out.
+                self._is_asked = True
+                self._has_news.set()
             else:
                 raise LinkError(f"the gateway sent an unexpected {type(frame).__name__} frame.")
 
@@ -89,11 +96,14 @@ class WorkerSession:
 
     async def _send(self) -> None:
         while True:
-            await self._has_pieces.wait()
+            await self._has_news.wait()
             await self._flush()
 
     async def _flush(self) -> None:
-        self._has_pieces.clear()
+        self._has_news.clear()
+        if self._is_asked:
+            self._is_asked = False
+            await self._send_frame(Pong())
         pieces, self._pieces = self._pieces, []
         if pieces:
             await self._send_frame(Output(pieces))
@@ -111,7 +121,7 @@ class WorkerSession:
 
     def _put(self, piece: Piece) -> None:
         self._pieces.append(piece)
-        self._has_pieces.set()
+        self._has_news.set()
 
     async def _serve(self, request: Generate) -> None:
         try:
