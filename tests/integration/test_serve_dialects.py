@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import anthropic
 import openai
@@ -65,11 +66,14 @@ def gateway(tmp_path: Path) -> Iterator[Service]:
         yield service
 
 
-async def until_outstanding(gateway: Service, counts: list[int]) -> None:
+async def until_given_out(gateway: Service, count: int) -> None:
+    """Wait until workers have `count` requests, each of them some."""
     deadline_s = time.monotonic() + 5
-    while [worker["outstanding"] for worker in await asyncio.to_thread(list_workers, gateway)] != counts:
-        assert time.monotonic() < deadline_s
+    given: list[Any] = []
+    while sum(given) != count or not all(given):
+        assert time.monotonic() < deadline_s, given
         await asyncio.sleep(0.02)
+        given = [worker["outstanding"] for worker in await asyncio.to_thread(list_workers, gateway)]
 
 
 async def test_killing_one_of_two_workers_cuts_and_doubles_nothing(gateway: Service, tmp_path: Path) -> None:
@@ -80,7 +84,7 @@ async def test_killing_one_of_two_workers_cuts_and_doubles_nothing(gateway: Serv
         clients = Clients(gateway)
         asked = [(ask, f"question {number}") for number in range(4) for ask in EVERY]
         answers = asyncio.gather(*(ask(clients, "twin", text) for ask, text in asked))
-        await until_outstanding(gateway, [8, 8])
+        await until_given_out(gateway, 16)
         await asyncio.sleep(0.4)
         first.kill()
         disturbed = await answers
@@ -95,7 +99,7 @@ async def test_an_answer_that_is_lost_is_an_error_in_every_dialect(gateway: Serv
     with start_worker(tmp_path, gateway, f"scripted:lone{STEADY}") as worker:
         clients = Clients(gateway)
         answers = asyncio.gather(*(ask(clients, "lone", "hello") for ask in EVERY), return_exceptions=True)
-        await until_outstanding(gateway, [4])
+        await until_given_out(gateway, 4)
         await asyncio.sleep(0.4)
         worker.kill()
         message, in_stream, response, in_events = await answers
