@@ -21,7 +21,7 @@ from two_processes import run_two
 
 from chaccu.testing.tiny import build_model
 from chaccu.train.recipe import Recipe
-from chaccu.train.report import EvalReport, StepReport
+from chaccu.train.report import EvalReport, Record, StartReport, StepReport, read_log
 from chaccu.train.run import train
 
 
@@ -59,10 +59,13 @@ def test_two_processes_report_and_save_what_one_does(tmp_path: Path, method: str
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(msgspec.to_builtins(two)))
     run_two([sys.executable, "-m", "chaccu.cli.main", "train", str(tmp_path / "recipe.yaml")])
     one = msgspec.structs.replace(two, output=str(tmp_path / "one"), processes=1, gradient_accumulation_steps=2)
-    evals: list[EvalReport] = []
-    result = train(one, report_eval=evals.append)
-    lines = (tmp_path / "two" / "logs" / "train_log.jsonl").read_bytes().splitlines()
-    records = [msgspec.json.decode(line, type=StepReport | EvalReport) for line in lines]
+    told: list[Record] = []
+    result = train(one, report=told.append)
+    evals = [record for record in told if isinstance(record, EvalReport)]
+    records = read_log(tmp_path / "two" / "logs" / "train_log.jsonl")
+    start = told[0]
+    assert isinstance(start, StartReport)
+    assert records[0] == msgspec.structs.replace(start, processes=2)
     steps = [record for record in records if isinstance(record, StepReport)]
     assert [step.step for step in steps] == [1, 2, 3, 4]
     assert [step.loss for step in steps] == pytest.approx([step.loss for step in result.log], rel=1e-3)

@@ -53,6 +53,8 @@ def train_command(
         typer.echo(f"held-out loss {result.loss_before:.4f} -> {result.loss_after:.4f} nats a token")
     if result.token_rows:
         typer.echo(f"trained the embedding rows of {', '.join(result.token_rows)}: the base cannot tell them from others")
+    for path, count in result.left_out.items():
+        typer.echo(f"{count:,} conversations of {path} were left out: they have more than its max_tokens")
     if result.skipped_steps:
         typer.echo(f"{result.skipped_steps} steps were skipped: their loss or gradient was not finite")
     typer.echo(
@@ -64,11 +66,18 @@ def train_command(
 def _run_here_or_launch(recipe: Recipe, arguments: list[str], *, fresh: bool, replace: bool) -> TrainReport | None:
     """Train in this process, or start the recipe's processes with this command; the report, where this one is to print it."""
     from chaccu.cli.train_bar import train_with_bar
+    from chaccu.train.base_model import find_base
     from chaccu.train.launch import launch, telling_launcher
+    from chaccu.train.outputs import check_output
+    from chaccu.train.preflight import check_data
     from chaccu.train.processes import check_processes, launched, speaks
 
     if recipe.processes > 1 and not launched():
+        # What is wrong for all of them is told once, before they start; the hub is asked once too.
         check_processes(recipe)
+        check_output(recipe)
+        check_data(recipe)
+        find_base(recipe.model)
         launch(arguments, recipe.processes)
         return None
     with telling_launcher():

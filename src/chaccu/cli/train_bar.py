@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from chaccu.train.recipe import Recipe
-    from chaccu.train.report import EvalReport, StepReport, TrainReport
+    from chaccu.train.report import EvalReport, Record, StartReport, StepReport, TrainReport
 
 
 def train_with_bar(recipe: Recipe, *, fresh: bool, replace: bool, shown: bool = True) -> TrainReport:
@@ -14,32 +14,48 @@ def train_with_bar(recipe: Recipe, *, fresh: bool, replace: bool, shown: bool = 
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
+    from chaccu.train.report import EvalReport, StepReport
     from chaccu.train.run import train
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
-        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[count]}"),
         TextColumn("{task.fields[left]}"),
     )
     with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
-        task = bar.add_task("loading the model", total=None, left="")
+        task = bar.add_task("reading the data", total=None, count="", left="")
 
-        def show(step: StepReport) -> None:
-            left = f"{format_seconds(step.left_s)} left"
-            bar.update(task, description=describe_step(step), total=step.steps, completed=step.step, left=left)
+        def advance(what: str, done: int, total: int, left: str = "") -> None:
+            bar.update(task, description=what, total=total, completed=done, count=f"{done}/{total}", left=left)
 
-        def show_eval(report: EvalReport) -> None:
-            for line in describe_eval(report):
+        def show(record: Record) -> None:
+            if isinstance(record, StepReport):
+                advance(describe_step(record), record.step, record.steps, f"{format_seconds(record.left_s)} left")
+                return
+            lines = describe_eval(record) if isinstance(record, EvalReport) else describe_start(record)
+            for line in lines:
                 bar.console.print(line, markup=False, highlight=False, no_wrap=True, overflow="ellipsis")
 
         def show_encoding(done: int, total: int) -> None:
             if done < total:
-                bar.update(task, description=f"encoding {total:,} conversations", total=total, completed=done)
+                advance(f"encoding {total:,} conversations", done, total)
             else:
-                bar.reset(task, description="loading the model", total=None)
+                bar.reset(task, description="loading the model", total=None, count="", left="")
 
-        return train(recipe, report=show, report_eval=show_eval, report_encoding=show_encoding, fresh=fresh, replace=replace)
+        return train(recipe, report=show, report_encoding=show_encoding, fresh=fresh, replace=replace)
+
+
+def describe_start(start: StartReport) -> list[str]:
+    """What a run is about to do, in three lines."""
+    left_out = f" ({sum(start.left_out.values()):,} longer ones left out)" if start.left_out else ""
+    products = f", {start.float8_products} products a token in fp8" if start.float8_products else ""
+    return [
+        f"{start.conversations:,} conversations{left_out}, {start.tokens:,} tokens in {start.rows:,} rows",
+        f"{start.trained_parameters:,} weights trained in {start.weights_precision}, computed in {start.precision}{products}, "
+        f"on {f'{start.processes} processes, ' if start.processes > 1 else ''}{start.device}",
+        f"attention: {start.attention}",
+    ]
 
 
 def describe_step(step: StepReport) -> str:

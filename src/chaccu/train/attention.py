@@ -113,6 +113,19 @@ def attends_at_once(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) and _has_kernels(device.index or 0)
 
 
+def describe_attention(config: Any, device: torch.device, dtype: torch.dtype) -> str:
+    """Which kernels attend in a model of that `config` (transformers' own, of the whole model), for people to read."""
+    if config._attn_implementation != ATTENTION:
+        return f"transformers' own ({config._attn_implementation}), with a block mask"
+    if not attends_at_once(device, dtype):
+        return "scaled dot product, one conversation after another"
+    text = config.get_text_config()
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    if has_flash_attention(device.index or 0) and serves_width(width, device.index or 0):
+        return "FlashAttention 4, a row at once"
+    return "PyTorch's variable-length kernels, a row at once"
+
+
 def _attend_at_once(
     query_THE: torch.Tensor,
     key_TGE: torch.Tensor,

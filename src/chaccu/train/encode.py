@@ -31,8 +31,8 @@ _CHUNK_LINES = 64
 
 # A line's number in its file, from 1, and the line.
 Line = tuple[int, bytes]
-# Ids (int32) and mask (int8) of conversations, and which source they are of.
-Piece = tuple[int, list[tuple[bytes, bytes]]]
+# Which source a chunk is of, its lines, and ids (int32) and mask (int8) of the conversations that were not left out.
+Piece = tuple[int, int, list[tuple[bytes, bytes]]]
 Relay = Callable[[Callable[[], Generator[Piece]]], Generator[Piece]]
 
 
@@ -132,12 +132,14 @@ def encode_sources(
     seed: int,
     workers: int | None = None,
     report: Callable[[int, int], None] | None = None,
+    report_left_out: Callable[[str, int], None] | None = None,
     relay: Relay | None = None,
 ) -> list[TokenSequence]:
     """Encoded conversations of all sources, each source sampled and repeated as it says.
 
     `workers`: processes that encode; by default as many as the sources are worth, and 1 is this process itself. `report` is
-    told how many conversations are done, and of how many. `relay`: gives what the function that it is handed yields, or what it
+    told how many conversations are done, and of how many; `report_left_out` how many of a source's path were read and left out,
+    for they have more than its `max_tokens`. `relay`: gives what the function that it is handed yields, or what it
     yielded in another process of the run.
 
     Raises `TrainError` when a source has nothing usable, a conversation does not fit a row, or one has no trained token.
@@ -145,11 +147,15 @@ def encode_sources(
     encoding = Encoding(chat_format, tokenizer, sequence_len)
     make = partial(_encode_all, sources, encoding, seed, workers, report or (lambda done, total: None))
     chosen: list[list[TokenSequence]] = [[] for _ in sources]
+    left_out = [0] * len(sources)
     with contextlib.closing(relay(make) if relay is not None else make()) as pieces:
-        for place, piece in pieces:
+        for place, lines, piece in pieces:
+            left_out[place] += lines - len(piece)
             chosen[place].extend(TokenSequence(array("i", ids), array("b", mask)) for ids, mask in piece)
     rows: list[TokenSequence] = []
-    for source, found in zip(sources, chosen, strict=True):
+    for source, found, count in zip(sources, chosen, left_out, strict=True):
+        if count and report_left_out is not None:
+            report_left_out(source.path, count)
         if not found:
             limit = source.max_tokens or sequence_len
             raise TrainError(f"no conversation of {source.path} has at most {limit} tokens.", remedy="raise max_tokens")
@@ -176,8 +182,9 @@ def _encode_all(
             before, seen, kept = sum(wanted[:place]), 0, 0
             with contextlib.closing(encode(_cut_chunks(source, read))) as encoded:
                 for piece in encoded:
-                    yield place, piece
-                    seen, kept = min(seen + _CHUNK_LINES, len(read)), kept + len(piece)
+                    lines_read = min(_CHUNK_LINES, len(read) - seen)
+                    yield place, lines_read, piece
+                    seen, kept = seen + lines_read, kept + len(piece)
                     done = kept if source.conversations is not None else seen
                     report(before + min(done, wanted[place]), total)
                     if kept >= (source.conversations or len(read)):

@@ -19,17 +19,23 @@ SIDE = 16
 _ADA = (8, 9)
 
 
-def use_float8(layers: Sequence[torch.nn.Module], device: torch.device, *, emulate: bool = False) -> int:
-    """Let the linear modules in `layers` multiply in float8; how many do. Those with a side that is no multiple of 16 do not.
-
-    `emulate`: the same rounding with ordinary products, on any processor. Raises `TrainError` for a GPU that has no such
-    products, `MissingDependencyError` without torchao.
-    """
-    if not emulate and (device.type != "cuda" or torch.cuda.get_device_capability(device) < _ADA):
+def check_float8(device: torch.device) -> None:
+    """Raise `TrainError` for a device that has no products of float8 factors."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < _ADA:
         raise TrainError(
             f"precision fp8 needs a GPU with float8 products, from Ada and Hopper on; this is {_describe(device)}.",
             remedy="set precision: auto",
         )
+
+
+def use_float8(layers: Sequence[torch.nn.Module], device: torch.device, *, emulate: bool = False) -> int:
+    """Let the linear modules in `layers` multiply in float8; how many do. Those with a side that is no multiple of 16 do not.
+
+    `emulate`: the same rounding with ordinary products, on any processor. Raises `TrainError` for a device that has no such
+    products and for layers in which nothing can use them, `MissingDependencyError` without torchao.
+    """
+    if not emulate:
+        check_float8(device)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -47,7 +53,17 @@ def use_float8(layers: Sequence[torch.nn.Module], device: torch.device, *, emula
 
     for layer in layers:
         convert_to_float8_training(layer, config=config, module_filter_fn=fits)
+    if not converted:
+        raise TrainError(
+            f"precision fp8 has nothing to work on: no linear module of the layers has sides that are multiples of {SIDE}.",
+            remedy="set precision: bf16",
+        )
     return converted
+
+
+def count_float8(model: torch.nn.Module) -> int:
+    """How many modules of `model` multiply in float8."""
+    return sum(type(module).__name__ == "Float8Linear" for module in model.modules())
 
 
 def _describe(device: torch.device) -> str:

@@ -24,11 +24,13 @@ from chaccu.train.attention import (
     PackedLengths,
     attends_at_once,
     check_dropout,
+    describe_attention,
     forget_lengths,
     pack_lengths,
     register_attention,
 )
 from chaccu.train.base_model import find_base
+from chaccu.train.float8 import check_float8
 from chaccu.train.layers import count_that_fit
 from chaccu.train.lora import add_lora
 from chaccu.train.loss import summed_cross_entropy
@@ -66,6 +68,22 @@ def choose_precision(recipe: Recipe, device: torch.device) -> torch.dtype:
 def weights_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
     """The dtype in which the model is loaded."""
     return torch.float32 if recipe.keeps_masters else choose_precision(recipe, device)
+
+
+def check_device(recipe: Recipe, config: Any, device: torch.device) -> None:
+    """Raise `TrainError` for what the recipe asks of a device, or of a model of that `config`, that it has not."""
+    if recipe.precision == "fp8":
+        check_float8(device)
+    if not recipe.compile:
+        return
+    dtype = choose_precision(recipe, device)
+    if choose_attention(config) != ATTENTION or not attends_at_once(device, dtype):
+        raise TrainError(
+            "compile: true needs a GPU from Ampere on, 16-bit precision and a model without soft caps; this is "
+            f"{config.model_type} in {str(dtype).removeprefix('torch.')} on {device.type}.",
+            remedy="set compile: false",
+        )
+    check_dropout(config)
 
 
 class RowTensors(NamedTuple):
@@ -126,8 +144,11 @@ class TrainableModel:
         if causal is None:
             base = find_base(recipe.model)
             config, self.config_changes = load_config(base, recipe)
+            check_device(recipe, config, device)
             packed_on = device if recipe.method == "qlora" else None
             causal = load_causal_lm(base, weights_dtype(recipe, device), config, packed_on=packed_on)
+        else:
+            check_device(recipe, causal.config, device)
         self._body = causal.get_decoder()
         self._head = causal.get_output_embeddings()
         self.token_rows: list[int] = []
@@ -147,14 +168,6 @@ class TrainableModel:
         self._longest = recipe.sequence_len
         self._tells_lengths = causal.config._attn_implementation == ATTENTION
         self._row_len = recipe.row_len if recipe.compile else None
-        if recipe.compile and not (self._tells_lengths and attends_at_once(device, self.dtype)):
-            raise TrainError(
-                f"compile: true needs a GPU from Ampere on, 16-bit precision and a model without soft caps; this is "
-                f"{type(causal).__name__} in {str(self.dtype).removeprefix('torch.')} on {device.type}.",
-                remedy="set compile: false",
-            )
-        if recipe.compile:
-            check_dropout(causal.config)
         if recipe.trains_adapter:
             for parameter in self.full.parameters():
                 if parameter.requires_grad:
@@ -212,9 +225,13 @@ class TrainableModel:
         )
         return loss if ready.counts else loss * 0
 
-    def gather_weights(self, *, trained_only: bool = False) -> dict[str, torch.Tensor] | None:
+    def gather_weights(self, *, dtype: torch.dtype | None = None, trained_only: bool = False) -> dict[str, torch.Tensor] | None:
         """As `parallel.gather_weights`: what `full.save_pretrained` takes as `state_dict`."""
-        return gather_weights(self.full, trained_only=trained_only)
+        return gather_weights(self.full, dtype=dtype, trained_only=trained_only)
+
+    def describe_attention(self) -> str:
+        """Which kernels attend, for people to read."""
+        return describe_attention(self._causal.config, self.device, self.dtype)
 
     def fit_memory(self, recipe: Recipe) -> None:
         """With `activation_checkpointing: selective` on a GPU, let as few layers recompute as the memory allows.

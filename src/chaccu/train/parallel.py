@@ -94,18 +94,35 @@ def count_transient_bytes(causal: Any) -> int:
     return max(*layers, sizes[causal] - sum(layers))
 
 
-def gather_weights(full: Any, *, trained_only: bool) -> dict[str, torch.Tensor] | None:
-    """A sharded model's weights, whole and in the processor's memory of process 0 (the others get none); None where it is not
-    sharded. All processes have to call it. Tied weights are one tensor under all their names."""
+def gather_weights(full: Any, *, dtype: torch.dtype | None, trained_only: bool) -> dict[str, torch.Tensor] | None:
+    """A model's weights in `dtype` (None: as they are), whole and in the processor's memory of process 0, while the others get
+    none; None where the model has them so already. All processes have to call it. Tied weights are one tensor under all their
+    names."""
     if not _sharded_modules(full):
-        return None
+        if dtype is None or all(one.dtype == dtype for one in full.parameters()):
+            return None
+        return _cast(full.state_dict(), dtype)
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only)
-    weights: dict[str, Any] = get_model_state_dict(full, options=options)
+    gathered: dict[str, Any] = get_model_state_dict(full, options=options)
+    weights = _cast(gathered, dtype)
     first_names: dict[int, str] = {}
     for name, parameter in full.named_parameters(remove_duplicate=False):
         first = first_names.setdefault(id(parameter), name)
         if name in weights and first in weights:
             weights[name] = weights[first]
+    return weights
+
+
+def _cast(weights: dict[str, torch.Tensor], dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+    """`weights` in the processor's memory, in `dtype` where they are numbers; one that has several names stays one."""
+    if dtype is None:
+        return weights
+    cast: dict[tuple[int, torch.Size], torch.Tensor] = {}
+    for name, weight in weights.items():
+        key = weight.data_ptr(), weight.shape
+        if key not in cast:
+            cast[key] = weight.to("cpu", dtype if weight.is_floating_point() else weight.dtype)
+        weights[name] = cast[key]
     return weights

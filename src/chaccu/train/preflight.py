@@ -1,4 +1,5 @@
-"""What can be known of the data before the first step: that replies can learn to end, and that the model has every token.
+"""What can be known of the data before the first step: that it is there, that replies can learn to end, and that the model has
+every token.
 
 It is free of torch. It ignores single conversations: `pack` refuses one that has no trained token. Rows of control tokens that
 a run leaves untrained, `token_rows` refuses.
@@ -7,12 +8,23 @@ a run leaves untrained, `token_rows` refuses.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+from chaccu.artifact import storage_errors
 from chaccu.conversation import ChatFormat, Conversation, Encoded, Message, TextTokenizer, encode_conversations
 from chaccu.errors import TrainError
 from chaccu.train.pack import TokenSequence
+from chaccu.train.recipe import Recipe
 
 _SHOWN = 8
+
+
+def check_data(recipe: Recipe) -> None:
+    """Raise `StorageError` for a file of the recipe's data, trained on or held out, that cannot be read."""
+    for source in (*recipe.data, *recipe.validation):
+        path = Path(source.path)
+        with storage_errors(path), path.open("rb"):
+            pass
 
 
 def find_stop_id(chat_format: ChatFormat, tokenizer: TextTokenizer) -> int | None:

@@ -141,6 +141,13 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 _INNER: dict[str, Any] = {"lora": LoraOptions, "rope_scaling": RopeScaling}
+# How keys are written that are no plain values.
+_EXAMPLES = {
+    "data": "data: [{path: conversations.jsonl}]",
+    "validation": "validation: [{path: held-out.jsonl}]",
+    "lora": "lora: {rank: 8}",
+    "rope_scaling": "rope_scaling: {rope_type: linear, factor: 4}",
+}
 _OF_ONE_TYPE = {
     "yarn": ("attention_factor", "beta_fast", "beta_slow"),
     "llama3": ("low_freq_factor", "high_freq_factor"),
@@ -213,7 +220,7 @@ def parse_recipe(fields: dict[str, Any]) -> Recipe:
     except msgspec.ValidationError as error:
         raise _explain(error, fields) from error
     if not recipe.data:
-        raise RecipeError("the recipe names no data.", remedy="data: [{path: conversations.jsonl}]")
+        raise RecipeError("the recipe names no data.", remedy=_EXAMPLES["data"])
     recipe = resolve_accumulation(recipe, given="gradient_accumulation_steps" in fields)
     _check_together(recipe)
     if recipe.rope_scaling is not None:
@@ -320,7 +327,8 @@ def _explain(error: msgspec.ValidationError, fields: dict[str, Any]) -> RecipeEr
         return RecipeError(f"the recipe is not valid: {error}.")
     hint = get_type_hints(_INNER[steps[0]])[steps[1]] if steps[0] in _INNER and steps[1:] else hints[steps[0]]
     choices = [choice for choice in get_args(hint) if isinstance(choice, str)]
-    remedy = did_you_mean(str(value), choices) if choices else ""
+    key = next(step for step in reversed(steps) if not step.isdigit())
+    remedy = did_you_mean(str(value), choices) if choices else _EXAMPLES.get(key, "")
     return RecipeError(f"{'.'.join(steps)} is {value!r}: {problem}.", remedy=remedy)
 
 

@@ -1,5 +1,5 @@
-"""What a run reports while it goes: one record an optimizer step and one an evaluation, as the bar, the log and the trackers
-show them; and what it comes to.
+"""What a run reports while it goes: one record of how it begins, one an optimizer step and one an evaluation, as the bar, the
+log and the trackers show them; and what it comes to.
 
 Invariant: free of torch, so that what reads a log needs none.
 """
@@ -14,6 +14,27 @@ import msgspec
 from chaccu.artifact import storage_errors
 
 LOG_NAME = "train_log.jsonl"
+
+
+class StartReport(msgspec.Struct, frozen=True, kw_only=True, tag="start", tag_field="kind"):
+    """What a run is about to do, where the recipe leaves it to the machine and the data.
+
+    `device` of the first of the `processes`; `precision` of the computation and `weights_precision` of the weights that are
+    trained; `float8_products`: linear modules that multiply in float8; `attention`: its kernels. `conversations` of one epoch
+    are `tokens` in so many `rows`; `left_out` are those that were read and have more than their source's `max_tokens`, by path.
+    """
+
+    device: str
+    processes: int
+    precision: str
+    weights_precision: str
+    float8_products: int
+    attention: str
+    trained_parameters: int
+    conversations: int
+    left_out: dict[str, int]
+    rows: int
+    tokens: int
 
 
 class StepReport(msgspec.Struct, frozen=True, kw_only=True, tag="step", tag_field="kind"):
@@ -58,7 +79,8 @@ class EvalReport(msgspec.Struct, frozen=True, kw_only=True, tag="eval", tag_fiel
 
 
 class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A finished run. Losses are nats a trained token on the validation rows (None without validation data); `token_rows`:
+    """A finished run. Losses are nats a trained token on the validation rows (None without validation data); `tokens` and
+    `trained_tokens` are those of the steps that were taken, every epoch counted; `fill` of the rows; `token_rows`:
     tokens whose rows were trained beside LoRA; `packing`: how the base lay in 4 bits meanwhile; `skipped_steps`: steps that
     changed nothing, since they were not finite; `best_loss`: the least held-out loss that was met, after `best_step` steps;
     `samples`: what the trained model answers to held-out questions; `config_changes`: values of the base's config that merging
@@ -80,11 +102,15 @@ class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
     best_step: int | None = None
     samples: tuple[SampleAnswer, ...] = ()
     config_changes: dict[str, Any] = {}
+    left_out: dict[str, int] = {}
     reused: bool = False
 
 
-def read_log(path: Path) -> list[StepReport | EvalReport]:
+Record = StartReport | StepReport | EvalReport
+
+
+def read_log(path: Path) -> list[Record]:
     """The records of a run's `train_log.jsonl`, in order. Raises `StorageError`."""
     with storage_errors(path):
         lines = path.read_bytes().splitlines()
-    return [msgspec.json.decode(line, type=StepReport | EvalReport) for line in lines]
+    return [msgspec.json.decode(line, type=Record) for line in lines]

@@ -14,57 +14,46 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 
-from chaccu.artifact import (
-    MANIFEST_NAME,
-    Manifest,
-    atomic_folder,
-    copy_files,
-    library_versions,
-    manifest_sha256,
-    read_manifest,
-    require_free_space,
-    sha256_file,
-    weights_sha256,
-    write_manifest,
-)
-from chaccu.conversation import TOKENIZER_FILES, ChatFormat, TextTokenizer, check_format, resolve_format
+from chaccu.artifact import MANIFEST_NAME, read_manifest, sha256_file
+from chaccu.conversation import ChatFormat, TextTokenizer, check_format, resolve_format
 from chaccu.errors import RecipeError
 from chaccu.train.base_model import find_base
+from chaccu.train.batch import plan_steps
 from chaccu.train.encode import encode_sources
 from chaccu.train.evaluations import Evaluations
+from chaccu.train.float8 import count_float8
 from chaccu.train.loop import run_steps
-from chaccu.train.model import TrainableModel, choose_precision
+from chaccu.train.model import TrainableModel, check_device, choose_precision
 from chaccu.train.out_of_memory import explain_out_of_memory
 from chaccu.train.outputs import check_output, find_finished
 from chaccu.train.pack import PackedRow, TokenSequence, pack_rows
 from chaccu.train.positions import check_lengths, load_config
-from chaccu.train.preflight import check_stop_trained, check_vocabulary
+from chaccu.train.preflight import check_data, check_stop_trained, check_vocabulary
 from chaccu.train.processes import Processes, check_processes, joined
 from chaccu.train.recipe import Recipe
-from chaccu.train.report import EvalReport, StepReport, TrainReport
+from chaccu.train.report import Record, StartReport, StepReport, TrainReport
+from chaccu.train.result import ResultWriter
 from chaccu.train.samples import Sampler, choose_prompts
 from chaccu.train.snapshots import Snapshots
 from chaccu.train.token_rows import plan_token_rows
 from chaccu.train.trackers import Reporter, RunFolder, import_tracker, open_reporter
 
-_LIBRARIES = ("torch", "transformers", "peft", "tokenizers")
-
 
 def train(
     recipe: Recipe,
     *,
-    report: Callable[[StepReport], None] | None = None,
-    report_eval: Callable[[EvalReport], None] | None = None,
+    report: Callable[[Record], None] | None = None,
     report_encoding: Callable[[int, int], None] | None = None,
     fresh: bool = False,
     replace: bool = False,
 ) -> TrainReport:
     """Run a recipe and write its output folder; an output made by the same recipe from the same data is reused.
 
-    Under a launcher every process calls it, and process 0 alone reports and writes; the others wait for it. `report_encoding`
-    is told how many conversations are encoded, and of how many. `fresh` trains in any case; `replace` trains only when the
-    output is of another recipe or other data, and replaces it.
+    Under a launcher every process calls it, and process 0 alone reports and writes; the others wait for it. `report` is told
+    how the run begins, and of each step and evaluation; `report_encoding` how many conversations are encoded, and of how many.
+    `fresh` trains in any case; `replace` trains only when the output is of another recipe or other data, and replaces it.
 
     Raises `RecipeError`, `TrainError` or `StorageError` before the first step for whatever can be known by then.
     """
@@ -74,7 +63,6 @@ def train(
             recipe,
             processes,
             report=report,
-            report_eval=report_eval,
             report_encoding=report_encoding,
             fresh=fresh,
             replace=replace,
@@ -85,14 +73,13 @@ def _train(
     recipe: Recipe,
     processes: Processes,
     *,
-    report: Callable[[StepReport], None] | None,
-    report_eval: Callable[[EvalReport], None] | None,
+    report: Callable[[Record], None] | None,
     report_encoding: Callable[[int, int], None] | None,
     fresh: bool,
     replace: bool,
 ) -> TrainReport:
-    output = Path(recipe.output)
     check_output(recipe)
+    check_data(recipe)
     paths = [source.path for source in (*recipe.data, *recipe.validation)]
     inputs = processes.decide(lambda: {path: sha256_file(Path(path)) for path in paths})
     finished = None if fresh else processes.decide(lambda: find_finished(recipe, inputs, replace=replace))
@@ -103,9 +90,11 @@ def _train(
     chat_format = resolve_format(_format_name(recipe, base), base)
     config, _ = load_config(base, recipe)
     check_lengths(config, recipe)
+    check_device(recipe, config, processes.device)
     tokenizer = TextTokenizer.load(base)
     check_format(chat_format, tokenizer)
-    encoded, held_out = _encode(recipe, chat_format, tokenizer, processes, report_encoding)
+    left_out: dict[str, int] = {}
+    encoded, held_out = _encode(recipe, chat_format, tokenizer, processes, report_encoding, left_out)
     check_stop_trained(encoded, chat_format, tokenizer)
     rows = pack_rows(encoded, recipe.row_len, seed=recipe.seed)
     validation = pack_rows(held_out, recipe.row_len, seed=recipe.seed)
@@ -116,33 +105,35 @@ def _train(
     with explain_out_of_memory("loading the model", *told):
         model = TrainableModel(local_recipe, processes.device, rows_to_train, processes=processes)
     check_vocabulary([*encoded, *held_out], tokenizer, model.vocab_size)
-    _require_space(output, recipe, model)
-    save = partial(_save, model, recipe, base, chat_format.name, tokenizer, inputs)
+    writer = ResultWriter(model, recipe, base, chat_format, tokenizer, inputs)
+    writer.require_space()
     facts: dict[str, Any] = {
         "token_rows": [tokenizer.token_text(token) for token in model.token_rows],
         "packing": model.packing,
         "config_changes": model.config_changes,
+        "left_out": left_out,
     }
     evaluations = None
     if validation:
         prompts = choose_prompts(recipe, chat_format, tokenizer)
         sampler = Sampler(model, prompts, chat_format, tokenizer, max_tokens=recipe.sample_tokens)
         evaluations = Evaluations(model, validation, sampler)
+    output = Path(recipe.output)
     snapshots = Snapshots(
         output,
         limit=recipe.save_total_limit if processes.first else None,
-        save=lambda path, state: save(path, {**state, **facts}),
+        save=lambda path, state: writer.write(path, {**state, **facts}),
     )
     run_folder = RunFolder(output)
     begun = time.monotonic()
-    opened = (
-        open_reporter(recipe, run_folder, on_step=report, on_eval=report_eval) if processes.first else nullcontext(Reporter())
-    )
+    opened = open_reporter(recipe, run_folder, report) if processes.first else nullcontext(Reporter())
     with opened as reporter, explain_out_of_memory("training", *told):
+        reporter.record(_describe_start(model, rows, left_out))
         log = _run_and_report(model, rows, recipe, reporter, evaluations, snapshots, tokenizer)
-    result = _summarise(recipe, rows, log, evaluations, seconds=time.monotonic() - begun, facts=facts)
+    taken = [row for step in plan_steps(rows, recipe, processes.count)[: len(log)] for row in step]
+    result = _summarise(recipe, rows, taken, log, evaluations, seconds=time.monotonic() - begun, facts=facts)
     # The steps stand in the log: thousands of them would bury what a manifest is read for.
-    save(output, {name: value for name, value in msgspec.to_builtins(result).items() if name != "log"}, logs=run_folder)
+    writer.write(output, {name: value for name, value in msgspec.to_builtins(result).items() if name != "log"}, run_folder)
     if processes.first:
         run_folder.remove()
     return result
@@ -154,8 +145,9 @@ def _encode(
     tokenizer: TextTokenizer,
     processes: Processes,
     report: Callable[[int, int], None] | None,
+    left_out: dict[str, int],
 ) -> tuple[list[TokenSequence], list[TokenSequence]]:
-    """Conversations to train on, of which `report` is told, and those held out."""
+    """Conversations to train on, of which `report` is told, and those held out; `left_out` is filled, by path."""
     encode = partial(
         encode_sources,
         chat_format=chat_format,
@@ -163,6 +155,7 @@ def _encode(
         sequence_len=recipe.sequence_len,
         seed=recipe.seed,
         relay=processes.relay,
+        report_left_out=left_out.__setitem__,
     )
     return encode(recipe.data, report=report), encode(recipe.validation)
 
@@ -199,9 +192,35 @@ def _run_and_report(
     return log
 
 
+def _describe_start(model: TrainableModel, rows: Sequence[PackedRow], left_out: dict[str, int]) -> StartReport:
+    device = model.device
+    return StartReport(
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper(),
+        processes=model.processes.count,
+        precision=_name_dtype(model.dtype),
+        weights_precision=_name_dtype(model.parameters[0].dtype),
+        float8_products=count_float8(model.causal),
+        attention=model.describe_attention(),
+        trained_parameters=sum(parameter.numel() for parameter in model.parameters),
+        conversations=sum(len(row.lengths) for row in rows),
+        left_out=left_out,
+        rows=len(rows),
+        tokens=_count_tokens(rows),
+    )
+
+
+def _count_tokens(rows: Sequence[PackedRow]) -> int:
+    return sum(len(row.ids_T) for row in rows)
+
+
+def _name_dtype(dtype: torch.dtype) -> str:
+    return {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
+
+
 def _summarise(
     recipe: Recipe,
     rows: Sequence[PackedRow],
+    taken: Sequence[PackedRow],
     log: list[StepReport],
     evaluations: Evaluations | None,
     *,
@@ -209,7 +228,6 @@ def _summarise(
     facts: dict[str, Any],
 ) -> TrainReport:
     first, last = (None, None) if evaluations is None else (evaluations.first, evaluations.last)
-    tokens = sum(len(row.ids_T) for row in rows)
     return TrainReport(
         output=recipe.output,
         steps=len(log),
@@ -218,21 +236,14 @@ def _summarise(
         best_loss=None if last is None else last.best_loss,
         best_step=None if last is None else last.best_step,
         samples=last.samples if last else (),
-        tokens=tokens,
-        trained_tokens=sum(row.trained_tokens for row in rows),
+        tokens=_count_tokens(taken),
+        trained_tokens=sum(row.trained_tokens for row in taken),
         seconds=seconds,
-        fill=tokens / (len(rows) * recipe.row_len),
+        fill=_count_tokens(rows) / (len(rows) * recipe.row_len),
         skipped_steps=sum(step.skipped for step in log),
         log=log,
         **facts,
     )
-
-
-def _require_space(output: Path, recipe: Recipe, model: TrainableModel) -> None:
-    """For the result, and for the snapshots, of which there is one more while the oldest is not yet removed."""
-    count = 1 if recipe.save_steps is None else recipe.save_total_limit + 2
-    size = 4 * sum(parameter.numel() for parameter in model.parameters) + 64_000_000
-    require_free_space(output.parent, count * size, "the result" if count == 1 else "the result with its snapshots")
 
 
 def _format_name(recipe: Recipe, base: Path) -> str:
@@ -244,45 +255,3 @@ def _format_name(recipe: Recipe, base: Path) -> str:
             f"no chat format is named for {recipe.model}.", remedy="set format: to a name out of chaccu format list"
         )
     return named
-
-
-def _base_weights(base: Path) -> dict[str, Any]:
-    """What tells the base's weights on another machine, where its manifest may have another hash."""
-    return {"base_weights": weights_sha256(read_manifest(base))} if (base / MANIFEST_NAME).is_file() else {}
-
-
-def _save(
-    model: TrainableModel,
-    recipe: Recipe,
-    base: Path,
-    chat_format: str,
-    tokenizer: TextTokenizer,
-    inputs: dict[str, str],
-    path: Path,
-    facts: dict[str, Any],
-    *,
-    logs: RunFolder | None = None,
-) -> None:
-    output = Path(recipe.output)
-    weights = model.gather_weights(trained_only=recipe.trains_adapter)
-    if not model.processes.first:
-        return
-    with atomic_folder(path) as folder:
-        model.full.save_pretrained(str(folder), **({} if weights is None else {"state_dict": weights}))
-        copy_files(base, folder, TOKENIZER_FILES)
-        if logs is not None:
-            logs.copy_to(folder / "logs")
-        write_manifest(
-            folder,
-            Manifest(
-                kind="adapter" if recipe.trains_adapter else "model",
-                name=output.name if path == output else f"{output.name}-{path.name}",
-                chat_format=chat_format,
-                tokenizer_sha256=tokenizer.sha256,
-                parents={"base": manifest_sha256(base)} if (base / MANIFEST_NAME).is_file() else {},
-                inputs=inputs,
-                settings=msgspec.to_builtins(recipe),
-                facts={**facts, **_base_weights(base)},
-                versions=library_versions(*_LIBRARIES, *(["bitsandbytes"] if model.packing else [])),
-            ),
-        )

@@ -21,12 +21,10 @@ import msgspec
 from chaccu.artifact import storage_errors
 from chaccu.errors import MissingDependencyError
 from chaccu.train.recipe import Recipe
-from chaccu.train.report import LOG_NAME, EvalReport, SampleAnswer, StepReport
+from chaccu.train.report import LOG_NAME, EvalReport, Record, SampleAnswer, StartReport, StepReport
 
 _EVENTS = "events.out.tfevents."
 _PROJECT = "chaccu"
-
-Record = StepReport | EvalReport
 
 
 class Tracker(Protocol):
@@ -79,33 +77,21 @@ class Reporter:
     def __init__(
         self,
         trackers: Sequence[Tracker] = (),
-        *,
-        on_step: Callable[[StepReport], None] | None = None,
-        on_eval: Callable[[EvalReport], None] | None = None,
+        listener: Callable[[Record], None] | None = None,
     ) -> None:
         self._trackers = trackers
-        self._on_step = on_step
-        self._on_eval = on_eval
+        self._listener = listener
 
     def record(self, record: Record) -> None:
-        """A step or an evaluation is done."""
+        """The run begins, or a step or an evaluation is done."""
         for tracker in self._trackers:
             tracker.record(record)
-        if isinstance(record, StepReport):
-            if self._on_step is not None:
-                self._on_step(record)
-        elif self._on_eval is not None:
-            self._on_eval(record)
+        if self._listener is not None:
+            self._listener(record)
 
 
 @contextlib.contextmanager
-def open_reporter(
-    recipe: Recipe,
-    folder: RunFolder,
-    *,
-    on_step: Callable[[StepReport], None] | None = None,
-    on_eval: Callable[[EvalReport], None] | None = None,
-) -> Iterator[Reporter]:
+def open_reporter(recipe: Recipe, folder: RunFolder, listener: Callable[[Record], None] | None = None) -> Iterator[Reporter]:
     """Trackers as the recipe wants them, closed at the end of the block, however it ends.
 
     Raises `StorageError`, or `MissingDependencyError` for a tracker that is not installed; of TensorBoard, which is written by
@@ -118,7 +104,7 @@ def open_reporter(
             tracker = build()
             trackers.append(tracker)
             stack.push(lambda kind, _, __, tracker=tracker: tracker.close(failed=kind is not None))
-        yield Reporter(trackers, on_step=on_step, on_eval=on_eval)
+        yield Reporter(trackers, listener)
 
 
 def import_tracker(report_to: str) -> Any:
@@ -172,10 +158,12 @@ class _JsonLines:
 class _TensorBoard:
     def __init__(self, writer: Any, recipe: Recipe) -> None:
         self._writer = writer
-        settings = msgspec.json.format(msgspec.json.encode(recipe), indent=2).decode()
-        writer.add_text("recipe", f"```json\n{settings}\n```")
+        writer.add_text("recipe", _show_as_json(recipe))
 
     def record(self, record: Record) -> None:
+        if isinstance(record, StartReport):
+            self._writer.add_text("start", _show_as_json(record))
+            return
         for name, value in name_values(record).items():
             self._writer.add_scalar(name, value, record.step)
         if isinstance(record, EvalReport) and record.samples:
@@ -195,6 +183,8 @@ class _Remote:
             module.init(project=_PROJECT, name=Path(recipe.output).name, config=msgspec.to_builtins(recipe))
 
     def record(self, record: Record) -> None:
+        if isinstance(record, StartReport):
+            return  # wandb and trackio note the machine by themselves, and the recipe is their config
         values: dict[str, Any] = dict(name_values(record))
         if isinstance(record, EvalReport) and record.samples:
             values["samples"] = self._show(record.samples)
@@ -215,7 +205,11 @@ class _Remote:
                 self._module.finish()
 
 
-def name_values(record: Record) -> dict[str, float]:
+def _show_as_json(value: msgspec.Struct) -> str:
+    return f"```json\n{msgspec.json.format(msgspec.json.encode(value), indent=2).decode()}\n```"
+
+
+def name_values(record: StepReport | EvalReport) -> dict[str, float]:
     """A record's numbers by the names that trackers show; what is not known is left out."""
     if isinstance(record, StepReport):
         values = {

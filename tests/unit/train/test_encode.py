@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import psutil
@@ -48,7 +49,9 @@ def test_max_tokens_leaves_long_ones_out(tmp_path: Path) -> None:
     tokenizer = build_tokenizer(tmp_path)
     source = write_conversations(tmp_path / "mixed.jsonl", talk("long", "blue " * 200), talk("short"))
     limited = msgspec.structs.replace(source, max_tokens=64)
-    (kept,) = encode_sources([limited], CHATML, tokenizer, sequence_len=64, seed=0)
+    left_out: dict[str, int] = {}
+    (kept,) = encode_sources([limited], CHATML, tokenizer, sequence_len=64, seed=0, report_left_out=left_out.__setitem__)
+    assert left_out == {source.path: 1}
     assert "The sky is blue." in tokenizer.decode(kept.ids)
     with pytest.raises(TrainError, match="at most 3 tokens"):
         encode_sources([msgspec.structs.replace(source, max_tokens=3)], CHATML, tokenizer, sequence_len=64, seed=0)
@@ -89,6 +92,28 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     empty.touch()
     with pytest.raises(TrainError, match="no conversations"):
         encode_sources([DataSource(path=str(empty))], CHATML, build_tokenizer(tmp_path), sequence_len=512, seed=0)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_those_left_out_are_counted_among_those_that_were_read(tmp_path: Path, workers: int) -> None:
+    tokenizer = build_tokenizer(tmp_path)
+    texts = ("blue " * 200 if number % 10 == 0 else "It is blue." for number in range(150))
+    source = write_conversations(tmp_path / "mixed.jsonl", *(talk(str(number), text) for number, text in enumerate(texts)))
+    left_out: dict[str, int] = {}
+
+    def encode(**fields: Any) -> int:
+        left_out.clear()
+        limited = msgspec.structs.replace(source, max_tokens=64, **fields)
+        options = {"sequence_len": 64, "seed": 0, "workers": workers, "report_left_out": left_out.__setitem__}
+        return len(encode_sources([limited], CHATML, tokenizer, **options))
+
+    assert encode() + left_out[source.path] == 150
+    assert left_out == {source.path: 15}
+    assert encode(repeat=3) == 3 * 135
+    assert left_out == {source.path: 15}
+    # Of the first 64, of which 20 are taken.
+    assert encode(conversations=20) == 20
+    assert 0 < left_out[source.path] < 15
 
 
 def many(tmp_path: Path, count: int = 300) -> DataSource:
@@ -170,13 +195,15 @@ def test_a_worker_that_is_killed_is_an_error_not_a_wait(tmp_path: Path) -> None:
 
 
 ENDLESS = """
-import itertools, sys
+import itertools, signal, sys
 from pathlib import Path
 from chaccu.conversation import TextTokenizer, load_format
 from chaccu.train.encode import Chunk, Encoding
 from chaccu.train.encode_workers import encoding_in
 from chaccu.train.recipe import DataSource
 
+# Where a shell starts tests in the background, Ctrl-C is ignored from the start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 line = Path(sys.argv[1]).read_bytes().splitlines()[0]
 encoding = Encoding(load_format("chatml"), TextTokenizer.load(Path(sys.argv[2])), 512)
 with encoding_in(2, encoding) as encode:

@@ -52,6 +52,12 @@ def test_a_processor_without_such_products_is_refused() -> None:
         use_float8([build_layer()], CPU)
 
 
+def test_layers_that_cannot_multiply_in_float8_are_refused() -> None:
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    with pytest.raises(TrainError, match="multiples of 16"):
+        use_float8([torch.nn.Sequential(torch.nn.Linear(24, 40), torch.nn.LayerNorm(16))], CPU, emulate=True)
+
+
 def test_without_torchao_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torchao.float8", None)
     with pytest.raises(MissingDependencyError, match="gpu"):

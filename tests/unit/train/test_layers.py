@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -16,6 +17,7 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 
 from chaccu.train.layers import Checkpoints, count_that_fit, find_layers  # noqa: E402 (torch may be absent)
 from chaccu.train.model import TrainableModel  # noqa: E402 (torch may be absent)
+from chaccu.train.run import train  # noqa: E402 (torch may be absent)
 
 CPU = torch.device("cpu")
 ROW = PackedRow([*range(1, 30)], [1] * 29, [12, 17])
@@ -79,7 +81,23 @@ def test_a_model_without_named_layers_is_refused() -> None:
         find_layers(torch.nn.Linear(2, 2))
 
 
-def test_compile_without_a_gpu_is_refused(recipe: Recipe, llama: Path) -> None:
-    assert (llama / "config.json").is_file()
-    with pytest.raises(TrainError, match="compile: true needs a GPU"):
-        TrainableModel(msgspec.structs.replace(recipe, compile=True), CPU)
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"compile": True}, "compile: true needs a GPU"),
+        ({"compile": True, "precision": "fp8", "method": "full"}, "precision fp8 needs a GPU"),
+    ],
+)
+def test_what_wants_a_gpu_is_refused_before_anything_is_encoded_or_loaded(
+    recipe: Recipe, llama: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], message: str
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("it was encoded or loaded")
+
+    monkeypatch.setattr("chaccu.train.run.encode_sources", load)
+    monkeypatch.setattr("chaccu.train.model.load_causal_lm", load)
+    changed = msgspec.structs.replace(recipe, **fields)
+    with pytest.raises(TrainError, match=message):
+        train(changed)
+    with pytest.raises(TrainError, match=message):
+        TrainableModel(changed, CPU)

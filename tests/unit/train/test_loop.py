@@ -17,7 +17,7 @@ from chaccu.errors import ArtifactError, RecipeError, TrainError
 from chaccu.train.encode import encode_sources
 from chaccu.train.pack import PackedRow, pack_rows
 from chaccu.train.recipe import Recipe
-from chaccu.train.report import StepReport
+from chaccu.train.report import Record, StartReport, StepReport
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -38,8 +38,9 @@ def left_behind(recipe: Recipe) -> list[str]:
 
 
 def test_training_learns_and_the_folder_says_how(recipe: Recipe, llama: Path) -> None:
-    seen: list[StepReport] = []
-    result = train(recipe, report=seen.append)
+    told: list[Record] = []
+    result = train(recipe, report=told.append)
+    seen = [record for record in told if isinstance(record, StepReport)]
     assert result.loss_before is not None
     assert result.loss_after is not None
     assert result.loss_after < result.loss_before - 0.5
@@ -48,6 +49,13 @@ def test_training_learns_and_the_folder_says_how(recipe: Recipe, llama: Path) ->
     assert seen[-1].left_s == pytest.approx(0)
     assert all(step.mfu is None and step.memory_bytes > 100e6 and step.tokens_per_s > 0 for step in seen)
     assert 0.5 < result.fill <= 1
+    start = told[0]
+    assert isinstance(start, StartReport)
+    assert (start.device, start.precision, start.weights_precision, start.processes) == ("CPU", "fp32", "fp32", 1)
+    assert (start.conversations, start.left_out) == (22, {})
+    assert start.attention == "scaled dot product, one conversation after another"
+    # Three epochs, each of all rows.
+    assert (result.tokens, result.steps) == (3 * start.tokens, 3 * start.rows)
     output = Path(recipe.output)
     manifest = read_manifest(output, kind="adapter")
     assert manifest.chat_format == "chatml"
@@ -113,8 +121,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_without_a_folder(recipe: Recipe
 
 
 def test_ctrl_c_leaves_no_folder(recipe: Recipe) -> None:
-    def interrupt(step: StepReport) -> None:
-        raise KeyboardInterrupt
+    def interrupt(record: Record) -> None:
+        if isinstance(record, StepReport):
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         train(recipe, report=interrupt)

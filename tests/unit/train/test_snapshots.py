@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from chaccu.train.loop import evaluate  # noqa: E402 (torch may be absent)
 from chaccu.train.model import TrainableModel  # noqa: E402
-from chaccu.train.report import StepReport  # noqa: E402
+from chaccu.train.report import Record, StepReport  # noqa: E402
 from chaccu.train.run import train  # noqa: E402
 from chaccu.train.snapshots import Snapshots  # noqa: E402
 
@@ -72,8 +72,8 @@ def test_snapshots_do_not_change_training(recipe: Recipe, tmp_path: Path) -> Non
 
 
 def test_a_stopped_run_leaves_its_snapshots_and_no_output(recipe: Recipe) -> None:
-    def interrupt(step: StepReport) -> None:
-        if step.step == 3:
+    def interrupt(record: Record) -> None:
+        if isinstance(record, StepReport) and record.step == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

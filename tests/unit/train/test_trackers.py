@@ -13,13 +13,26 @@ import pytest
 
 from chaccu.errors import MissingDependencyError
 from chaccu.train.recipe import Recipe
-from chaccu.train.report import LOG_NAME, EvalReport, SampleAnswer, StepReport, read_log
+from chaccu.train.report import LOG_NAME, EvalReport, Record, SampleAnswer, StartReport, StepReport, read_log
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from chaccu.train.run import train  # noqa: E402 (torch may be absent)
 from chaccu.train.trackers import RunFolder, name_values, open_reporter  # noqa: E402
 
+START = StartReport(
+    device="CPU",
+    processes=1,
+    precision="bf16",
+    weights_precision="fp32",
+    float8_products=0,
+    attention="scaled dot product",
+    trained_parameters=100,
+    conversations=24,
+    left_out={"train.jsonl": 3},
+    rows=4,
+    tokens=900,
+)
 STEP = StepReport(
     step=1, steps=2, loss=2.5, grad_norm=0.5, learning_rate=1e-3, tokens_per_s=100.0, mfu=None, memory_bytes=2_000_000_000,
     left_s=1.0,
@@ -31,7 +44,7 @@ def change(recipe: Recipe, **fields: Any) -> Recipe:
     return msgspec.structs.replace(recipe, **fields)
 
 
-def records_in(folder: Path) -> list[StepReport | EvalReport]:
+def records_in(folder: Path) -> list[Record]:
     return read_log(folder / LOG_NAME)
 
 
@@ -43,12 +56,15 @@ def read_events(folder: Path) -> Any:
 
 
 def test_log_and_tensorboard_hold_every_step_and_evaluation(recipe: Recipe) -> None:
-    evals: list[EvalReport] = []
-    result = train(change(recipe, eval_steps=2, max_steps=5, sample_tokens=4), report_eval=evals.append)
+    seen: list[Record] = []
+    result = train(change(recipe, eval_steps=2, max_steps=5, sample_tokens=4), report=seen.append)
     logs = Path(recipe.output) / "logs"
     records = records_in(logs)
+    assert records == seen
+    start = records.pop(0)
+    assert isinstance(start, StartReport)
     assert [record for record in records if isinstance(record, StepReport)] == result.log
-    assert [record for record in records if isinstance(record, EvalReport)] == evals
+    evals = [record for record in records if isinstance(record, EvalReport)]
     kinds = [(type(record).__name__[:4], record.step) for record in records]
     assert kinds == [
         ("Eval", 0),
@@ -69,6 +85,7 @@ def test_log_and_tensorboard_hold_every_step_and_evaluation(recipe: Recipe) -> N
     assert "train/mfu" not in events.Tags()["scalars"]
     texts = events.Tensors("samples/text_summary")
     assert [event.step for event in texts] == [0, 2, 4, 5]
+    assert start.attention in events.Tensors("start/text_summary")[0].tensor_proto.string_val[0].decode()
     assert evals[-1].samples[0].question in texts[-1].tensor_proto.string_val[0].decode()
 
 
@@ -84,8 +101,9 @@ def test_the_files_go_into_the_artifact_under_names_that_tell_no_machine(recipe:
 def test_evaluations_note_the_best_loss_and_do_not_change_training(recipe: Recipe, tmp_path: Path) -> None:
     # With a dropout, random numbers that sampling took would change what follows.
     recipe = change(recipe, max_steps=6, lora=msgspec.structs.replace(recipe.lora, dropout=0.2), learning_rate=5e-2)
-    evals: list[EvalReport] = []
-    watched = train(change(recipe, eval_steps=1, sample_tokens=4), report_eval=evals.append)
+    seen: list[Record] = []
+    watched = train(change(recipe, eval_steps=1, sample_tokens=4), report=seen.append)
+    evals = [record for record in seen if isinstance(record, EvalReport)]
     plain = train(change(recipe, output=str(tmp_path / "plain"), sample_answers=0, report_to="none"))
     assert [step.loss for step in watched.log] == [step.loss for step in plain.log]
     losses = [one.loss for one in evals]
@@ -99,22 +117,22 @@ def test_evaluations_note_the_best_loss_and_do_not_change_training(recipe: Recip
 
 
 def test_the_log_is_complete_after_ctrl_c_and_the_next_run_begins_it_afresh(recipe: Recipe) -> None:
-    seen: list[StepReport] = []
+    seen: list[Record] = []
 
-    def interrupt(step: StepReport) -> None:
-        seen.append(step)
-        if step.step == 3:
+    def interrupt(record: Record) -> None:
+        seen.append(record)
+        if isinstance(record, StepReport) and record.step == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         train(change(recipe, sample_answers=0), report=interrupt)
     folder = RunFolder(Path(recipe.output)).path
     assert not Path(recipe.output).exists()
-    assert records_in(folder)[1:] == seen
+    assert records_in(folder) == seen
     assert [event.step for event in read_events(folder).Scalars("train/loss")] == [1, 2, 3]
     (folder / "notes.txt").write_text("mine")
     result = train(change(recipe, max_steps=1, sample_answers=0))
-    assert records_in(Path(recipe.output) / "logs")[1:-1] == result.log
+    assert records_in(Path(recipe.output) / "logs")[2:-1] == result.log
     assert [entry.name for entry in folder.iterdir()] == ["notes.txt"]
 
 
@@ -122,7 +140,7 @@ def test_a_record_is_on_disk_before_anybody_hears_of_it(recipe: Recipe) -> None:
     folder = RunFolder(Path(recipe.output)).path
     counts: list[int] = []
     train(change(recipe, max_steps=2, sample_answers=0), report=lambda _: counts.append(len(records_in(folder))))
-    assert counts == [2, 3]
+    assert counts == [1, 2, 3, 4, 5]
 
 
 def test_report_to_none_writes_the_log_alone(recipe: Recipe) -> None:
@@ -179,8 +197,8 @@ def test_wandb_and_trackio_get_the_recipe_the_numbers_and_the_samples(
     module = fake(name)
     recipe = change(recipe, report_to=name, output="runs/mine")
     with open_reporter(recipe, RunFolder(Path(recipe.data[0].path).parent / "out")) as reporter:
-        reporter.record(STEP)
-        reporter.record(EVAL)
+        for record in (START, STEP, EVAL):
+            reporter.record(record)
     (begun, options), (_, (step, number)), (_, (evaluated, _)), (ended, end) = module.calls
     assert (begun, options["name"], options["config"]) == ("init", "mine", msgspec.to_builtins(recipe))
     assert (step, number) == (name_values(STEP), 1)
