@@ -93,6 +93,28 @@ def test_limits_stop_strings_and_seeds(client: openai.OpenAI) -> None:
     )
 
 
+def test_several_choices_whole_and_streamed(client: openai.OpenAI) -> None:
+    def ask(n: int, **more: Any) -> Any:
+        return client.chat.completions.create(model="words", messages=HELLO, n=n, seed=3, max_tokens=5, **more)
+
+    whole = ask(3)
+    texts = [choice.message.content for choice in whole.choices]
+    assert [choice.index for choice in whole.choices] == [0, 1, 2]
+    assert len(set(texts)) == 3
+    assert texts[0] == ask(1).choices[0].message.content
+    assert (whole.usage.completion_tokens, whole.usage.prompt_tokens) == (15, ask(1).usage.prompt_tokens)
+    *body, usage = list(ask(3, stream=True, stream_options={"include_usage": True}))
+    streamed = ["", "", ""]
+    for chunk in body:
+        (choice,) = chunk.choices
+        streamed[choice.index] += choice.delta.content or ""
+    assert streamed == texts
+    assert sorted(chunk.choices[0].index for chunk in body if chunk.choices[0].finish_reason == "length") == [0, 1, 2]
+    assert (usage.choices, usage.usage.completion_tokens) == ([], 15)
+    raw = client.completions.create(model="words", prompt="Once", n=2, seed=3)
+    assert len({choice.text for choice in raw.choices}) == 2
+
+
 def test_parameters_that_ask_for_nothing_are_accepted(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
         model="fixed",
@@ -158,7 +180,8 @@ WRONG: dict[str, tuple[str | dict[str, Any], int, str | None, str]] = {
     "long prompt": ({"messages": [{"role": "user", "content": "x" * 500}]}, 400, "messages", "context holds 200"),
     "hot": ({"temperature": 9}, 400, "temperature", "temperature = 9"),
     "top_p": ({"top_p": 5}, 400, "top_p", "<= 1"),
-    "n": ({"n": 10**9}, 400, "n", "n = 1000000000 is not supported"),
+    "n": ({"n": 10**9}, 400, "n", "n = 1000000000: expected int <= 128"),
+    "no choice": ({"n": 0}, 400, "n", "n = 0: expected int >= 1"),
     "stop is a number": ({"stop": 3}, 400, "stop", "stop = 3"),
     "stream maybe": ({"stream": "maybe"}, 400, "stream", "'maybe'"),
     "unknown parameter": ({"temprature": 1}, 400, "temprature", "did you mean 'temperature'"),

@@ -64,6 +64,16 @@ class TestWorkers:
         assert line["messages"][1:] == [{"role": "assistant", "content": "Hello"}]
         assert (line["finish_reason"], "system" in line) == ("length", False)
 
+    def test_each_choice_is_a_line_of_its_own(self) -> None:
+        answer = WorkerAnswer("x", Job(model="m", sampling=Sampling(), conversation=ASKED, n=3), "")
+        answer.take(AnswerPart(["one"], index=0))
+        answer.take(AnswerPart([], "stop", index=0))
+        answer.take(AnswerPart(["tw"], index=1))
+        answer.fail(worker_lost("m", "no other one joined"))
+        lines = lines_of(answer)
+        assert [line["messages"][-1]["content"] for line in lines] == ["one", "tw"]
+        assert [line["finish_reason"] for line in lines] == ["stop", "worker_lost"]
+
 
 BODY: dict[str, Any] = {
     "model": "up",

@@ -21,13 +21,16 @@ from chaccu.serve.link import Piece, Sampling
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client asked for. `begun`: a reply that the client itself has begun; it is not repeated in the answer."""
+    """What a client asked for. `begun`: a reply that the client itself has begun; it is not repeated in the answer. `n`: how
+    many answers are wanted.
+    """
 
     model: str
     sampling: Sampling
     conversation: Conversation | None = None
     prompt: str = ""
     begun: str = ""
+    n: int = 1
 
 
 class AnswerUsage(msgspec.Struct, frozen=True):
@@ -39,7 +42,8 @@ class AnswerUsage(msgspec.Struct, frozen=True):
 
 class AnswerPart(msgspec.Struct, frozen=True):
     """Texts in order, and the tokens of the prompt before them; the last part has a `finish_reason` and `usage`, and the stop
-    string that it was `stopped_by`, if one of the request's was.
+    string that it was `stopped_by`, if one of the request's was. `index`: to which of a request's answers it belongs; where
+    there are several, only the part that is the last of all has the usage.
     """
 
     texts: list[str]
@@ -47,6 +51,7 @@ class AnswerPart(msgspec.Struct, frozen=True):
     usage: AnswerUsage | None = None
     prompt_tokens: int = 0
     stopped_by: str | None = None
+    index: int = 0
 
 
 async def stream_answer(

@@ -21,6 +21,7 @@ from chaccu.serve.gateway.admission import Admission, Admitted, estimate_tokens
 from chaccu.serve.gateway.aliases import Aliases
 from chaccu.serve.gateway.answer import AnswerPart, Job, stream_answer
 from chaccu.serve.gateway.back_pressure import BackPressure
+from chaccu.serve.gateway.choices import collect_choices, stream_choices
 from chaccu.serve.gateway.config import GatewayConfig
 from chaccu.serve.gateway.conversation_log import ConversationLog
 from chaccu.serve.gateway.dialect import AnswerWriter, Asked, Dialect
@@ -107,7 +108,7 @@ class AnswerApi:
             self._registry.check_known(named, self._upstreams.names)
             model = named
             asked = dialect.read(fields)
-            tokens = estimate_tokens(len(data), asked.job.sampling.max_tokens)
+            tokens = estimate_tokens(len(data), (asked.job.sampling.max_tokens or 0) * asked.job.n)
             admit = partial(self._admission.admitted, key, asked_model, tokens)
         except ApiError as error:
             self._metrics.count_request(model, error.status)
@@ -153,15 +154,8 @@ class AnswerApi:
     async def _parts(self, job: Job, logged: WorkerAnswer | None, admitted: Admitted) -> AsyncGenerator[AnswerPart, None]:
         """The answer's parts, counted, and kept where they are logged."""
         began_s, first = self._clock(), True
-        parts = stream_answer(
-            self._registry,
-            job,
-            wait_s=self._config.rejoin_wait_s,
-            max_attempts=self._config.max_attempts,
-            on_continue=self._metrics.continued.labels(job.model).inc,
-        )
-        turn = self._queues.turn(job.model, "" if admitted.key is None else admitted.key.id)
-        async with turn, contextlib.aclosing(parts):
+        parts = stream_choices(job, self._registry.room(job.model), partial(self._one_answer, admitted))
+        async with contextlib.aclosing(parts):
             try:
                 async for part in parts:
                     if first:
@@ -178,6 +172,20 @@ class AnswerApi:
                     logged.fail(error)
                 raise
 
+    async def _one_answer(self, admitted: Admitted, job: Job) -> AsyncGenerator[AnswerPart, None]:
+        """One answer in parts, once it is its turn."""
+        parts = stream_answer(
+            self._registry,
+            job,
+            wait_s=self._config.rejoin_wait_s,
+            max_attempts=self._config.max_attempts,
+            on_continue=self._metrics.continued.labels(job.model).inc,
+        )
+        turn = self._queues.turn(job.model, "" if admitted.key is None else admitted.key.id)
+        async with turn, contextlib.aclosing(parts):
+            async for part in parts:
+                yield part
+
     async def _send_stream(
         self, parts: AsyncGenerator[AnswerPart, None], writer: AnswerWriter, send: Send, admitted: Admitted
     ) -> None:
@@ -185,8 +193,8 @@ class AnswerApi:
         await send_start(send, b"text/event-stream; charset=utf-8", more=admitted.headers)
         opening = writer.opening(part)
         try:
-            while part.finish_reason is None or part.usage is None:
-                await send_piece(send, opening + writer.texts(part.texts))
+            while part.usage is None:
+                await send_piece(send, opening + writer.texts(part))
                 opening = b""
                 part = await anext(parts)
         except ApiError as error:
@@ -198,11 +206,6 @@ class AnswerApi:
     async def _send_whole(
         self, parts: AsyncGenerator[AnswerPart, None], writer: AnswerWriter, send: Send, admitted: Admitted
     ) -> None:
-        texts: list[str] = []
-        async for part in parts:
-            texts.extend(part.texts)
-            if part.finish_reason is not None and part.usage is not None:
-                body = writer.whole("".join(texts), part, part.usage)
-                await send_start(send, b"application/json", more=admitted.headers)
-                await send_piece(send, body, last=True)
-                return
+        body = writer.whole(*await collect_choices(parts))
+        await send_start(send, b"application/json", more=admitted.headers)
+        await send_piece(send, body, last=True)

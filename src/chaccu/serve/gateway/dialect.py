@@ -12,20 +12,21 @@ from typing import Any, Protocol
 import msgspec
 
 from chaccu.serve.gateway.answer import AnswerPart, AnswerUsage, Job
+from chaccu.serve.gateway.choices import WholeAnswer
 from chaccu.serve.gateway.errors import ApiError
 from chaccu.serve.gateway.parameters import Unused, parse_body
 from chaccu.serve.gateway.relayed_request import RelayedChat, RelayedCompletion
 
 
 class AnswerWriter(Protocol):
-    """Writes one answer, whole or as events: `opening`, `texts` any number of times, and `ending` or `failure`."""
+    """Writes an answer, whole or as events: `opening`, `texts` any number of times, and `ending` or `failure`."""
 
     def opening(self, first: AnswerPart) -> bytes:
         """The events before any text, once the `first` part is there."""
         ...
 
-    def texts(self, texts: list[str]) -> bytes:
-        """The events of some texts."""
+    def texts(self, part: AnswerPart) -> bytes:
+        """The events of a part's texts; where a request has several answers, of the end of one too."""
         ...
 
     def ending(self, last: AnswerPart, usage: AnswerUsage) -> bytes:
@@ -36,8 +37,8 @@ class AnswerWriter(Protocol):
         """The event of an answer that breaks off after its beginning."""
         ...
 
-    def whole(self, text: str, last: AnswerPart, usage: AnswerUsage) -> bytes:
-        """The answer as one object."""
+    def whole(self, choices: list[WholeAnswer], usage: AnswerUsage) -> bytes:
+        """The answer as one object, of as many choices as were asked for."""
         ...
 
 

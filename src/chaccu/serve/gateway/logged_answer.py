@@ -58,34 +58,35 @@ class LoggedAnswer(Protocol):
 
 
 class WorkerAnswer:
-    """The answer to `job` as workers give it; `finish_reason` changes when it ends."""
+    """The answers to `job` as workers give them, one line each."""
 
     def __init__(self, answer_id: str, job: Job, user: str) -> None:
-        self.finish_reason = CANCELLED
         self._id = answer_id
         self._job = job
         self._user = user
-        self._texts: list[str] = []
+        self._texts: list[list[str]] = [[] for _ in range(job.n)]
+        self._finish_reasons = [CANCELLED] * job.n
 
     def take(self, part: AnswerPart) -> None:
         """The next part."""
-        self._texts.extend(part.texts)
+        self._texts[part.index].extend(part.texts)
         if part.finish_reason is not None:
-            self.finish_reason = part.finish_reason
+            self._finish_reasons[part.index] = part.finish_reason
 
     def fail(self, error: ApiError) -> None:
-        """The answer ended with an error."""
-        self.finish_reason = error.code or FAILED
+        """What has not ended by now ended with an error."""
+        why = error.code or FAILED
+        self._finish_reasons = [why if reason == CANCELLED else reason for reason in self._finish_reasons]
 
     @property
     def is_answered(self) -> bool:
-        return bool(self._texts) or self.finish_reason in ("stop", "length")
+        return any(self._is_answered(index) for index in range(self._job.n))
 
     @property
     def size(self) -> int:
         conversation = self._job.conversation
         asked = 0 if conversation is None else sum(len(message.content or "") for message in conversation.messages)
-        return asked + sum(map(len, self._texts))
+        return asked + sum(len(text) for texts in self._texts for text in texts)
 
     def lines(self, time: str) -> list[LogLine]:
         conversation = self._job.conversation
@@ -95,14 +96,19 @@ class WorkerAnswer:
         if messages[-1].content is None:
             # The place of a reply that the client has begun.
             messages = messages[:-1]
-        answer = Message("assistant", self._job.begun + "".join(self._texts))
-        line = LogLine(
-            id=self._id,
-            time=time,
-            model=self._job.model,
-            finish_reason=self.finish_reason,
-            system=conversation.system,
-            messages=(*messages, answer),
-            user=self._user,
-        )
-        return [line]
+        return [
+            LogLine(
+                id=self._id,
+                time=time,
+                model=self._job.model,
+                finish_reason=self._finish_reasons[index],
+                system=conversation.system,
+                messages=(*messages, Message("assistant", self._job.begun + "".join(self._texts[index]))),
+                user=self._user,
+            )
+            for index in range(self._job.n)
+            if self._is_answered(index)
+        ]
+
+    def _is_answered(self, index: int) -> bool:
+        return bool(self._texts[index]) or self._finish_reasons[index] in ("stop", "length")

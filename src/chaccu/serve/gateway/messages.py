@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from chaccu.serve.gateway.answer import AnswerPart, AnswerUsage
+from chaccu.serve.gateway.choices import WholeAnswer
 from chaccu.serve.gateway.dialect import Asked, Dialect
 from chaccu.serve.gateway.errors import ApiError
 from chaccu.serve.gateway.event_stream import TEXT, event_around_text, write_event
@@ -128,13 +129,13 @@ class MessageWriter:
         begun = AnswerMessage(id=self._id, model=self._model, usage=MessageUsage(first.prompt_tokens, 0))
         return write_event("message_start", {"message": begun})
 
-    def texts(self, texts: list[str]) -> bytes:
+    def texts(self, part: AnswerPart) -> bytes:
         """One event a text; the first of all begins the answer's one block."""
         begun = b""
         if not self._has_block:
             self._has_block = True
             begun = write_event("content_block_start", {"index": 0, "content_block": AnswerBlock("")})
-        return begun + b"".join(self._before + msgspec.json.encode(text) + self._after for text in texts)
+        return begun + b"".join(self._before + msgspec.json.encode(text) + self._after for text in part.texts)
 
     def ending(self, last: AnswerPart, usage: AnswerUsage) -> bytes:
         """The events after all text."""
@@ -149,9 +150,10 @@ class MessageWriter:
         """The event of an answer that breaks off."""
         return b"event: error\ndata: %b\n\n" % write_error(error)
 
-    def whole(self, text: str, last: AnswerPart, usage: AnswerUsage) -> bytes:
+    def whole(self, choices: list[WholeAnswer], usage: AnswerUsage) -> bytes:
         """The answer as one object."""
-        reason, sequence = _stop_of(last)
+        text = choices[0].text
+        reason, sequence = _stop_of(choices[0].last)
         answer = AnswerMessage(
             id=self._id,
             model=self._model,

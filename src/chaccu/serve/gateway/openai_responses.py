@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from chaccu.serve.gateway.answer import AnswerPart, AnswerUsage
+from chaccu.serve.gateway.choices import WholeAnswer
 from chaccu.serve.gateway.dialect import Asked, Dialect
 from chaccu.serve.gateway.errors import ApiError
 from chaccu.serve.gateway.event_stream import TEXT, event_around_text, write_event
@@ -191,13 +192,13 @@ class ResponseWriter:
             + self._event("response.content_part.added", {**self._place, "part": OutputText("")})
         )
 
-    def texts(self, texts: list[str]) -> bytes:
+    def texts(self, part: AnswerPart) -> bytes:
         """One event a text."""
-        self._texts.extend(texts)
-        first, self._next = self._next, self._next + len(texts)
+        self._texts.extend(part.texts)
+        first, self._next = self._next, self._next + len(part.texts)
         return b"".join(
             b'%b%b,"sequence_number":%d}\n\n' % (self._before, msgspec.json.encode(text), number)
-            for number, text in enumerate(texts, first)
+            for number, text in enumerate(part.texts, first)
         )
 
     def ending(self, last: AnswerPart, usage: AnswerUsage) -> bytes:
@@ -218,9 +219,9 @@ class ResponseWriter:
         fields = {**told["error"], **told}
         return self._event("response.failed", {"response": failed}) + self._event("error", {**fields, "type": "error"})
 
-    def whole(self, text: str, last: AnswerPart, usage: AnswerUsage) -> bytes:
+    def whole(self, choices: list[WholeAnswer], usage: AnswerUsage) -> bytes:
         """The answer as one object."""
-        return msgspec.json.encode(self._response(text, last, usage))
+        return msgspec.json.encode(self._response(choices[0].text, choices[0].last, usage))
 
     def _response(self, text: str, last: AnswerPart, usage: AnswerUsage) -> ResponseObject:
         cut = last.finish_reason == "length"

@@ -55,7 +55,7 @@ def parse_body(fields: dict[str, Any], body_type: type[B], unused: Unused) -> B:
         raise from_validation(error, fields, known) from error
 
 
-def chat_job(model: str, messages: list[dict[str, Any]], sampling: Sampling, param: str = "messages") -> Job:
+def chat_job(model: str, messages: list[dict[str, Any]], sampling: Sampling, param: str = "messages", n: int = 1) -> Job:
     """The job of OpenAI-style `messages`, which `param` of the request gave. A last message of the assistant is a reply to go
     on with. Raises `ApiError` for messages that cannot be a conversation.
     """
@@ -67,7 +67,7 @@ def chat_job(model: str, messages: list[dict[str, Any]], sampling: Sampling, par
     if last.role == "assistant":
         begun = last.content or ""
         conversation = msgspec.structs.replace(conversation, messages=(*conversation.messages[:-1], Message("assistant", None)))
-    return Job(model=model, conversation=conversation, begun=begun, sampling=sampling)
+    return Job(model=model, conversation=conversation, begun=begun, sampling=sampling, n=n)
 
 
 def _is_one_of(value: object, neutral: tuple[Any, ...]) -> bool:

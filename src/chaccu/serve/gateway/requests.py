@@ -16,10 +16,10 @@ from chaccu.serve.gateway.errors import ApiError, bad_request
 from chaccu.serve.gateway.parameters import Count, Share, StopText, StopTexts, Unused, chat_job
 from chaccu.serve.link import Sampling
 
+MAX_CHOICES = 128
 UNUSED = Unused(
     neutral=MappingProxyType(
         {
-            "n": (1,),
             "best_of": (1,),
             "echo": (False,),
             "suffix": ("",),
@@ -57,6 +57,7 @@ class _Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     min_p: Share | None = None
     seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: StopText | StopTexts | None = None
+    n: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHOICES)] | None = None
 
     def sampling(self, max_tokens: int | None) -> Sampling:
         """The sampling that the body asks for; what it leaves out takes the API's defaults."""
@@ -70,6 +71,11 @@ class _Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             seed=self.seed,
             stop=stop,
         )
+
+    @property
+    def choices(self) -> int:
+        """How many answers are wanted."""
+        return self.n or 1
 
     @property
     def wants_stream(self) -> bool:
@@ -91,7 +97,7 @@ class ChatBody(_Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
         one.
         """
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-        return chat_job(self.model, self.messages, self.sampling(limit))
+        return chat_job(self.model, self.messages, self.sampling(limit), n=self.choices)
 
 
 class CompletionBody(_Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -109,7 +115,7 @@ class CompletionBody(_Body, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         if not prompts[0]:
             raise bad_request("the prompt is empty.", code="invalid_value", param="prompt")
         # Sixteen is the API's own default for this endpoint.
-        return Job(model=self.model, prompt=prompts[0], sampling=self.sampling(self.max_tokens or 16))
+        return Job(model=self.model, prompt=prompts[0], sampling=self.sampling(self.max_tokens or 16), n=self.choices)
 
 
 async def read_fields(body: AsyncIterator[bytes], limit_bytes: int) -> tuple[bytes, dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from chaccu.serve.gateway.answer import AnswerPart, AnswerUsage
+from chaccu.serve.gateway.choices import WholeAnswer
 from chaccu.serve.gateway.errors import ApiError
 
 _encode = msgspec.json.encode
@@ -18,47 +19,61 @@ DONE = b"data: [DONE]\n\n"
 
 
 class CompletionWriter:
-    """Writes one answer of a chat completion, or of a raw completion when `chat` is false."""
+    """Writes the `n` choices of a chat completion, or of a raw completion when `chat` is false."""
 
-    def __init__(self, *, answer_id: str, created_s: int, model: str, chat: bool, with_usage: bool) -> None:
+    def __init__(self, *, answer_id: str, created_s: int, model: str, chat: bool, with_usage: bool, n: int = 1) -> None:
+        self._n = n
         self._chat = chat
         self._with_usage = with_usage
         self._head = {"id": answer_id, "created": created_s, "model": model}
         self._stream_kind = "chat.completion.chunk" if chat else "text_completion"
-        # Text stands between these two; everything else in the events of one answer is the same.
-        mark = "\x00"
-        before, _, after = self._event([self._choice({"content": mark} if chat else mark, None)], None).partition(_encode(mark))
-        self._before, self._after = before, after
+        self._around = [self._around_text(index) for index in range(n)]
 
     def opening(self, first: AnswerPart) -> bytes:
         """The events before any text."""
-        return self._event([self._choice({"role": "assistant", "content": ""}, None)], None) if self._chat else b""
+        if not self._chat:
+            return b""
+        begun = {"role": "assistant", "content": ""}
+        return b"".join(self._event([self._choice(index, begun, None)], None) for index in range(self._n))
 
-    def texts(self, texts: list[str]) -> bytes:
-        """One event a text."""
-        return b"".join(self._before + _encode(text) + self._after for text in texts)
+    def texts(self, part: AnswerPart) -> bytes:
+        """One event a text, and one for the end of a choice."""
+        before, after = self._around[part.index]
+        events = b"".join(before + _encode(text) + after for text in part.texts)
+        return events if part.finish_reason is None else events + self._end(part)
 
     def ending(self, last: AnswerPart, usage: AnswerUsage) -> bytes:
         """The events after all text."""
-        end = self._event([self._choice({} if self._chat else "", last.finish_reason)], None)
-        return end + (self._event([], _usage(usage)) if self._with_usage else b"") + DONE
+        return self._end(last) + (self._event([], _usage(usage)) if self._with_usage else b"") + DONE
 
     def failure(self, error: ApiError) -> bytes:
         """The event of an answer that breaks off."""
         return error_event(error.to_json())
 
-    def whole(self, text: str, last: AnswerPart, usage: AnswerUsage) -> bytes:
+    def whole(self, choices: list[WholeAnswer], usage: AnswerUsage) -> bytes:
         """The answer as one object."""
-        choice: dict[str, Any] = {"index": 0, "finish_reason": last.finish_reason, "logprobs": None}
-        if self._chat:
-            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
-        else:
-            choice["text"] = text
         kind = "chat.completion" if self._chat else "text_completion"
-        return _encode({**self._head, "object": kind, "choices": [choice], "usage": _usage(usage)})
+        written = [self._whole_choice(choice) for choice in choices]
+        return _encode({**self._head, "object": kind, "choices": written, "usage": _usage(usage)})
 
-    def _choice(self, content: Any, finish_reason: str | None) -> dict[str, Any]:
-        return {"index": 0, "delta" if self._chat else "text": content, "logprobs": None, "finish_reason": finish_reason}
+    def _whole_choice(self, answer: WholeAnswer) -> dict[str, Any]:
+        choice = {"index": answer.last.index, "finish_reason": answer.last.finish_reason, "logprobs": None}
+        if self._chat:
+            return {**choice, "message": {"role": "assistant", "content": answer.text, "refusal": None}}
+        return {**choice, "text": answer.text}
+
+    def _around_text(self, index: int) -> tuple[bytes, bytes]:
+        """What stands before and after a text in its event; everything else in the events of one choice is the same."""
+        mark = "\x00"
+        event = self._event([self._choice(index, {"content": mark} if self._chat else mark, None)], None)
+        before, _, after = event.partition(_encode(mark))
+        return before, after
+
+    def _end(self, last: AnswerPart) -> bytes:
+        return self._event([self._choice(last.index, {} if self._chat else "", last.finish_reason)], None)
+
+    def _choice(self, index: int, content: Any, finish_reason: str | None) -> dict[str, Any]:
+        return {"index": index, "delta" if self._chat else "text": content, "logprobs": None, "finish_reason": finish_reason}
 
     def _event(self, choices: list[dict[str, Any]], usage: dict[str, int] | None) -> bytes:
         fields = {**self._head, "object": self._stream_kind, "choices": choices}

@@ -1,0 +1,99 @@
+"""`stream_choices`: the n answers of one request, as parts in the order they come.
+
+Invariants: each choice has a seed of its own, derived from the request's, so equal requests give equal answers; no more choices
+are under way than `lanes`, and each takes its own turn at the workers, as n requests would; one that fails ends them all; the
+prompt's tokens are counted once, and the usage comes with the last part of all. It ignores how one choice is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import AsyncGenerator, Callable, Iterator
+
+import msgspec
+
+from chaccu.serve.gateway.answer import AnswerPart, AnswerUsage, Job
+
+OpenAnswer = Callable[[Job], AsyncGenerator[AnswerPart, None]]
+
+
+class WholeAnswer(msgspec.Struct):
+    """One choice, once it is complete: its texts, and its `last` part."""
+
+    texts: list[str]
+    last: AnswerPart
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+
+def derive_seed(seed: int | None, index: int) -> int | None:
+    """The seed of choice `index`: the request's own for the first, so that `n` does not change it; hashes for the others."""
+    if seed is None or index == 0:
+        return seed
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest(), "big", signed=True)
+
+
+async def stream_choices(job: Job, lanes: int, open_answer: OpenAnswer) -> AsyncGenerator[AnswerPart, None]:
+    """The parts of all choices of `job`, each with its `index`; at most `lanes` choices at once.
+
+    Raises what the first choice that fails raises.
+    """
+    if job.n == 1:
+        async with contextlib.aclosing(open_answer(job)) as parts:
+            async for part in parts:
+                yield part
+        return
+    lanes = max(1, min(lanes, job.n))
+    # Bounded, so that a client that reads slowly holds up its own answers.
+    came: asyncio.Queue[AnswerPart | Exception] = asyncio.Queue(maxsize=lanes)
+    waiting = iter(range(job.n))
+    tasks = [asyncio.create_task(_run_lane(job, waiting, open_answer, came)) for _ in range(lanes)]
+    prompt_tokens = completion_tokens = ended = 0
+    try:
+        while ended < job.n:
+            item = await came.get()
+            if isinstance(item, Exception):
+                raise item
+            part = item
+            prompt_tokens = part.prompt_tokens or prompt_tokens
+            if part.usage is not None:
+                ended += 1
+                completion_tokens += part.usage.completion_tokens
+                usage = AnswerUsage(prompt_tokens, completion_tokens) if ended == job.n else None
+                part = msgspec.structs.replace(part, usage=usage)
+            yield part
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def collect_choices(parts: AsyncGenerator[AnswerPart, None]) -> tuple[list[WholeAnswer], AnswerUsage]:
+    """All choices by their index, and what they used."""
+    texts: dict[int, list[str]] = {}
+    whole: dict[int, WholeAnswer] = {}
+    usage = AnswerUsage(0, 0)
+    async for part in parts:
+        texts.setdefault(part.index, []).extend(part.texts)
+        if part.finish_reason is not None:
+            whole[part.index] = WholeAnswer(texts[part.index], part)
+        usage = part.usage or usage
+    return [whole[index] for index in sorted(whole)], usage
+
+
+async def _run_lane(
+    job: Job, waiting: Iterator[int], open_answer: OpenAnswer, came: asyncio.Queue[AnswerPart | Exception]
+) -> None:
+    """Answer one choice after the other, as long as one waits."""
+    try:
+        for index in waiting:
+            sampling = msgspec.structs.replace(job.sampling, seed=derive_seed(job.sampling.seed, index))
+            async with contextlib.aclosing(open_answer(msgspec.structs.replace(job, sampling=sampling, n=1))) as parts:
+                async for part in parts:
+                    await came.put(msgspec.structs.replace(part, index=index))
+    except Exception as error:  # the one who reads the parts raises it
+        await came.put(error)
