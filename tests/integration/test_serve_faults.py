@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -152,6 +153,25 @@ async def test_a_worker_that_reads_a_long_prompt_is_not_taken_for_frozen(tmp_pat
             await asyncio.sleep(0.05)
         assert (await answer).choices[0].message.content == "at last"
         assert states == {"ready"}
+
+
+async def test_an_answer_that_is_slow_to_begin_is_asked_of_a_second_worker(tmp_path: Path) -> None:
+    late = "?tokens=60&first_token_s=9"
+    with (
+        start_gateway(tmp_path) as gateway,
+        start_worker(tmp_path, gateway, "scripted:twin?tokens=60"),
+    ):
+        client = client_of(gateway)
+        await asyncio.gather(*(stream(client, "twin", f"question {index}") for index in range(30)))
+        undisturbed = await stream(client, "twin", "hello")
+        with await asyncio.to_thread(start_worker, tmp_path, gateway, "scripted:twin" + late, "--priority", "1"):
+            began = time.monotonic()
+            assert await stream(client, "twin", "hello") == undisturbed
+            assert time.monotonic() - began < 2
+            await until(lambda: all(worker["outstanding"] == 0 for worker in list_workers(gateway)), 1)
+        async with httpx.AsyncClient() as http:
+            metrics = (await http.get(f"{gateway.url}/metrics")).text
+        assert 'chaccu_hedge_won_total{model="twin"} 1.0' in metrics
 
 
 async def test_an_answer_waits_for_its_worker_to_come_back(tmp_path: Path) -> None:

@@ -139,6 +139,9 @@ def gateway_command(
         float,
         typer.Option(min=0, help="Seconds after which the answers of a worker that hangs go on elsewhere; 0: never."),
     ] = 5.0,
+    hedge: Annotated[
+        bool, typer.Option(help="Ask a second worker where the first text takes unusually long, for 5 % of requests at most.")
+    ] = True,
 ) -> None:
     """The one address for clients; workers join it."""
     from chaccu.serve.gateway import GatewayConfig, parse_upstream, serve_gateway
@@ -156,6 +159,7 @@ def gateway_command(
         queue_wait_s=queue_seconds,
         rejoin_wait_s=rejoin_wait,
         stall_s=stall_seconds,
+        hedge=hedge,
     )
     serve_gateway(config, _say, port_file=port_file, log_folder=log_conversations)
 

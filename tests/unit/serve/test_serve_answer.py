@@ -11,6 +11,8 @@ import pytest
 from chaccu.conversation import Conversation, Message
 from chaccu.serve.gateway.answer import AnswerPart, Job, stream_answer
 from chaccu.serve.gateway.errors import ApiError
+from chaccu.serve.gateway.hedging import Hedging
+from chaccu.serve.gateway.race import AnswerEvent
 from chaccu.serve.gateway.registry import WorkerRegistry
 from chaccu.serve.gateway.remote_worker import RemoteWorker
 from chaccu.serve.link import Cancel, End, Failure, Generate, ModelOffer, Piece, Sampling
@@ -24,22 +26,26 @@ class Stage:
     def __init__(self) -> None:
         self.now_s = 0.0
         self.registry = WorkerRegistry(lambda: self.now_s)
-        self.continued = 0
+        self.asked = 0
+        self.events: list[AnswerEvent] = []
+        self.hedging: Hedging | None = Hedging(lambda: self.now_s, least_s=0.05)
 
-    def join(self, name: str, slots: int = 4) -> RemoteWorker:
-        offer = ModelOffer(name="m", engine="played", context_tokens=100, slots=slots, chat_format="chatml")
+    def join(self, name: str, slots: int = 4, priority: int = 0) -> RemoteWorker:
+        offer = ModelOffer(name="m", engine="played", context_tokens=100, slots=slots, chat_format="chatml", priority=priority)
         worker = RemoteWorker(name, (offer,), lambda: self.now_s)
         self.registry.add(worker)
         return worker
 
     def ask(self, *, wait_s: float = 1.0, begun: str = "", **sampling: Any) -> asyncio.Task[list[AnswerPart]]:
-        job = Job(model="m", conversation=ASKED, begun=begun, sampling=Sampling(**sampling))
-
-        def count() -> None:
-            self.continued += 1
+        # A question of its own each time, that no worker has read before.
+        self.asked += 1
+        conversation = Conversation(messages=(Message("user", f"question {self.asked}"),))
+        job = Job(model="m", conversation=conversation, begun=begun, sampling=Sampling(**sampling))
 
         async def collect() -> list[AnswerPart]:
-            parts = stream_answer(self.registry, job, wait_s=wait_s, max_attempts=3, on_continue=count)
+            parts = stream_answer(
+                self.registry, job, wait_s=wait_s, max_attempts=3, on_event=self.events.append, hedging=self.hedging
+            )
             return [part async for part in parts]
 
         return asyncio.create_task(collect())
@@ -72,14 +78,14 @@ async def test_the_next_worker_goes_on_from_the_text_given() -> None:
     stage.registry.remove(first)
     resumed = await next_request(second)
     assert (resumed.begun, resumed.sampling) == ("abc", Sampling(max_tokens=7, seed=4))
-    assert resumed.conversation == ASKED
+    assert resumed.conversation == request.conversation
     write(second, resumed, "d", end="stop")
     parts = await answer
     assert text_of(parts) == "abcd"
     assert parts[-1].usage is not None
     assert (parts[-1].usage.prompt_tokens, parts[-1].usage.completion_tokens) == (9, 4)
     assert {part.prompt_tokens for part in parts} == {9}
-    assert stage.continued == 1
+    assert stage.events == ["continued"]
 
 
 async def test_what_the_client_began_comes_before_what_was_given() -> None:
@@ -209,6 +215,147 @@ async def test_the_only_worker_goes_on_when_it_is_heard_again() -> None:
     assert text_of(await answer) == "ab"
 
 
+async def usual_answers(stage: Stage, worker: RemoteWorker, count: int = 25) -> None:
+    """So many answers of which each begins at once."""
+    for _ in range(count):
+        answer = stage.ask()
+        write(worker, await next_request(worker), "x", end="stop")
+        await answer
+
+
+async def test_a_failed_engine_hands_its_request_to_another_worker() -> None:
+    stage = Stage()
+    broken, sound = stage.join("broken", priority=1), stage.join("sound")
+    broken_failure = Failure(kind="engine_failed", message="out of memory")
+    answer = stage.ask(seed=3)
+    write(broken, await next_request(broken), end="failed", failure=broken_failure)
+    request = await next_request(sound)
+    assert request.begun == ""
+    write(sound, request, "a", "b")
+    await asyncio.sleep(0)
+    write(sound, request, end="failed", failure=broken_failure)
+    # Both have failed; what the last one said is what the client is told.
+    with pytest.raises(ApiError, match="out of memory") as caught:
+        await answer
+    assert caught.value.code == "engine_failed"
+    assert stage.events == ["retried"]
+
+
+async def test_a_worker_whose_engine_fails_again_and_again_is_left_out_and_tried_later() -> None:
+    stage = Stage()
+    broken, sound = stage.join("broken", priority=1), stage.join("sound")
+
+    async def ask() -> str:
+        answer = stage.ask()
+        await asyncio.sleep(0)
+        while not broken.frames.empty():
+            frame = broken.frames.get_nowait()
+            if isinstance(frame, Generate):
+                write(broken, frame, end="failed", failure=Failure(kind="engine_failed", message="no"))
+        write(sound, await next_request(sound), "fine", end="stop")
+        stage.now_s += 0.01
+        return text_of(await answer)
+
+    assert [await ask() for _ in range(40)] == ["fine"] * 40
+    assert stage.events == ["retried"] * 3
+    assert [status.state for status in stage.registry.statuses()] == ["resting", "ready"]
+    assert stage.registry.room("m") == 4
+    stage.now_s += 1
+    assert stage.registry.room("m") == 5
+    assert [await ask() for _ in range(40)] == ["fine"] * 40
+    assert stage.events == ["retried"] * 4
+    stage.registry.remove(sound)
+    # The only one left is asked, however often it has failed.
+    assert stage.registry.room("m") == 4
+    answer = stage.ask()
+    write(broken, await next_request(broken), "well", end="stop")
+    assert text_of(await answer) == "well"
+    assert [status.state for status in stage.registry.statuses()] == ["ready", "lost"]
+
+
+async def test_an_answer_slow_to_begin_is_asked_of_a_second_worker_and_the_first_text_wins() -> None:
+    stage = Stage()
+    quick = stage.join("quick")
+    await usual_answers(stage, quick)
+    slow = stage.join("slow", priority=1)
+    for winner in ("second", "first"):
+        answer = stage.ask(seed=5)
+        first_request = await next_request(slow)
+        second_request = await next_request(quick)
+        assert second_request.sampling == first_request.sampling
+        won, lost = (quick, slow) if winner == "second" else (slow, quick)
+        requests = {quick: second_request, slow: first_request}
+        write(won, requests[won], "a")
+        await asyncio.sleep(0)
+        assert await lost.frames.get() == Cancel(requests[lost].request)
+        write(lost, requests[lost], "a", end="cancelled")
+        write(won, requests[won], "b", end="stop")
+        assert text_of(await answer) == "ab"
+        assert (quick.outstanding, slow.outstanding) == (0, 0)
+        if winner == "second":
+            assert stage.events == ["hedged", "hedge_won"]
+            await usual_answers(stage, slow)  # so that a second request has been earned again
+    assert stage.events == ["hedged", "hedge_won", "hedged"]
+
+
+async def test_a_lost_racer_leaves_the_answer_to_the_other() -> None:
+    stage = Stage()
+    quick = stage.join("quick")
+    await usual_answers(stage, quick)
+    slow = stage.join("slow", priority=1)
+    answer = stage.ask()
+    await next_request(slow)
+    request = await next_request(quick)
+    stage.registry.remove(slow)
+    write(quick, request, "a", end="stop")
+    assert text_of(await answer) == "a"
+    assert stage.events == ["hedged", "hedge_won"]
+
+
+async def test_no_second_worker_is_asked_while_it_is_full_or_hedging_is_off() -> None:
+    stage = Stage()
+    quick = stage.join("quick", slots=1)
+    await usual_answers(stage, quick)
+    slow = stage.join("slow", slots=1, priority=1)
+    first, second = stage.ask(), stage.ask()
+    requests = [(worker, await next_request(worker)) for worker in (slow, quick)]
+    await asyncio.sleep(0.15)
+    assert (quick.outstanding, slow.outstanding, stage.events) == (1, 1, [])
+    for worker, request in requests:
+        write(worker, request, "a", end="stop")
+    await asyncio.gather(first, second)
+    stage.hedging = None
+    answer = stage.ask()
+    await asyncio.sleep(0.15)
+    assert (quick.outstanding + slow.outstanding, stage.events) == (1, [])
+    answer.cancel()
+
+
+async def test_what_a_client_does_not_read_is_bounded_and_the_answer_goes_on_once_it_reads() -> None:
+    stage = Stage()
+    worker = stage.join("only")
+    job = Job(model="m", conversation=ASKED, sampling=Sampling())
+    parts = stream_answer(stage.registry, job, wait_s=1, max_attempts=1, on_event=stage.events.append)
+    begun = asyncio.ensure_future(anext(parts))
+    request = await next_request(worker)
+    write(worker, request, "0 ")
+    text = text_of([await begun])
+    for index in range(1, 6000):
+        write(worker, request, f"{index} ")
+    assert worker.frames.get_nowait() == Cancel(request.request)
+    write(worker, request, end="cancelled")
+    rest = asyncio.create_task(collect(parts))
+    resumed = await next_request(worker)
+    text += resumed.begun.removeprefix(text)
+    assert len(text.split()) == 4097
+    write(worker, resumed, *(f"{index} " for index in range(4097, 6000)), end="stop")
+    last = await rest
+    assert "0 " + text_of(last) == "".join(f"{index} " for index in range(6000))
+    assert last[-1].usage is not None
+    assert last[-1].usage.completion_tokens == 6000
+    assert stage.events == ["paused"]
+
+
 async def test_a_worker_that_joins_again_replaces_itself() -> None:
     stage = Stage()
     former = stage.join("same")
@@ -228,7 +375,7 @@ async def test_a_conversation_goes_back_to_the_worker_that_has_read_it() -> None
 
     async def answer(messages: tuple[Message, ...], text: str) -> RemoteWorker:
         job = Job(model="m", conversation=Conversation(messages=messages, system="be kind"), sampling=Sampling())
-        parts = stream_answer(stage.registry, job, wait_s=1, max_attempts=3, on_continue=lambda: None)
+        parts = stream_answer(stage.registry, job, wait_s=1, max_attempts=3, on_event=stage.events.append)
         task = asyncio.create_task(collect(parts))
         await asyncio.sleep(0)
         (given,) = [worker for worker in workers if worker.outstanding]

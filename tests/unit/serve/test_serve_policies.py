@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chaccu.serve.gateway.breaker import Breaker
+from chaccu.serve.gateway.hedging import Hedging
 from chaccu.serve.gateway.prefix_table import PrefixTable, hash_prefix
 from chaccu.serve.gateway.pulse import TICKS, Pulse
 from chaccu.serve.gateway.rate import AnswerLengths, RateMeter, SpeedMeter
@@ -210,3 +212,74 @@ def test_a_worker_is_asked_only_while_it_has_requests_and_says_nothing() -> None
     for _ in range(9):
         pulse.hear()
         assert pulse.tick(True) == "quiet"
+
+
+def test_a_worker_that_fails_rests_longer_each_time_until_a_trial_is_answered() -> None:
+    now = 0.0
+    breaker = Breaker(lambda: now)
+    breaker.fail()
+    breaker.fail()
+    breaker.succeed()
+    for _ in range(2):
+        breaker.fail()
+    assert breaker.takes(4) == 4
+    rests = []
+    for _ in range(8):
+        breaker.fail()
+        breaker.fail()  # what was under way when the rest began makes it no longer
+        began = now
+        while breaker.takes(4) == 0:
+            now += 0.5
+        rests.append(now - began)
+        assert breaker.takes(4) == 1
+        breaker.begin()
+        assert breaker.takes(4) == 0
+    assert rests == [1, 2, 4, 8, 16, 32, 60, 60]
+    breaker.abandon()
+    assert breaker.takes(4) == 1
+    breaker.begin()
+    breaker.succeed()
+    assert breaker.takes(4) == 4
+
+
+@given(steps=st.lists(st.sampled_from(["begin", "succeed", "fail", "abandon", "wait"]), max_size=60))
+def test_a_breaker_takes_all_or_one_or_nothing_and_opens_only_after_failures_in_a_row(steps: list[str]) -> None:
+    now, failures = 0.0, 0
+    breaker = Breaker(lambda: now)
+    for step in steps:
+        if step == "wait":
+            now += 0.7
+        else:
+            getattr(breaker, step)()
+        failures = failures + 1 if step == "fail" else 0 if step == "succeed" else failures
+        assert breaker.takes(4) in ((4,) if failures < 3 else (0, 1))
+    breaker.abandon()
+    now += 60
+    assert breaker.takes(4) >= 1
+
+
+@given(waits=st.lists(st.tuples(st.floats(0.001, 9), st.booleans()), max_size=300))
+def test_no_more_than_a_twentieth_is_asked_twice(waits: list[tuple[float, bool]]) -> None:
+    now = 0.0
+    hedging = Hedging(lambda: now)
+    hedged = 0
+    for asked, (seconds, other_is_free) in enumerate(waits, 1):
+        wait = hedging.begin("m")
+        assert wait.after_s is None or (asked > 20 and wait.after_s >= 1.0)
+        if wait.after_s is not None and seconds > wait.after_s and wait.may_hedge and other_is_free:
+            wait.hedge()
+            hedged += 1
+        now += seconds
+        wait.end()
+        assert hedged <= asked / 20
+
+
+def test_a_second_worker_is_asked_when_nineteen_of_twenty_had_begun() -> None:
+    now = 0.0
+    hedging = Hedging(lambda: now, least_s=0.1)
+    for index in range(200):
+        wait = hedging.begin("m")
+        now += index % 100 / 100
+        wait.end()
+    assert hedging.begin("m").after_s == pytest.approx(0.95, abs=0.01)
+    assert hedging.begin("other").after_s is None

@@ -1,23 +1,25 @@
 """`stream_answer`: one answer out of as many workers as it takes.
 
-Invariants: the pieces it gives, joined, are one answer; when a worker vanishes, the next one goes on from exactly the text
-already given, and its tokens are counted once; when the caller leaves, the worker is told at once. It ignores how the answer
-is written to the client.
+Invariants: the pieces it gives, joined, are one answer; when a worker vanishes or its engine fails, the next one goes on from
+exactly the text already given, and its tokens are counted once; when the caller leaves, the worker is told at once; a caller
+that does not read holds a bounded number of pieces. It ignores how the answer is written to the client.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from typing import Literal
 
 import msgspec
 
 from chaccu.conversation import Conversation
 from chaccu.serve.gateway.errors import ApiError, from_failure, worker_lost
+from chaccu.serve.gateway.hedging import Hedging
 from chaccu.serve.gateway.prefix_table import Prefix, hash_prefix
+from chaccu.serve.gateway.race import AnswerEvent, Hedge, Race
 from chaccu.serve.gateway.registry import WorkerRegistry
-from chaccu.serve.gateway.remote_worker import WorkerLostError
-from chaccu.serve.link import Piece, Sampling
+from chaccu.serve.gateway.remote_worker import AnswerPausedError, RemoteWorker, WorkerLostError
+from chaccu.serve.link import Failure, Generate, Piece, Sampling
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,66 +57,138 @@ class AnswerPart(msgspec.Struct, frozen=True):
 
 
 async def stream_answer(
-    registry: WorkerRegistry, job: Job, *, wait_s: float, max_attempts: int, on_continue: Callable[[], None]
+    registry: WorkerRegistry,
+    job: Job,
+    *,
+    wait_s: float,
+    max_attempts: int,
+    on_event: Callable[[AnswerEvent], None],
+    hedging: Hedging | None = None,
 ) -> AsyncGenerator[AnswerPart, None]:
-    """The answer to `job`; `on_continue` is called when another worker goes on with it.
+    """The answer to `job`; `on_event` is called when it takes more than one worker. With `hedging` a second one may be asked.
 
     Raises `ApiError`: no worker, a request the worker refused, a failed engine, too many workers lost.
     """
-    given: list[str] = []
-    tokens = prompt_tokens = 0
-    prefix = _prefix(job)
-    for attempt in range(max_attempts):
-        limit = job.sampling.max_tokens
-        if limit is not None and tokens >= limit:
+    progress = _Progress(job)
+    attempts = 0
+    event: AnswerEvent | None = None
+    failed: dict[str, Failure] = {}
+    while attempts < max_attempts:
+        if progress.is_full:
             # The last worker was lost between its last text and the word that it was the last.
-            yield AnswerPart([], "length", AnswerUsage(prompt_tokens, tokens), prompt_tokens)
+            yield progress.ending("length")
             return
-        begun = job.begun + "".join(given)
-        sampling = job.sampling if limit is None else msgspec.structs.replace(job.sampling, max_tokens=limit - tokens)
-        due_tokens = registry.expected_tokens(job.model, sampling.max_tokens)
-        try:
-            worker = await registry.acquire(prefix, tokens=due_tokens, wait_s=wait_s)
-        except ApiError as error:
-            if attempt == 0:
-                raise
-            raise worker_lost(job.model, f"no other one joined within {wait_s:g} s") from error
-        if attempt:
-            on_continue()
-        number, answer = worker.open(
-            job.model,
-            conversation=job.conversation,
-            prompt=job.prompt,
-            begun=begun,
-            sampling=sampling,
-            due_tokens=due_tokens,
-        )
+        request = progress.request()
+        tokens = registry.expected_tokens(job.model, request.sampling.max_tokens)
+        worker = await _next_worker(registry, progress.prefix, tokens, wait_s, event, failed)
+        if event is not None:
+            on_event(event)
+        hedge = None
+        if hedging is not None and not progress.given:
+            hedge = Hedge(registry, progress.prefix, tokens, hedging.begin(job.model), on_event)
+        race = Race(worker, request, tokens, hedge)
         try:
             while True:
-                pieces = await answer.take()
-                texts = [piece.text for piece in pieces if piece.text]
-                given.extend(texts)
-                tokens += sum(piece.tokens for piece in pieces)
-                prompt_tokens = pieces[-1].prompt_tokens or prompt_tokens
+                pieces = await race.take()
+                last = pieces[-1]
+                texts = progress.add(pieces)
                 if texts:
-                    yield AnswerPart(texts, prompt_tokens=prompt_tokens)
-                if pieces[-1].end is not None:
-                    last = pieces[-1]
-                    registry.note_answer(_prefix(job, prefix, given), worker, tokens)
-                    usage = AnswerUsage(prompt_tokens, tokens)
-                    yield AnswerPart([], _finish_reason(last), usage, prompt_tokens, last.stopped_by)
+                    yield AnswerPart(texts, prompt_tokens=progress.prompt_tokens)
+                if last.failure is not None and last.failure.kind == "engine_failed":
+                    failed[race.worker.identity] = last.failure
+                    attempts, event = attempts + 1, "retried"
+                    break
+                if last.end is not None:
+                    ending = progress.ending(_finish_reason(last), last.stopped_by)
+                    registry.note_answer(progress.prefix_after(), race.worker, progress.tokens)
+                    yield ending
                     return
         except WorkerLostError:
-            continue
+            attempts, event = attempts + 1, "continued"
+        except AnswerPausedError:
+            event = "paused"
         finally:
-            worker.cancel(number)
+            race.leave()
+    if event == "retried":
+        raise _last_failure(failed)
     raise worker_lost(job.model, f"so were the others that went on with this answer ({max_attempts} in all)")
 
 
-def _prefix(job: Job, asked: Prefix | None = None, given: Sequence[str] = ()) -> Prefix:
-    """What a worker has read of `job` to answer it, and has in its cache then; behind `asked`, with the text it has given."""
-    if asked is not None:
-        return hash_prefix(job.model, [("assistant", job.begun + "".join(given))], before=asked)
+async def _next_worker(
+    registry: WorkerRegistry,
+    prefix: Prefix,
+    tokens: float,
+    wait_s: float,
+    event: AnswerEvent | None,
+    failed: dict[str, Failure],
+) -> RemoteWorker:
+    """The worker to ask after `event`; `failed` are those whose engines failed at this answer. Raises `ApiError`: none."""
+    if event == "retried":
+        worker = registry.pick(prefix, tokens=tokens, avoid=failed)
+        if worker is None:
+            raise _last_failure(failed)
+        return worker
+    try:
+        return await registry.acquire(prefix, tokens=tokens, wait_s=wait_s)
+    except ApiError as error:
+        if event is None:
+            raise
+        raise worker_lost(prefix.model, f"no other one joined within {wait_s:g} s") from error
+
+
+def _last_failure(failed: dict[str, Failure]) -> ApiError:
+    return from_failure(list(failed.values())[-1])
+
+
+class _Progress:
+    """What of an answer has been given, whoever wrote it."""
+
+    def __init__(self, job: Job) -> None:
+        self.prefix = _prefix(job)
+        self.given: list[str] = []
+        self.tokens = self.prompt_tokens = 0
+        self._job = job
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it may have no more tokens."""
+        limit = self._job.sampling.max_tokens
+        return limit is not None and self.tokens >= limit
+
+    def request(self) -> Generate:
+        """What a worker is asked for: all that is not given yet."""
+        sampling = self._job.sampling
+        if sampling.max_tokens is not None:
+            sampling = msgspec.structs.replace(sampling, max_tokens=sampling.max_tokens - self.tokens)
+        return Generate(
+            request=0,
+            model=self._job.model,
+            conversation=self._job.conversation,
+            prompt=self._job.prompt,
+            begun=self._job.begun + "".join(self.given),
+            sampling=sampling,
+        )
+
+    def add(self, pieces: list[Piece]) -> list[str]:
+        """Count pieces; returns their texts."""
+        texts = [piece.text for piece in pieces if piece.text]
+        self.given.extend(texts)
+        self.tokens += sum(piece.tokens for piece in pieces)
+        self.prompt_tokens = pieces[-1].prompt_tokens or self.prompt_tokens
+        return texts
+
+    def ending(self, finish_reason: Literal["stop", "length"], stopped_by: str | None = None) -> AnswerPart:
+        """The last part."""
+        usage = AnswerUsage(self.prompt_tokens, self.tokens)
+        return AnswerPart([], finish_reason, usage, self.prompt_tokens, stopped_by)
+
+    def prefix_after(self) -> Prefix:
+        """What the worker that gave the end has in its cache: the prompt and the answer."""
+        answer = self._job.begun + "".join(self.given)
+        return hash_prefix(self._job.model, [("assistant", answer)], before=self.prefix)
+
+
+def _prefix(job: Job) -> Prefix:
     if job.conversation is None:
         return hash_prefix(job.model, [("", job.prompt)])
     turns = [(turn.role, turn.content) for turn in job.conversation.messages if turn.content is not None]

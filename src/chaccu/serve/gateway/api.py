@@ -26,6 +26,7 @@ from chaccu.serve.gateway.config import GatewayConfig
 from chaccu.serve.gateway.conversation_log import ConversationLog
 from chaccu.serve.gateway.dialect import AnswerWriter, Asked, Dialect
 from chaccu.serve.gateway.errors import CLIENT_LEFT, ApiError
+from chaccu.serve.gateway.hedging import Hedging
 from chaccu.serve.gateway.logged_answer import WorkerAnswer
 from chaccu.serve.gateway.metrics import GatewayMetrics
 from chaccu.serve.gateway.registry import WorkerRegistry
@@ -63,6 +64,7 @@ class AnswerApi:
         self._upstreams = upstreams
         self._metrics = metrics
         self._clock = clock
+        self._hedging = Hedging(clock) if config.hedge else None
         self._log = log
         self._began_s = int(time.time())
 
@@ -179,7 +181,8 @@ class AnswerApi:
             job,
             wait_s=self._config.rejoin_wait_s,
             max_attempts=self._config.max_attempts,
-            on_continue=self._metrics.continued.labels(job.model).inc,
+            on_event=partial(self._metrics.count_event, job.model),
+            hedging=self._hedging,
         )
         turn = self._queues.turn(job.model, "" if admitted.key is None else admitted.key.id)
         async with turn, contextlib.aclosing(parts):

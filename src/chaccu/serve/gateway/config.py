@@ -27,7 +27,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     asks for none, on loopback or where `is_open` says that this is meant.
 
     `stall_s`: a worker that has requests and was not heard for so long, pings included, is suspended, and its answers go on
-    elsewhere; 0 waits for its connection to break.
+    elsewhere; 0 waits for its connection to break. `hedge`: a second worker may be asked for an answer that is slow to begin.
 
     `queue_size`: requests of one model that may wait while its workers have all that they can answer at once; `queue_wait_s`:
     for how long.
@@ -49,6 +49,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     queue_wait_s: float = 60.0
     rejoin_wait_s: float = 5.0
     stall_s: float = 5.0
+    hedge: bool = True
     max_attempts: int = 3
     max_body_bytes: int = 4 * 2**20
     head_timeout_s: float = 10.0

@@ -15,9 +15,19 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from chaccu.serve.gateway.conversation_log import ConversationLog
+from chaccu.serve.gateway.race import AnswerEvent
 from chaccu.serve.gateway.registry import WorkerRegistry
 
 _FIRST_TOKEN_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+_ANSWER_EVENTS: dict[AnswerEvent, str] = {
+    "continued": "Answers that another worker went on with, after one was lost or hung.",
+    "retried": "Answers that another worker went on with, after an engine failed.",
+    "paused": "Answers that were stopped for a while, because their client did not read them.",
+    "hedged": "Answers that a second worker was asked for, because the first text took long.",
+    "hedge_won": "Answers of which the second worker had the first text.",
+}
 
 
 class GatewayMetrics:
@@ -29,9 +39,10 @@ class GatewayMetrics:
             self._registry.register(_LogCounts(log))
         self.requests = Counter("chaccu_requests", "Requests answered.", ["model", "status"], registry=self._registry)
         self.tokens = Counter("chaccu_generated_tokens", "Tokens generated.", ["model"], registry=self._registry)
-        self.continued = Counter(
-            "chaccu_continued", "Answers that another worker went on with.", ["model"], registry=self._registry
-        )
+        self._events: dict[AnswerEvent, Counter] = {
+            event: Counter(f"chaccu_{event}", text, ["model"], registry=self._registry)
+            for event, text in _ANSWER_EVENTS.items()
+        }
         self.first_text_s = Histogram(
             "chaccu_first_text_seconds",
             "Time from a request to the first text of its answer.",
@@ -56,6 +67,10 @@ class GatewayMetrics:
     def count_request(self, model: str, status: int) -> None:
         """A request for `model` has been answered."""
         self._requests_of(model, status).inc()
+
+    def count_event(self, model: str, event: AnswerEvent) -> None:
+        """It has taken more than one worker to answer a request for `model`."""
+        self._events[event].labels(model).inc()
 
     def time_first_text(self, model: str, seconds: float) -> None:
         """The first text of an answer came `seconds` after its request."""

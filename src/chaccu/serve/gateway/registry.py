@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Literal
 
 import msgspec
@@ -23,7 +23,7 @@ from chaccu.serve.gateway.routing import choose_worker
 _LOST_REMEMBERED = 100
 
 
-WorkerState = Literal["ready", "draining", "suspended", "lost"]
+WorkerState = Literal["ready", "draining", "resting", "suspended", "lost"]
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,8 +104,11 @@ class WorkerRegistry:
         return contexts
 
     def room(self, model: str) -> int:
-        """How many requests the workers of `model` can answer at once, those that drain left out."""
-        return sum(worker.offers[model].slots for worker in self._workers.values() if model in worker.offers and worker.is_open)
+        """How many requests the workers of `model` can answer at once, without those that take none; one that rests counts only
+        where all do."""
+        able = [worker for worker in self._workers.values() if model in worker.offers and worker.is_open]
+        awake = sum(worker.breaker.takes(worker.offers[model].slots) for worker in able)
+        return awake or sum(worker.offers[model].slots for worker in able)
 
     def knows(self, model: str) -> bool:
         """Whether a worker serves or has served `model`."""
@@ -124,13 +127,32 @@ class WorkerRegistry:
             async with asyncio.timeout(wait_s):
                 while True:
                     changed = self._changed
-                    worker = self._choose(prefix, tokens)
+                    worker = self.pick(prefix, tokens=tokens)
                     if worker is not None:
-                        self._prefixes.add(prefix, worker.identity)
                         return worker
                     await changed.wait()
         except TimeoutError:
             raise no_worker(prefix.model, wait_s) from None
+
+    def pick(
+        self, prefix: Prefix, *, tokens: float, avoid: Collection[str] = (), is_spare: bool = False
+    ) -> RemoteWorker | None:
+        """The worker to use now, none of those to `avoid`; None when there is none. `is_spare`: one with a free slot."""
+        candidates = [
+            worker for worker in self._workers.values() if prefix.model in worker.offers and worker.identity not in avoid
+        ]
+        measured = [speed for worker in candidates if (speed := worker.speed.measured()) is not None]
+        typical_speed = sum(measured) / len(measured) if measured else 1.0
+        cached = self._prefixes.cached(prefix, {worker.identity for worker in candidates})
+        loads = [
+            worker.load(prefix.model, typical_speed=typical_speed, cached=cached.get(worker.identity, 0.0))
+            for worker in candidates
+        ]
+        chosen = choose_worker(loads, tokens)
+        if chosen is None or (is_spare and (loads[chosen].is_resting or loads[chosen].outstanding >= loads[chosen].slots)):
+            return None
+        self._prefixes.add(prefix, candidates[chosen].identity)
+        return candidates[chosen]
 
     def expected_tokens(self, model: str, limit: int | None) -> float:
         """How long an answer will be, by those before it; `limit` is the most it may have."""
@@ -154,23 +176,13 @@ class WorkerRegistry:
         self._changed = asyncio.Event()
         self.on_more_room()
 
-    def _choose(self, prefix: Prefix, tokens: float) -> RemoteWorker | None:
-        candidates = [worker for worker in self._workers.values() if prefix.model in worker.offers]
-        measured = [speed for worker in candidates if (speed := worker.speed.measured()) is not None]
-        typical_speed = sum(measured) / len(measured) if measured else 1.0
-        cached = self._prefixes.cached(prefix, {worker.identity for worker in candidates})
-        loads = [
-            worker.load(prefix.model, typical_speed=typical_speed, cached=cached.get(worker.identity, 0.0))
-            for worker in candidates
-        ]
-        chosen = choose_worker(loads, tokens)
-        return None if chosen is None else candidates[chosen]
-
 
 def _state(worker: RemoteWorker) -> WorkerState:
     if worker.suspended:
         return "suspended"
-    return "ready" if worker.is_open else "draining"
+    if not worker.is_open:
+        return "draining"
+    return "ready" if worker.breaker.takes(1) else "resting"
 
 
 def _status(worker: RemoteWorker, state: WorkerState, since_s: float) -> list[WorkerStatus]:

@@ -2,8 +2,8 @@
 
 Invariants: frames leave in the order they were put; an answer counts as outstanding until the worker says that it has ended,
 so a cancelled one that still occupies the engine is seen; when the worker is lost or suspended, every open answer learns it
-after the pieces that had arrived, and what comes later is dropped. It ignores sockets (`frames` is drained by the connection)
-and models' names.
+after the pieces that had arrived, and what comes later is dropped; pieces that nobody reads are bounded. It ignores sockets
+(`frames` is drained by the connection) and models' names.
 """
 
 from __future__ import annotations
@@ -11,45 +11,64 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from chaccu.conversation import Conversation
+import msgspec
+
 from chaccu.errors import ServeError
+from chaccu.serve.gateway.breaker import Breaker
 from chaccu.serve.gateway.pulse import Pulse
 from chaccu.serve.gateway.rate import RateMeter, SpeedMeter
 from chaccu.serve.gateway.routing import WorkerLoad
-from chaccu.serve.link import Cancel, Generate, ModelOffer, Piece, Sampling, ToWorker
+from chaccu.serve.link import Cancel, Generate, ModelOffer, Piece, ToWorker
+
+_MOST_UNREAD = 4096
 
 
 class WorkerLostError(ServeError):
     """The worker has gone before the answer was complete."""
 
 
+class AnswerPausedError(ServeError):
+    """So much of the answer is unread that its worker was told to stop; another can go on once it has been read."""
+
+
 class AnswerStream:
-    """The pieces of one answer, as they come from one worker. `due_tokens`: how many it is expected to have yet."""
+    """The pieces of one answer, as they come from one worker. `due_tokens`: how many it is expected to have yet; `changed` is
+    set whenever there is something to poll."""
 
-    def __init__(self, due_tokens: float) -> None:
+    def __init__(self, worker: RemoteWorker, number: int, due_tokens: float, changed: asyncio.Event) -> None:
+        self.worker = worker
         self.due_tokens = due_tokens
+        self._number = number
         self._pieces: list[Piece] = []
-        self._changed = asyncio.Event()
-        self._lost = False
+        self._changed = changed
+        # Why no more pieces come, once that is so.
+        self._over: ServeError | None = None
 
-    async def take(self) -> list[Piece]:
-        """All pieces that have come since the last call; waits for one. Raises `WorkerLostError` once there are no more."""
-        while not self._pieces:
-            if self._lost:
-                raise WorkerLostError("the worker has gone.")
-            await self._changed.wait()
-            self._changed.clear()
+    def poll(self) -> list[Piece]:
+        """All pieces that have come since the last call. Raises `WorkerLostError` or `AnswerPausedError` once there are no
+        more."""
+        if not self._pieces and self._over is not None:
+            raise self._over
         pieces, self._pieces = self._pieces, []
         return pieces
 
     def put(self, piece: Piece) -> None:
-        if not self._lost:
-            self._pieces.append(piece)
-            self._changed.set()
+        if self._over is not None:
+            return
+        if len(self._pieces) >= _MOST_UNREAD:
+            self._over = AnswerPausedError(f"{_MOST_UNREAD:,} pieces of the answer are unread, the limit.")
+            self.cancel()
+            return
+        self._pieces.append(piece)
+        self._changed.set()
 
     def lose(self) -> None:
-        self._lost = True
+        self._over = self._over or WorkerLostError("the worker has gone.")
         self._changed.set()
+
+    def cancel(self) -> None:
+        """Nobody waits for the answer any more; nothing happens when it has ended."""
+        self.worker.cancel(self._number)
 
 
 class RemoteWorker:
@@ -65,6 +84,7 @@ class RemoteWorker:
         # It was not heard for too long, and its answers have gone on elsewhere.
         self.suspended = False
         self.pulse = Pulse()
+        self.breaker = Breaker(clock)
         self.rate = RateMeter(clock)
         self.speed = SpeedMeter(clock)
         self._due_tokens = 0.0
@@ -95,30 +115,20 @@ class RemoteWorker:
             priority=offer.priority,
             cached=cached,
             is_open=self.is_open,
+            is_resting=not self.breaker.takes(offer.slots),
         )
 
-    def open(
-        self,
-        model: str,
-        *,
-        conversation: Conversation | None,
-        prompt: str,
-        begun: str,
-        sampling: Sampling,
-        due_tokens: float = 1.0,
-    ) -> tuple[int, AnswerStream]:
-        """Give the worker a request, whose answer is expected to have `due_tokens`; returns its number and its pieces to
-        come."""
+    def open(self, request: Generate, due_tokens: float, changed: asyncio.Event) -> AnswerStream:
+        """Give the worker a request, under a number of its own, whose answer is expected to have `due_tokens`; returns its
+        pieces to come, of which `changed` tells."""
         self._number += 1
         self._last_given_s = self._clock()
-        answer = self._answers[self._number] = AnswerStream(due_tokens)
+        answer = self._answers[self._number] = AnswerStream(self, self._number, due_tokens, changed)
         self._due_tokens += due_tokens
         self.speed.set_active(self.outstanding)
-        frame = Generate(
-            request=self._number, model=model, conversation=conversation, prompt=prompt, begun=begun, sampling=sampling
-        )
-        self.frames.put_nowait(frame)
-        return self._number, answer
+        self.breaker.begin()
+        self.frames.put_nowait(msgspec.structs.replace(request, request=self._number))
+        return answer
 
     def cancel(self, number: int) -> None:
         """Nobody waits for the answer any more; nothing happens when it has ended."""
@@ -140,10 +150,19 @@ class RemoteWorker:
             self._due_tokens += due_tokens - answer.due_tokens
             answer.due_tokens = due_tokens
             if piece.end is not None:
-                del self._answers[piece.request]
-                self.speed.set_active(self.outstanding)
-                # Nothing is due of nothing, whatever rounding has left.
-                self._due_tokens = self._due_tokens if self._answers else 0.0
+                self._end(piece)
+
+    def _end(self, last: Piece) -> None:
+        del self._answers[last.request]
+        self.speed.set_active(self.outstanding)
+        # Nothing is due of nothing, whatever rounding has left.
+        self._due_tokens = self._due_tokens if self._answers else 0.0
+        if last.end in ("stop", "length"):
+            self.breaker.succeed()
+        elif last.failure is not None and last.failure.kind == "engine_failed":
+            self.breaker.fail()
+        else:
+            self.breaker.abandon()
 
     def suspend(self) -> None:
         """It is not heard any more: its answers go on elsewhere. They count as outstanding until it says that they ended."""
