@@ -29,6 +29,7 @@ from chaccu.serve.gateway.errors import CLIENT_LEFT, ApiError
 from chaccu.serve.gateway.hedging import Hedging
 from chaccu.serve.gateway.logged_answer import WorkerAnswer
 from chaccu.serve.gateway.metrics import GatewayMetrics
+from chaccu.serve.gateway.models import list_models
 from chaccu.serve.gateway.registry import WorkerRegistry
 from chaccu.serve.gateway.relayed_answer import RelayedAnswer
 from chaccu.serve.gateway.relayed_request import check_relayed
@@ -72,16 +73,8 @@ class AnswerApi:
         """The models that answer now."""
         key = self._admission.identify(request.scope["headers"])
         contexts: dict[str, int | None] = {**dict.fromkeys(self._upstreams.names), **self._registry.models()}
-        for alias, shares in self._aliases.shares().items():
-            served = [contexts[model] for model in shares if model in contexts]
-            if served:
-                contexts[alias] = min((tokens for tokens in served if tokens is not None), default=None)
-        entries = [
-            {"id": name, "object": "model", "created": self._began_s, "owned_by": "chaccu", "max_model_len": contexts[name]}
-            for name in sorted(contexts)
-            if key is None or key.may_use(name)
-        ]
-        return Response(msgspec.json.encode({"object": "list", "data": entries}), media_type="application/json")
+        listed = list_models(contexts, self._aliases, key, self._began_s)
+        return Response(msgspec.json.encode(listed), media_type="application/json")
 
     def endpoint(self, dialect: Dialect) -> Callable[[Request], Awaitable[UntilDisconnect]]:
         """What answers requests in `dialect`."""

@@ -28,6 +28,7 @@ from chaccu.serve.gateway.errors import ApiError
 from chaccu.serve.gateway.front import FastRelay
 from chaccu.serve.gateway.joining import WorkerDoor
 from chaccu.serve.gateway.metrics import GatewayMetrics
+from chaccu.serve.gateway.openapi import describe_api, describe_dialect
 from chaccu.serve.gateway.registry import WorkerRegistry
 from chaccu.serve.gateway.upstream import UpstreamRelay
 from chaccu.serve.link import JOIN_PATH
@@ -61,6 +62,13 @@ def create_gateway(
     async def health(request: Request) -> Response:
         return _json({"status": "ok"})
 
+    described = msgspec.json.encode(
+        describe_api([describe_dialect(dialect) for dialect in DIALECTS], with_keys=config.keys is not None)
+    )
+
+    async def description(request: Request) -> Response:
+        return Response(described, media_type="application/json")
+
     async def ready(request: Request) -> Response:
         model = request.query_params.get("model")
         served = {*registry.models(), *upstreams.names}
@@ -75,6 +83,7 @@ def create_gateway(
         routes=[
             Route("/v1/models", api.models),
             *(Route(dialect.path, api.endpoint(dialect), methods=["POST"]) for dialect in DIALECTS),
+            Route("/openapi.json", description),
             Route("/health", health),
             Route("/ready", ready),
             *AdminApi(config, admission, registry, aliases).routes(),

@@ -13,7 +13,7 @@ import msgspec
 
 from chaccu.serve.gateway.answer import AnswerPart, AnswerUsage, Job
 from chaccu.serve.gateway.choices import WholeAnswer
-from chaccu.serve.gateway.errors import ApiError
+from chaccu.serve.gateway.errors import ApiError, ErrorBody
 from chaccu.serve.gateway.parameters import Unused, parse_body
 from chaccu.serve.gateway.relayed_request import RelayedChat, RelayedCompletion
 
@@ -55,15 +55,18 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     """An endpoint. Its requests have a `body` beside `unused` parameters; `ask` makes of a body, and all fields, what is to be
     answered, and raises `ApiError`. `is_chat`: its answers are conversations, and logged; `relayed`: what is checked of a
-    request that goes to the same path of an upstream, None where none may.
+    request that goes to the same path of an upstream, None where none may. `answer` and `error` describe what is written.
     """
 
     path: str
+    summary: str
     body: type[msgspec.Struct]
     unused: Unused
     ask: Callable[[Any, dict[str, Any]], Asked]
     is_chat: bool
     relayed: type[RelayedChat] | type[RelayedCompletion] | None = None
+    answer: type[msgspec.Struct] | None = None
+    error: type[msgspec.Struct] = ErrorBody
     write_error: Callable[[ApiError], bytes] = ApiError.to_json
 
     def read(self, fields: dict[str, Any]) -> Asked:

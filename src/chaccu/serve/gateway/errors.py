@@ -21,6 +21,21 @@ _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(.*)`")
 _MISSING_FIELD = re.compile(r"Object missing required field `(.*)`")
 
 
+class ErrorObject(msgspec.Struct, frozen=True):
+    """OpenAI's error object. `param`: the parameter that is wrong; `code` is for programs."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """The body of an error."""
+
+    error: ErrorObject
+
+
 class ApiError(ServeError):
     """An error for an API client: `status` is the HTTP status, `headers` go with it, the rest fills OpenAI's error object."""
 
@@ -43,8 +58,7 @@ class ApiError(ServeError):
 
     def to_json(self) -> bytes:
         """`{"error": {…}}`."""
-        fields = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
-        return msgspec.json.encode({"error": fields})
+        return msgspec.json.encode(ErrorBody(ErrorObject(self.message, self.kind, self.param, self.code)))
 
 
 def bad_request(message: str, *, code: str | None = None, param: str | None = None) -> ApiError:

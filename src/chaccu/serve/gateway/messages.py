@@ -20,8 +20,6 @@ from chaccu.serve.gateway.event_stream import TEXT, event_around_text, write_eve
 from chaccu.serve.gateway.parameters import Count, Share, StopTexts, Unused, chat_job
 from chaccu.serve.link import Sampling
 
-PATH = "/v1/messages"
-
 _UNUSED = Unused(
     neutral=MappingProxyType(
         {
@@ -228,4 +226,14 @@ def _usage(usage: AnswerUsage) -> MessageUsage:
     return MessageUsage(usage.prompt_tokens, usage.completion_tokens)
 
 
-MESSAGES = Dialect(path=PATH, body=MessagesBody, unused=_UNUSED, ask=_ask, is_chat=True, write_error=write_error)
+MESSAGES = Dialect(
+    path="/v1/messages",
+    summary="Anthropic's Messages, for text.",
+    body=MessagesBody,
+    unused=_UNUSED,
+    ask=_ask,
+    is_chat=True,
+    answer=AnswerMessage,
+    error=MessagesErrorBody,
+    write_error=write_error,
+)

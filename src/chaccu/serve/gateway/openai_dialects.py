@@ -43,9 +43,18 @@ def _asked(body: ChatBody | CompletionBody, fields: dict[str, Any], prefix: str)
     )
 
 
-CHAT = Dialect(path="/v1/chat/completions", body=ChatBody, unused=UNUSED, ask=_ask_chat, is_chat=True, relayed=RelayedChat)
+CHAT = Dialect(
+    path="/v1/chat/completions",
+    summary="OpenAI's chat completions.",
+    body=ChatBody,
+    unused=UNUSED,
+    ask=_ask_chat,
+    is_chat=True,
+    relayed=RelayedChat,
+)
 COMPLETIONS = Dialect(
     path="/v1/completions",
+    summary="OpenAI's raw completions.",
     body=CompletionBody,
     unused=UNUSED,
     ask=_ask_completion,

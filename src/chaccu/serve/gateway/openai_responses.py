@@ -19,7 +19,7 @@ from chaccu.serve.gateway.choices import WholeAnswer
 from chaccu.serve.gateway.dialect import Asked, Dialect
 from chaccu.serve.gateway.errors import ApiError
 from chaccu.serve.gateway.event_stream import TEXT, event_around_text, write_event
-from chaccu.serve.gateway.parameters import Count, Share, Unused, chat_job
+from chaccu.serve.gateway.parameters import SOMEBODY_SPEAKS, Count, Share, Unused, chat_job
 from chaccu.serve.link import Sampling
 
 _KEEPS_NOTHING = "this gateway keeps no answers: leave it out, and send the whole conversation as input"
@@ -79,7 +79,7 @@ class ResponsesBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """The body of a request for a response."""
 
     model: str
-    input: str | Annotated[list[InputMessage], msgspec.Meta(min_length=1)]
+    input: str | Annotated[list[InputMessage], msgspec.Meta(min_length=1, extra_json_schema=SOMEBODY_SPEAKS)]
     instructions: str | None = None
     max_output_tokens: Count | None = None
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
@@ -286,4 +286,13 @@ def _messages_of(body: ResponsesBody) -> list[dict[str, Any]]:
     return messages
 
 
-RESPONSES = Dialect(path="/v1/responses", body=ResponsesBody, unused=_UNUSED, ask=_ask, is_chat=True, write_error=write_error)
+RESPONSES = Dialect(
+    path="/v1/responses",
+    summary="OpenAI's Responses, for text.",
+    body=ResponsesBody,
+    unused=_UNUSED,
+    ask=_ask,
+    is_chat=True,
+    answer=ResponseObject,
+    write_error=write_error,
+)

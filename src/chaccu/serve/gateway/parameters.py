@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from chaccu.conversation import Message, conversation_from_openai
+from chaccu.conversation.message import ROLES
 from chaccu.errors import ConversationError
 from chaccu.serve.gateway.answer import Job
 from chaccu.serve.gateway.errors import bad_request, from_validation
@@ -22,6 +23,23 @@ Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 StopText = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
 StopTexts = Annotated[list[StopText], msgspec.Meta(max_length=16)]
+
+_TEXT_PART = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+_MESSAGE = {
+    "type": "object",
+    "properties": {
+        "role": {"enum": ["system", "developer", *ROLES]},
+        "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": _TEXT_PART}]},
+    },
+    "required": ["role", "content"],
+}
+# System texts alone are no conversation.
+SOMEBODY_SPEAKS = {"contains": {"properties": {"role": {"enum": list(ROLES)}}, "required": ["role"]}}
+# Messages that `chat_job` checks, for it says which of them is wrong.
+AnyMessages = Annotated[
+    list[Annotated[dict[str, Any], msgspec.Meta(extra_json_schema=_MESSAGE)]],
+    msgspec.Meta(min_length=1, extra_json_schema=SOMEBODY_SPEAKS),
+]
 
 B = TypeVar("B", bound=msgspec.Struct)
 
@@ -43,7 +61,8 @@ def parse_body(fields: dict[str, Any], body_type: type[B], unused: Unused) -> B:
         if name in unused.about:
             continue
         if name not in unused.neutral:
-            kept[name] = value
+            # JSON has one kind of number: 5.0 is 5.
+            kept[name] = int(value) if isinstance(value, float) and value.is_integer() else value
         elif value is not None and not _is_one_of(value, unused.neutral[name]):
             remedy = unused.remedies.get(name, "leave it out")
             message = f"{name} = {value!r:.80} is not supported; {remedy}."

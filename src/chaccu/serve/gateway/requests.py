@@ -13,10 +13,12 @@ import msgspec
 
 from chaccu.serve.gateway.answer import Job
 from chaccu.serve.gateway.errors import ApiError, bad_request
-from chaccu.serve.gateway.parameters import Count, Share, StopText, StopTexts, Unused, chat_job
+from chaccu.serve.gateway.parameters import AnyMessages, Count, Share, StopText, StopTexts, Unused, chat_job
 from chaccu.serve.link import Sampling
 
 MAX_CHOICES = 128
+# What makes a job of a prompt checks it.
+_Prompt = Annotated[str, msgspec.Meta(extra_json_schema={"minLength": 1})]
 UNUSED = Unused(
     neutral=MappingProxyType(
         {
@@ -89,7 +91,7 @@ class _Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class ChatBody(_Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of a chat completion."""
 
-    messages: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)]
+    messages: AnyMessages
     max_completion_tokens: Count | None = None
 
     def job(self) -> Job:
@@ -103,7 +105,7 @@ class ChatBody(_Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class CompletionBody(_Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of a raw completion: the client writes the whole prompt, control tokens included."""
 
-    prompt: str | list[str]
+    prompt: _Prompt | Annotated[list[_Prompt], msgspec.Meta(extra_json_schema={"minItems": 1, "maxItems": 1})]
 
     def job(self) -> Job:
         """The job. Raises `ApiError` unless there is exactly one prompt, and that is not empty."""
