@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -62,7 +63,7 @@ EVERY: tuple[Ask, ...] = (whole_message, streamed_message, whole_response, strea
 
 @pytest.fixture
 def gateway(tmp_path: Path) -> Iterator[Service]:
-    with start_gateway(tmp_path, "--rejoin-wait", "0.2") as service:
+    with start_gateway(tmp_path, "--rejoin-wait", "0.2", "--log-conversations", str(tmp_path / "logs")) as service:
         yield service
 
 
@@ -74,6 +75,17 @@ async def until_given_out(gateway: Service, count: int) -> None:
         assert time.monotonic() < deadline_s, given
         await asyncio.sleep(0.02)
         given = [worker["outstanding"] for worker in await asyncio.to_thread(list_workers, gateway)]
+
+
+def lines_of(folder: Path, count: int) -> list[dict[str, Any]]:
+    """The log's lines, as soon as there are `count`."""
+    deadline_s = time.monotonic() + 5
+    while True:
+        lines = [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
+        if len(lines) >= count:
+            return lines
+        assert time.monotonic() < deadline_s, lines
+        time.sleep(0.02)
 
 
 async def test_killing_one_of_two_workers_cuts_and_doubles_nothing(gateway: Service, tmp_path: Path) -> None:
@@ -110,3 +122,15 @@ async def test_an_answer_that_is_lost_is_an_error_in_every_dialect(gateway: Serv
     assert (in_stream.type, in_stream.error_code) == ("overloaded_error", "worker_lost")
     assert (response.status_code, response.code) == (503, "worker_lost")
     assert in_events.code == "worker_lost"
+    lines = await asyncio.to_thread(lines_of, tmp_path / "logs", 4)
+    assert [line["finish_reason"] for line in lines] == ["worker_lost"] * 4
+
+
+async def test_answers_are_logged_in_every_dialect(gateway: Service, tmp_path: Path) -> None:
+    with start_worker(tmp_path, gateway, "scripted:quick?tokens=5"):
+        clients = Clients(gateway)
+        answers = [await ask(clients, "quick", "hello") for ask in EVERY]
+        lines = await asyncio.to_thread(lines_of, tmp_path / "logs", 4)
+    said = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": answers[0][0]}]
+    assert [(line["finish_reason"], line["messages"]) for line in lines] == [("stop", said)] * 4
+    assert [line["id"].partition("_")[0] for line in lines] == ["msg", "msg", "resp", "resp"]

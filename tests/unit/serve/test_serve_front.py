@@ -40,6 +40,7 @@ class KeptTransport:
         (b"POST /v1/chat/comp", 10, b"HTTP/1.1 408"),
         (b"GET /health HTTP/1.1\r\nhost: x\r\n", 10, b"HTTP/1.1 408"),
         (b"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: 10\r\n\r\n{", 60, b"HTTP/1.1 408"),
+        (b"POST /v1/messages HTTP/1.1\r\ncontent-length: 10\r\n\r\n{", 60, b"HTTP/1.1 408"),
     ],
 )
 async def test_a_client_that_takes_too_long_is_let_go(sent: bytes, limit_s: float, status: bytes) -> None:
@@ -57,6 +58,7 @@ async def test_a_client_that_takes_too_long_is_let_go(sent: bytes, limit_s: floa
     assert transport.closed
     assert transport.data.startswith(status)
     assert (b"request_timeout" in transport.data) == bool(status)
+    assert (b'"type":"timeout_error"' in transport.data) == (b"/v1/messages" in sent)
 
 
 def test_a_stream_passes_by_whole_lines() -> None:

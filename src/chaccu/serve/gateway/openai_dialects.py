@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from chaccu.serve.gateway.dialect import Asked, Dialect
+from chaccu.serve.gateway.parameters import user_of
 from chaccu.serve.gateway.relayed_request import RelayedChat, RelayedCompletion
 from chaccu.serve.gateway.requests import UNUSED, ChatBody, CompletionBody
 from chaccu.serve.gateway.responses import CompletionWriter
@@ -25,7 +26,6 @@ def _ask_completion(body: CompletionBody, fields: dict[str, Any]) -> Asked:
 
 def _asked(body: ChatBody | CompletionBody, fields: dict[str, Any], prefix: str) -> Asked:
     answer_id = prefix + secrets.token_hex(12)
-    user = fields.get("user")
     writer = CompletionWriter(
         answer_id=answer_id,
         created_s=int(time.time()),
@@ -39,7 +39,7 @@ def _asked(body: ChatBody | CompletionBody, fields: dict[str, Any], prefix: str)
         job=body.job(),
         writer=writer,
         streamed=body.wants_stream,
-        user=user if isinstance(user, str) else "",
+        user=user_of(fields),
     )
 
 

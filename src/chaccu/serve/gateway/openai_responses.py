@@ -19,7 +19,7 @@ from chaccu.serve.gateway.choices import WholeAnswer
 from chaccu.serve.gateway.dialect import Asked, Dialect
 from chaccu.serve.gateway.errors import ApiError
 from chaccu.serve.gateway.event_stream import TEXT, event_around_text, write_event
-from chaccu.serve.gateway.parameters import SOMEBODY_SPEAKS, Count, Share, Unused, chat_job
+from chaccu.serve.gateway.parameters import SOMEBODY_SPEAKS, Count, Share, Unused, chat_job, user_of
 from chaccu.serve.link import Sampling
 
 _KEEPS_NOTHING = "this gateway keeps no answers: leave it out, and send the whole conversation as input"
@@ -250,7 +250,6 @@ def write_error(error: ApiError) -> bytes:
 def _ask(body: ResponsesBody, fields: dict[str, Any]) -> Asked:
     temperature = 1.0 if body.temperature is None else body.temperature
     top_p = 1.0 if body.top_p is None else body.top_p
-    user = fields.get("user")
     sampling = Sampling(max_tokens=body.max_output_tokens, temperature=temperature, top_p=top_p)
     begun = ResponseObject(
         id=f"resp_{secrets.token_hex(12)}",
@@ -263,7 +262,7 @@ def _ask(body: ResponsesBody, fields: dict[str, Any]) -> Asked:
         temperature=temperature,
         tool_choice=fields.get("tool_choice") or "auto",
         top_p=top_p,
-        user=user if isinstance(user, str) else None,
+        user=user_of(fields) or None,
     )
     return Asked(
         answer_id=begun.id,

@@ -74,6 +74,12 @@ def parse_body(fields: dict[str, Any], body_type: type[B], unused: Unused) -> B:
         raise from_validation(error, fields, known) from error
 
 
+def user_of(fields: dict[str, Any]) -> str:
+    """Who asks, as the request says it."""
+    user = fields.get("user")
+    return user if isinstance(user, str) else ""
+
+
 def chat_job(model: str, messages: list[dict[str, Any]], sampling: Sampling, param: str = "messages", n: int = 1) -> Job:
     """The job of OpenAI-style `messages`, which `param` of the request gave. A last message of the assistant is a reply to go
     on with. Raises `ApiError` for messages that cannot be a conversation.
