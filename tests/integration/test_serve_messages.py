@@ -129,7 +129,7 @@ WRONG: dict[str, tuple[dict[str, Any] | str, int, str, str]] = {
         {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
         400,
         "invalid_request_error",
-        "image",
+        "messages[0].content[0].type = 'image'",
     ),
     "system as a turn": ({"messages": [{"role": "system", "content": "Be brief."}]}, 400, "invalid_request_error", "system"),
     "tools": ({"tools": [{"name": "f"}]}, 400, "invalid_request_error", "tools"),

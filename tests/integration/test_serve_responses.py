@@ -141,7 +141,7 @@ WRONG: dict[str, tuple[dict[str, Any] | str, int, str | None, str]] = {
         {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
         400,
         "input",
-        "input",
+        "input[0].content[0].type = 'input_image'",
     ),
     "a call's output": ({"input": [{"type": "function_call_output", "call_id": "x"}]}, 400, "input", "function_call_output"),
     "an alien role": ({"input": [{"role": "alien", "content": "Hi"}]}, 400, "input", "alien"),

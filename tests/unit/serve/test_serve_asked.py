@@ -41,5 +41,21 @@ def test_a_number_without_a_fraction_is_a_whole_one(dialect: Dialect, fields: di
             dialect.read({"model": "m", **fields, limit: wrong})
 
 
+def test_a_wrong_value_is_shown_wherever_it_stands() -> None:
+    fields = {"model": "m", "max_tokens": 7, "messages": [USER, {"role": "user", "content": [{"type": "text", "text": 5}]}]}
+    with pytest.raises(ApiError, match=r"^messages\[1\]\.content\[0\]\.text = 5: expected str, got int\.$"):
+        MESSAGES.read(fields)
+    with pytest.raises(ApiError, match=r"^metadata\[\.\.\.\] = {'a': 1}: expected str, got int\.$"):
+        RESPONSES.read({"model": "m", "input": "hi", "metadata": {"a": 1}})
+
+
+def test_no_system_block_is_no_system_text() -> None:
+    fields = {"model": "m", "max_tokens": 7, "messages": [USER]}
+    for system, text in (([], None), ("", ""), ([{"type": "text", "text": ""}], "")):
+        conversation = MESSAGES.read({**fields, "system": system}).job.conversation
+        assert conversation is not None
+        assert conversation.system == text
+
+
 def test_paths_are_all_different() -> None:
     assert len({dialect.path for dialect in DIALECTS}) == len(DIALECTS)

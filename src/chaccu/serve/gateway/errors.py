@@ -17,6 +17,7 @@ from chaccu.serve.link import Failure
 # The status that is counted when a client leaves before its answer has ended: nginx's, of which no client ever hears.
 CLIENT_LEFT = 499
 _AT = re.compile(r"^(.*?)(?: - at `\$\.?(.*)`)?$", re.DOTALL)
+_STEP = re.compile(r"([^.\[\]]+)|\[([^\]]*)\]")
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(.*)`")
 _MISSING_FIELD = re.compile(r"Object missing required field `(.*)`")
 
@@ -114,9 +115,22 @@ def from_validation(error: msgspec.ValidationError, fields: Mapping[str, Any], k
     if missing is not None:
         name = ".".join(filter(None, (path, missing[1])))
         return bad_request(f"{name!r} is missing.", code="missing_required_parameter", param=name)
-    value = fields.get(path.partition(".")[0].partition("[")[0])
+    value = _value_at(path, fields)
     shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
     return bad_request(f"{path} = {shown}: {_lower(reason.replace('`', ''))}.", code="invalid_value", param=path or None)
+
+
+def _value_at(path: str, fields: Mapping[str, Any]) -> Any:
+    """What stands at msgspec's `path`, or around it: a path does not name the keys of a mapping."""
+    value: Any = fields
+    for name, index in _STEP.findall(path):
+        if name and isinstance(value, Mapping) and name in value:
+            value = value[name]
+        elif index.isdigit() and isinstance(value, list):
+            value = value[int(index)]
+        else:
+            break
+    return value
 
 
 def _lower(text: str) -> str:

@@ -76,7 +76,7 @@ class MessagesBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     model: str
     max_tokens: Count
     messages: Annotated[list[Turn], msgspec.Meta(min_length=1)]
-    system: Content | None = None
+    system: str | list[TextBlock] | None = None
     stream: bool | None = None
     temperature: Share | None = None
     top_p: Share | None = None
@@ -199,7 +199,8 @@ def _ask(body: MessagesBody, fields: dict[str, Any]) -> Asked:
         top_k=body.top_k or 0,
         stop=tuple(body.stop_sequences or ()),
     )
-    system = [] if body.system is None else [{"role": "system", "content": _text_of(body.system)}]
+    # No block at all is no system text; an empty text is one.
+    system = [] if body.system is None or body.system == [] else [{"role": "system", "content": _text_of(body.system)}]
     turns = [{"role": turn.role, "content": _text_of(turn.content)} for turn in body.messages]
     answer_id = f"msg_{secrets.token_hex(12)}"
     return Asked(
