@@ -1,4 +1,4 @@
-"""What holds in every dialect when workers die: real processes, real signals, official clients."""
+"""What holds in every dialect, when workers die and clients leave too: real processes, real signals, official clients."""
 
 from __future__ import annotations
 
@@ -27,6 +27,20 @@ class Clients:
     def __init__(self, gateway: Service) -> None:
         self.openai = openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0)
         self.anthropic = anthropic.AsyncAnthropic(base_url=gateway.url, api_key="none", max_retries=0)
+
+
+async def whole_chat(clients: Clients, model: str, text: str) -> Said:
+    turns = [{"role": "user", "content": text}]
+    answer = await clients.openai.chat.completions.create(model=model, messages=turns)
+    return answer.choices[0].message.content, answer.usage.completion_tokens
+
+
+async def streamed_chat(clients: Clients, model: str, text: str) -> Said:
+    turns = [{"role": "user", "content": text}]
+    options = {"include_usage": True}
+    chunks = await clients.openai.chat.completions.create(model=model, messages=turns, stream=True, stream_options=options)
+    *body, last = [chunk async for chunk in chunks]
+    return "".join(chunk.choices[0].delta.content or "" for chunk in body), last.usage.completion_tokens
 
 
 async def whole_message(clients: Clients, model: str, text: str) -> Said:
@@ -58,45 +72,56 @@ async def streamed_response(clients: Clients, model: str, text: str) -> Said:
     return "".join(pieces), event.response.usage.output_tokens
 
 
-EVERY: tuple[Ask, ...] = (whole_message, streamed_message, whole_response, streamed_response)
+EVERY: tuple[Ask, ...] = (whole_chat, streamed_chat, whole_message, streamed_message, whole_response, streamed_response)
 
 
-@pytest.fixture
-def gateway(tmp_path: Path) -> Iterator[Service]:
-    with start_gateway(tmp_path, "--rejoin-wait", "0.2", "--log-conversations", str(tmp_path / "logs")) as service:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("dialects")
+
+
+@pytest.fixture(scope="module")
+def gateway(folder: Path) -> Iterator[Service]:
+    with start_gateway(folder, "--rejoin-wait", "0.2", "--log-conversations", str(folder / "logs")) as service:
         yield service
 
 
-async def until_given_out(gateway: Service, count: int) -> None:
-    """Wait until workers have `count` requests, each of them some."""
+async def outstanding(gateway: Service, model: str) -> list[Any]:
+    """How many requests each worker of `model` has."""
+    return [worker["outstanding"] for worker in await asyncio.to_thread(list_workers, gateway) if worker["model"] == model]
+
+
+async def until_given_out(gateway: Service, model: str, count: int) -> None:
+    """Wait until the workers of `model` have `count` requests, each of them some."""
     deadline_s = time.monotonic() + 5
     given: list[Any] = []
     while sum(given) != count or not all(given):
         assert time.monotonic() < deadline_s, given
         await asyncio.sleep(0.02)
-        given = [worker["outstanding"] for worker in await asyncio.to_thread(list_workers, gateway)]
+        given = await outstanding(gateway, model)
 
 
-def lines_of(folder: Path, count: int) -> list[dict[str, Any]]:
-    """The log's lines, as soon as there are `count`."""
+def logged(folder: Path, model: str) -> list[dict[str, Any]]:
+    """The log's lines for `model`, as soon as there is one for each way of asking."""
     deadline_s = time.monotonic() + 5
     while True:
-        lines = [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
-        if len(lines) >= count:
+        text = "".join(path.read_text() for path in sorted((folder / "logs").glob("*.jsonl")))
+        lines = [line for line in map(json.loads, text.splitlines()) if line["model"] == model]
+        if len(lines) >= len(EVERY):
             return lines
         assert time.monotonic() < deadline_s, lines
         time.sleep(0.02)
 
 
-async def test_killing_one_of_two_workers_cuts_and_doubles_nothing(gateway: Service, tmp_path: Path) -> None:
+async def test_killing_one_of_two_workers_cuts_and_doubles_nothing(gateway: Service, folder: Path) -> None:
     with (
-        start_worker(tmp_path, gateway, f"scripted:twin{STEADY}") as first,
-        start_worker(tmp_path, gateway, f"scripted:twin{STEADY}"),
+        start_worker(folder, gateway, f"scripted:twin{STEADY}") as first,
+        start_worker(folder, gateway, f"scripted:twin{STEADY}"),
     ):
         clients = Clients(gateway)
-        asked = [(ask, f"question {number}") for number in range(4) for ask in EVERY]
+        asked = [(ask, f"question {number}") for number in range(3) for ask in EVERY]
         answers = asyncio.gather(*(ask(clients, "twin", text) for ask, text in asked))
-        await until_given_out(gateway, 16)
+        await until_given_out(gateway, "twin", len(asked))
         await asyncio.sleep(0.4)
         first.kill()
         disturbed = await answers
@@ -104,33 +129,52 @@ async def test_killing_one_of_two_workers_cuts_and_doubles_nothing(gateway: Serv
     assert disturbed == undisturbed
     assert {tokens for _, tokens in disturbed} == {40}
     # Asked for the same, all dialects say the same.
-    assert len({text for text, _ in disturbed}) == 4
+    assert len({text for text, _ in disturbed}) == 3
 
 
-async def test_an_answer_that_is_lost_is_an_error_in_every_dialect(gateway: Service, tmp_path: Path) -> None:
-    with start_worker(tmp_path, gateway, f"scripted:lone{STEADY}") as worker:
+async def test_an_answer_that_is_lost_is_an_error_in_every_dialect(gateway: Service, folder: Path) -> None:
+    with start_worker(folder, gateway, f"scripted:lone{STEADY}") as worker:
         clients = Clients(gateway)
         answers = asyncio.gather(*(ask(clients, "lone", "hello") for ask in EVERY), return_exceptions=True)
-        await until_given_out(gateway, 4)
+        await until_given_out(gateway, "lone", len(EVERY))
         await asyncio.sleep(0.4)
         worker.kill()
-        message, in_stream, response, in_events = await answers
-    for error in (message, in_stream, response, in_events):
+        errors = await answers
+    for error in errors:
         assert isinstance(error, anthropic.APIStatusError | openai.APIError)
         assert "worker of 'lone' was lost" in str(error)
+    chat, in_chunks, message, in_stream, response, in_events = errors
     assert (message.status_code, message.type, message.error_code) == (503, "overloaded_error", "worker_lost")
     assert (in_stream.type, in_stream.error_code) == ("overloaded_error", "worker_lost")
-    assert (response.status_code, response.code) == (503, "worker_lost")
-    assert in_events.code == "worker_lost"
-    lines = await asyncio.to_thread(lines_of, tmp_path / "logs", 4)
-    assert [line["finish_reason"] for line in lines] == ["worker_lost"] * 4
+    assert {error.status_code for error in (chat, response)} == {503}
+    assert {error.code for error in (chat, in_chunks, response, in_events)} == {"worker_lost"}
+    lines = await asyncio.to_thread(logged, folder, "lone")
+    assert [line["finish_reason"] for line in lines] == ["worker_lost"] * len(EVERY)
 
 
-async def test_answers_are_logged_in_every_dialect(gateway: Service, tmp_path: Path) -> None:
-    with start_worker(tmp_path, gateway, "scripted:quick?tokens=5"):
+async def test_a_client_that_leaves_stops_the_engine_in_every_dialect(gateway: Service, folder: Path) -> None:
+    with start_worker(folder, gateway, "scripted:slow?tokens=500&tokens_per_s=20"):
+        clients = Clients(gateway)
+        asked = [asyncio.create_task(ask(clients, "slow", f"{number}")) for number, ask in enumerate(EVERY)]
+        await until_given_out(gateway, "slow", len(EVERY))
+        await asyncio.sleep(0.3)
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+        began_s = time.monotonic()
+        while await outstanding(gateway, "slow") != [0]:
+            assert time.monotonic() - began_s < 0.5
+            await asyncio.sleep(0.02)
+    lines = await asyncio.to_thread(logged, folder, "slow")
+    assert [line["finish_reason"] for line in lines] == ["cancelled"] * len(EVERY)
+
+
+async def test_answers_are_logged_in_every_dialect(gateway: Service, folder: Path) -> None:
+    with start_worker(folder, gateway, "scripted:quick?tokens=5"):
         clients = Clients(gateway)
         answers = [await ask(clients, "quick", "hello") for ask in EVERY]
-        lines = await asyncio.to_thread(lines_of, tmp_path / "logs", 4)
+        lines = await asyncio.to_thread(logged, folder, "quick")
     said = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": answers[0][0]}]
-    assert [(line["finish_reason"], line["messages"]) for line in lines] == [("stop", said)] * 4
-    assert [line["id"].partition("_")[0] for line in lines] == ["msg", "msg", "resp", "resp"]
+    assert [(line["finish_reason"], line["messages"]) for line in lines] == [("stop", said)] * len(EVERY)
+    kinds = [line["id"].replace("-", "_").partition("_")[0] for line in lines]
+    assert kinds == ["chatcmpl", "chatcmpl", "msg", "msg", "resp", "resp"]
