@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from chaccu.serve.log_writer import LogWriter
+
+
+class LogFormat(StrEnum):
+    """How the log is written."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class LogLevel(StrEnum):
+    """How much is told, the most first."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
 
 _Host = Annotated[str, typer.Option(help="Address to listen on; others than loopback need --keys or --open.")]
 _Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 lets the system pick a free one.")]
@@ -35,6 +56,14 @@ _Keys = Annotated[
 _Open = Annotated[bool, typer.Option("--open", help="Let everyone who reaches the address use it, without keys.")]
 _Engine = Annotated[str, typer.Option(help="llamacpp, transformers, scripted, or auto: by what the weights are.")]
 _Format = Annotated[str | None, typer.Option("--format", help="Chat format, if the model's manifest names none.")]
+_LogFormatOption = Annotated[
+    LogFormat | None,
+    typer.Option("--log-format", help="One line a request on stderr, as text or JSON; without it only warnings are told."),
+]
+_LogLevel = Annotated[
+    LogLevel | None,
+    typer.Option(help="The least level that is told; default: info with --log-format, else warning."),
+]
 _Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the engine; default: all cores, 8 at most.")]
 _Slots = Annotated[int | None, typer.Option(min=1, help="Requests worked on at once.")]
 _Context = Annotated[int | None, typer.Option(min=16, help="Tokens of prompt and answer together, for each request.")]
@@ -62,6 +91,8 @@ def serve_command(
     keys: _Keys = None,
     is_open: _Open = False,
     join_token: _Token = "",
+    log_format: _LogFormatOption = None,
+    log_level: _LogLevel = None,
     engine: _Engine = "auto",
     chat_format: _Format = None,
     threads: _Threads = None,
@@ -104,15 +135,17 @@ def serve_command(
         gateway_arguments.append("--open")
     # With keys nobody joins by an empty token; our own workers get one that nobody else has.
     _share_token(join_token or ("" if keys is None else secrets.token_urlsafe()))
-    serve_locally(
-        gateway_arguments,
-        [
-            LocalModel(name=source.name, worker_arguments=("--model", source.spec, "--name", source.name, *shared))
-            for source in sources
-        ],
-        _say,
-        port_file=port_file,
-    )
+    told = [*_repeat("--log-format", log_format), *_repeat("--log-level", log_level)]
+    with _open_log(log_format, log_level) as lines:
+        serve_locally(
+            [*gateway_arguments, *told],
+            [
+                LocalModel(name=source.name, worker_arguments=("--model", source.spec, "--name", source.name, *shared, *told))
+                for source in sources
+            ],
+            lines.say,
+            port_file=port_file,
+        )
 
 
 def gateway_command(
@@ -142,6 +175,8 @@ def gateway_command(
     hedge: Annotated[
         bool, typer.Option(help="Ask a second worker where the first text takes unusually long, for 5 % of requests at most.")
     ] = True,
+    log_format: _LogFormatOption = None,
+    log_level: _LogLevel = None,
 ) -> None:
     """The one address for clients; workers join it."""
     from chaccu.serve.gateway import GatewayConfig, parse_upstream, serve_gateway
@@ -161,7 +196,8 @@ def gateway_command(
         stall_s=stall_seconds,
         hedge=hedge,
     )
-    serve_gateway(config, _say, port_file=port_file, log_folder=log_conversations)
+    with _open_log(log_format, log_level) as lines:
+        serve_gateway(config, lines.say, port_file=port_file, log_folder=log_conversations, lines=lines)
 
 
 def worker_command(
@@ -181,6 +217,8 @@ def worker_command(
     priority: Annotated[
         int, typer.Option(min=-1000, max=1000, help="A worker of higher priority gets requests first, while it has free slots.")
     ] = 0,
+    log_format: _LogFormatOption = None,
+    log_level: _LogLevel = None,
 ) -> None:
     """Load one model and join a gateway with it; joins again whenever the gateway comes back."""
     from chaccu.engine import EngineOptions
@@ -198,7 +236,8 @@ def worker_command(
         weight=weight,
         priority=priority,
     )
-    run_worker(config, _say)
+    with _open_log(log_format, log_level) as lines:
+        run_worker(config, lines.say, lines=lines)
 
 
 def _share_token(join_token: str) -> None:
@@ -209,5 +248,13 @@ def _share_token(join_token: str) -> None:
         os.environ["CHACCU_JOIN_TOKEN"] = join_token
 
 
-def _say(text: str) -> None:
-    typer.echo(text, err=True)
+def _repeat(option: str, value: str | None) -> list[str]:
+    """`option` as it was given, for a child."""
+    return [] if value is None else [option, str(value)]
+
+
+def _open_log(log_format: LogFormat | None, level: LogLevel | None) -> LogWriter:
+    from chaccu.serve.log_writer import LogWriter
+
+    default = LogLevel.WARNING if log_format is None else LogLevel.INFO
+    return LogWriter(log_format or LogFormat.TEXT, level or default)

@@ -118,6 +118,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate", omit_d
     """One request: a `conversation` whose answer is awaited, or a raw `prompt`.
 
     `begun`: the answer's text so far, when another worker (or the client) has begun it; only what follows is sent.
+    `request_id`: what operators know the client's request by.
     """
 
     request: int
@@ -126,6 +127,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate", omit_d
     conversation: Conversation | None = None
     prompt: str = ""
     begun: str = ""
+    request_id: str = ""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):

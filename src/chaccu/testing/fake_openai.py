@@ -1,7 +1,8 @@
 """`FakeOpenAI`: a small OpenAI-compatible server for tests, with answers and failures by script.
 
-Invariants: it listens on loopback at a port that the kernel picked; it keeps every request body it got; one model's failure
-touches no other. Answers are cut into words, each one event after `delay_s`. It ignores sampling and counts a word as a token.
+Invariants: it listens on loopback at a port that the kernel picked; it keeps the body and the headers of every request; one
+model's failure touches no other. Answers are cut into words, each one event after `delay_s`. It ignores sampling and counts a
+word as a token.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class FakeOpenAI:
     def __init__(self, models: dict[str, FakeModel]) -> None:
         self.models = models
         self.requests: list[dict[str, Any]] = []
+        self.request_headers: list[dict[str, str]] = []
         self.cancelled = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -83,6 +85,7 @@ class FakeOpenAI:
     async def _chat(self, request: Request) -> Response:
         body = await request.json()
         self.requests.append(body)
+        self.request_headers.append(dict(request.headers))
         name = body["model"]
         model = self.models.get(name)
         if model is None:

@@ -21,6 +21,7 @@ from chaccu.serve.gateway.config import GatewayConfig
 from chaccu.serve.gateway.errors import ApiError, bad_request, from_validation
 from chaccu.serve.gateway.keys import KeyFile, describe_key
 from chaccu.serve.gateway.limits import Limits
+from chaccu.serve.gateway.observed_app import note_of
 from chaccu.serve.gateway.registry import WorkerRegistry
 from chaccu.serve.gateway.requests import read_fields
 
@@ -127,7 +128,8 @@ class AdminApi:
         return _json(describe_key(key))
 
     def _check(self, request: Request) -> None:
-        self._admission.identify(request.scope["headers"], "admin")
+        key = self._admission.identify(request.scope["headers"], "admin")
+        note_of(request.scope).key_id = None if key is None else key.id
 
     def _hold(self, request: Request, held: bool) -> Response:
         self._check(request)

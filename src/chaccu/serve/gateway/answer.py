@@ -24,7 +24,7 @@ from chaccu.serve.link import Failure, Generate, Piece, Sampling
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """What a client asked for. `begun`: a reply that the client itself has begun; it is not repeated in the answer. `n`: how
-    many answers are wanted.
+    many answers are wanted. `request_id`: what operators know the request by.
     """
 
     model: str
@@ -33,6 +33,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str = ""
     begun: str = ""
     n: int = 1
+    request_id: str = ""
 
 
 class AnswerUsage(msgspec.Struct, frozen=True):
@@ -64,8 +65,10 @@ async def stream_answer(
     max_attempts: int,
     on_event: Callable[[AnswerEvent], None],
     hedging: Hedging | None = None,
+    on_tried: Callable[[str], None] = lambda worker: None,
 ) -> AsyncGenerator[AnswerPart, None]:
     """The answer to `job`; `on_event` is called when it takes more than one worker. With `hedging` a second one may be asked.
+    `on_tried` gets the identity of each worker that is asked for it, the one last that ends it.
 
     Raises `ApiError`: no worker, a request the worker refused, a failed engine, too many workers lost.
     """
@@ -87,6 +90,7 @@ async def stream_answer(
         if hedging is not None and not progress.given:
             hedge = Hedge(registry, progress.prefix, tokens, hedging.begin(job.model), on_event)
         race = Race(worker, request, tokens, hedge)
+        on_tried(worker.identity)
         try:
             while True:
                 pieces = await race.take()
@@ -100,6 +104,8 @@ async def stream_answer(
                     break
                 if last.end is not None:
                     ending = progress.ending(_finish_reason(last), last.stopped_by)
+                    if race.worker is not worker:
+                        on_tried(race.worker.identity)
                     registry.note_answer(progress.prefix_after(), race.worker, progress.tokens)
                     yield ending
                     return
@@ -167,6 +173,7 @@ class _Progress:
             prompt=self._job.prompt,
             begun=self._job.begun + "".join(self.given),
             sampling=sampling,
+            request_id=self._job.request_id,
         )
 
     def add(self, pieces: list[Piece]) -> list[str]:

@@ -25,15 +25,17 @@ from chaccu.serve.gateway.choices import collect_choices, stream_choices
 from chaccu.serve.gateway.config import GatewayConfig
 from chaccu.serve.gateway.conversation_log import ConversationLog
 from chaccu.serve.gateway.dialect import AnswerWriter, Asked, Dialect
-from chaccu.serve.gateway.errors import CLIENT_LEFT, ApiError
+from chaccu.serve.gateway.errors import ApiError
 from chaccu.serve.gateway.hedging import Hedging
 from chaccu.serve.gateway.logged_answer import WorkerAnswer
 from chaccu.serve.gateway.metrics import GatewayMetrics
 from chaccu.serve.gateway.models import list_models
+from chaccu.serve.gateway.observed_app import note_of
 from chaccu.serve.gateway.registry import WorkerRegistry
 from chaccu.serve.gateway.relayed_answer import RelayedAnswer
 from chaccu.serve.gateway.relayed_request import check_relayed
 from chaccu.serve.gateway.relayed_response import send_relayed
+from chaccu.serve.gateway.request_note import RequestNote
 from chaccu.serve.gateway.requests import model_of, read_fields
 from chaccu.serve.gateway.until_disconnect import UntilDisconnect, send_piece, send_start
 from chaccu.serve.gateway.upstream import UpstreamRelay
@@ -81,93 +83,90 @@ class AnswerApi:
         return partial(self._endpoint, dialect)
 
     async def _endpoint(self, dialect: Dialect, request: Request) -> UntilDisconnect:
-        model = _UNKNOWN
+        note = note_of(request.scope)
+        note.model = _UNKNOWN
         is_logged = self._log is not None and dialect.is_chat
-        try:
-            key = self._admission.identify(request.scope["headers"])
-            data, fields = await read_fields(request.stream(), self._config.max_body_bytes)
-            asked_model = model_of(fields)
-            self._admission.check_model(key, asked_model)
-            named = self._aliases.resolve(asked_model, self._is_served)
-            if named != asked_model:
-                fields["model"] = named
-                data = msgspec.json.encode(fields)
-            if self._upstreams.serves(named):
-                model = named
-                check_relayed(fields, dialect.path, dialect.relayed)
-                # An upstream's tokens are not counted, for its bytes are not read: the estimate stays.
-                admit = partial(self._admission.admitted, key, asked_model, estimate_tokens(len(data), None))
-                relayed = RelayedAnswer(named, data) if is_logged else None
-                endpoint = dialect.path.removeprefix("/v1/")
-                return UntilDisconnect(lambda send: self._relay(admit, named, endpoint, data, send, relayed))
-            self._registry.check_known(named, self._upstreams.names)
-            model = named
-            asked = dialect.read(fields)
-            tokens = estimate_tokens(len(data), (asked.job.sampling.max_tokens or 0) * asked.job.n)
-            admit = partial(self._admission.admitted, key, asked_model, tokens)
-        except ApiError as error:
-            self._metrics.count_request(model, error.status)
-            raise
-        logged = WorkerAnswer(asked.answer_id, asked.job, asked.user) if is_logged else None
-        return UntilDisconnect(lambda send: self._answer(admit, asked, send, logged))
+        key = self._admission.identify(request.scope["headers"])
+        note.key_id = None if key is None else key.id
+        data, fields = await read_fields(request.stream(), self._config.max_body_bytes)
+        asked_model = model_of(fields)
+        self._admission.check_model(key, asked_model)
+        named = self._aliases.resolve(asked_model, self._is_served)
+        if named != asked_model:
+            fields["model"] = named
+            data = msgspec.json.encode(fields)
+        if self._upstreams.serves(named):
+            note.model = note.upstream = named
+            check_relayed(fields, dialect.path, dialect.relayed)
+            # An upstream's tokens are not counted, for its bytes are not read: the estimate stays.
+            admit = partial(self._admission.admitted, key, asked_model, estimate_tokens(len(data), None))
+            relayed = RelayedAnswer(named, data) if is_logged else None
+            endpoint = dialect.path.removeprefix("/v1/")
+            return UntilDisconnect(lambda send: self._relay(admit, named, endpoint, data, send, relayed, note))
+        self._registry.check_known(named, self._upstreams.names)
+        note.model = named
+        asked = dialect.read(fields)
+        job = msgspec.structs.replace(asked.job, request_id=note.id)
+        tokens = estimate_tokens(len(data), (job.sampling.max_tokens or 0) * job.n)
+        admit = partial(self._admission.admitted, key, asked_model, tokens)
+        logged = WorkerAnswer(asked.answer_id, job, asked.user) if is_logged else None
+        return UntilDisconnect(lambda send: self._answer(admit, asked, job, send, logged, note))
 
     async def _relay(
-        self, admit: _Admit, model: str, endpoint: str, data: bytes, send: Send, logged: RelayedAnswer | None
+        self,
+        admit: _Admit,
+        model: str,
+        endpoint: str,
+        data: bytes,
+        send: Send,
+        logged: RelayedAnswer | None,
+        note: RequestNote,
     ) -> None:
-        status = CLIENT_LEFT  # stays when it does
         try:
             with admit() as admitted:
-                status = await send_relayed(self._upstreams, model, endpoint, data, send, logged, admitted.headers)
+                status = await send_relayed(self._upstreams, model, endpoint, data, send, logged, admitted.headers, note)
                 admitted.close(status)
-        except ApiError as error:
-            status = error.status
-            raise
         finally:
-            self._metrics.count_request(model, status)
             if self._log is not None and logged is not None:
                 self._log.add(logged)
 
-    async def _answer(self, admit: _Admit, asked: Asked, send: Send, logged: WorkerAnswer | None) -> None:
-        status = CLIENT_LEFT  # stays when it does
+    async def _answer(
+        self, admit: _Admit, asked: Asked, job: Job, send: Send, logged: WorkerAnswer | None, note: RequestNote
+    ) -> None:
         try:
             with admit() as admitted:
-                async with contextlib.aclosing(self._parts(asked.job, logged, admitted)) as parts:
+                async with contextlib.aclosing(self._parts(job, logged, admitted, note)) as parts:
                     write = self._send_stream if asked.streamed else self._send_whole
                     await write(parts, asked.writer, send, admitted)
-            status = 200
-        except ApiError as error:
-            status = error.status
-            raise
         finally:
-            self._metrics.count_request(asked.job.model, status)
             if self._log is not None and logged is not None:
                 self._log.add(logged)
 
     def _is_served(self, model: str) -> bool:
         return model in self._upstreams.names or self._registry.room(model) > 0
 
-    async def _parts(self, job: Job, logged: WorkerAnswer | None, admitted: Admitted) -> AsyncGenerator[AnswerPart, None]:
-        """The answer's parts, counted, and kept where they are logged."""
-        began_s, first = self._clock(), True
-        parts = stream_choices(job, self._registry.room(job.model), partial(self._one_answer, admitted))
+    async def _parts(
+        self, job: Job, logged: WorkerAnswer | None, admitted: Admitted, note: RequestNote
+    ) -> AsyncGenerator[AnswerPart, None]:
+        """The answer's parts, noted, and kept where they are logged."""
+        parts = stream_choices(job, self._registry.room(job.model), partial(self._one_answer, admitted, note))
         async with contextlib.aclosing(parts):
             try:
                 async for part in parts:
-                    if first:
-                        self._metrics.time_first_text(job.model, self._clock() - began_s)
-                        first = False
+                    note.note_text()
                     if part.usage is not None:
-                        self._metrics.tokens.labels(job.model).inc(part.usage.completion_tokens)
+                        note.finish(part.usage.prompt_tokens, part.usage.completion_tokens, part.finish_reason)
                         admitted.use(part.usage.prompt_tokens, part.usage.completion_tokens)
                     if logged is not None:
                         logged.take(part)
                     yield part
             except ApiError as error:
+                note.fail(error)
                 if logged is not None:
                     logged.fail(error)
                 raise
 
-    async def _one_answer(self, admitted: Admitted, job: Job) -> AsyncGenerator[AnswerPart, None]:
+    async def _one_answer(self, admitted: Admitted, note: RequestNote, job: Job) -> AsyncGenerator[AnswerPart, None]:
         """One answer in parts, once it is its turn."""
         parts = stream_answer(
             self._registry,
@@ -176,6 +175,7 @@ class AnswerApi:
             max_attempts=self._config.max_attempts,
             on_event=partial(self._metrics.count_event, job.model),
             hedging=self._hedging,
+            on_tried=note.try_worker,
         )
         turn = self._queues.turn(job.model, "" if admitted.key is None else admitted.key.id)
         async with turn, contextlib.aclosing(parts):

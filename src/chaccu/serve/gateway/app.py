@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
@@ -15,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
+from starlette.types import ASGIApp
 
 from chaccu.serve.gateway.admin import AdminApi
 from chaccu.serve.gateway.admission import Admission
@@ -28,18 +30,26 @@ from chaccu.serve.gateway.errors import ApiError
 from chaccu.serve.gateway.front import FastRelay
 from chaccu.serve.gateway.joining import WorkerDoor
 from chaccu.serve.gateway.metrics import GatewayMetrics
+from chaccu.serve.gateway.observed_app import ObservedApp, note_of
 from chaccu.serve.gateway.openapi import describe_api, describe_dialect
 from chaccu.serve.gateway.registry import WorkerRegistry
+from chaccu.serve.gateway.request_note import Observer
 from chaccu.serve.gateway.upstream import UpstreamRelay
 from chaccu.serve.link import JOIN_PATH
+from chaccu.serve.log_writer import LogWriter
 
 _RETRY_AFTER_S = "1"
 
 
 def create_gateway(
-    config: GatewayConfig, *, clock: Callable[[], float] = time.monotonic, log: ConversationLog | None = None
+    config: GatewayConfig,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    log: ConversationLog | None = None,
+    lines: LogWriter | None = None,
 ) -> Starlette:
-    """The app for `config`; `clock` gives seconds. Chat answers are added to `log`, which the caller closes.
+    """The app for `config`; `clock` gives seconds. Chat answers are added to `log`, which the caller closes, and `lines` gets
+    one line a request.
 
     `app.state.fast_relay` is what a `Front` needs to answer beside the app.
 
@@ -49,6 +59,7 @@ def create_gateway(
     registry = WorkerRegistry(clock)
     upstreams = UpstreamRelay(config.upstreams, clock)
     metrics = GatewayMetrics(log)
+    observer = Observer(metrics, lines, clock)
     admission = Admission(config, metrics, clock)
     aliases = Aliases(config.aliases)
     queues = BackPressure(registry, size=config.queue_size, wait_s=config.queue_wait_s, clock=clock)
@@ -79,7 +90,8 @@ def create_gateway(
         admission.identify(request.scope["headers"], "metrics")
         return Response(metrics.render(registry, queues.waiting()), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    app = Starlette(
+    app = _Gateway(
+        observer,
         routes=[
             Route("/v1/models", api.models),
             *(Route(dialect.path, api.endpoint(dialect), methods=["POST"]) for dialect in DIALECTS),
@@ -93,8 +105,19 @@ def create_gateway(
         exception_handlers={ApiError: _show_api_error, HTTPException: _show_http_error, Exception: _show_crash},
         lifespan=lifespan,
     )
-    app.state.fast_relay = FastRelay(config, admission, aliases, upstreams, metrics, log)
+    app.state.fast_relay = FastRelay(config, admission, aliases, upstreams, observer, log)
     return app
+
+
+class _Gateway(Starlette):
+    """Notes each request outside of all else that the app does, so that crashes are noted too."""
+
+    def __init__(self, observer: Observer, **starlettes: Any) -> None:
+        super().__init__(**starlettes)
+        self._observer = observer
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return ObservedApp(super().build_middleware_stack(), self._observer)
 
 
 def _json(value: object, *, status: int = 200) -> Response:
@@ -121,5 +144,6 @@ def _show_crash(request: Request, error: Exception) -> Response:
 
 
 def _error(request: Request, error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
+    note_of(request.scope).fail(error)
     body = write_error(request.url.path, error)
     return Response(body, status_code=error.status, media_type="application/json", headers=headers)

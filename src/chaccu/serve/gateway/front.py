@@ -24,10 +24,10 @@ from chaccu.serve.gateway.config import GatewayConfig
 from chaccu.serve.gateway.conversation_log import ConversationLog
 from chaccu.serve.gateway.dialects import write_error
 from chaccu.serve.gateway.errors import CLIENT_LEFT, ApiError
-from chaccu.serve.gateway.metrics import GatewayMetrics
 from chaccu.serve.gateway.passing_body import PassingBody
 from chaccu.serve.gateway.relayed_answer import RelayedAnswer
 from chaccu.serve.gateway.relayed_request import RelayedChat, RelayedCompletion
+from chaccu.serve.gateway.request_note import Observer, RequestNote
 from chaccu.serve.gateway.until_disconnect import NOT_BUFFERED
 from chaccu.serve.gateway.upstream import Exchange, UpstreamRelay, upstream_error
 from chaccu.serve.gateway.upstream_connection import ResponseHead
@@ -38,6 +38,7 @@ _DECODE = {
     _CHAT: msgspec.json.Decoder(RelayedChat).decode,
     _COMPLETIONS: msgspec.json.Decoder(RelayedCompletion).decode,
 }
+_SHOWN_PATHS = {endpoint: path.decode() for path, endpoint in _PATHS.items()}
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
 
 
@@ -48,7 +49,7 @@ class FastRelay(msgspec.Struct, frozen=True):
     admission: Admission
     aliases: Aliases
     upstreams: UpstreamRelay
-    metrics: GatewayMetrics
+    observer: Observer
     log: ConversationLog | None
 
 
@@ -119,10 +120,24 @@ class Front(HttpToolsProtocol):
         if self._owes != "request" and (self.cycle is None or not self.cycle.response_started or self.cycle.response_complete):
             message = f"the request's {self._owes} was not complete after {limits_s[self._owes]:g} s, the limit."
             slow = ApiError(408, message, kind="invalid_request_error", code="request_timeout")
-            body = write_error(self.url.partition(b"?")[0].decode("latin-1"), slow)
-            self.transport.write(self.write_whole(slow.status, body, keep_alive=False))
+            self._refuse(slow)
         self._owes = None
         self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        """What came is no HTTP."""
+        self._refuse(ApiError(400, "this is no HTTP request.", kind="invalid_request_error", code="invalid_http"))
+        self.transport.close()
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answer a request that has not come whole, before the connection closes."""
+        path = (self.url or b"").partition(b"?")[0].decode("latin-1")
+        method = self.scope.get("method", "") if self.scope else ""
+        note = self._relay.observer.begin(self.headers or (), method, path)
+        note.fail(error)
+        body = write_error(path, error)
+        self.transport.write(self.write_whole(error.status, body, keep_alive=False, more=note.headers))
+        note.close(error.status)
 
     # What the parser calls.
 
@@ -193,18 +208,23 @@ class Front(HttpToolsProtocol):
         # An alias may stand for several models, and the body has to name the one that is chosen.
         if not relay.upstreams.serves(request.model) or request.model in relay.aliases:
             return False
+        note = relay.observer.begin(self.headers, "POST", _SHOWN_PATHS[endpoint])
+        note.model = note.upstream = request.model
+        note.key_id = None if key is None else key.id
         try:
             admitted = relay.admission.admit(key, request.model, estimate_tokens(len(body), None))
         except ApiError as error:
             # Counted by now, so it is told from here.
-            relay.metrics.count_request(request.model, error.status)
+            note.fail(error)
+            note.close(error.status)
             more = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in error.headers.items()]
+            more += note.headers
             self.transport.write(self.write_whole(error.status, error.to_json(), keep_alive=self._keeps_alive, more=more))
             self.end_answer()
             return True
         logged = RelayedAnswer(request.model, body) if is_logged else None
-        answer = self._answer = _FastAnswer(self, relay, request.model, admitted, logged)
-        answer.exchange = relay.upstreams.start(request.model, endpoint, body, answer)
+        answer = self._answer = _FastAnswer(self, relay, request.model, admitted, logged, note)
+        answer.exchange = relay.upstreams.start(request.model, endpoint, body, answer, note.raw_id)
         if self.flow.write_paused:
             answer.exchange.pause()
         return True
@@ -264,35 +284,42 @@ class Front(HttpToolsProtocol):
 class _FastAnswer:
     """One answer on the fast path, as the receiver of the upstream's response."""
 
-    def __init__(self, front: Front, relay: FastRelay, model: str, admitted: Admitted, logged: RelayedAnswer | None) -> None:
+    def __init__(
+        self,
+        front: Front,
+        relay: FastRelay,
+        model: str,
+        admitted: Admitted,
+        logged: RelayedAnswer | None,
+        note: RequestNote,
+    ) -> None:
         self.exchange: Exchange | None = None
         self._front = front
         self._relay = relay
         self._model = model
         self._logged = logged
         self._admitted = admitted
-        self._began_s = front.loop.time()
+        self._note = note
         self._head: ResponseHead | None = None
         self._unsent = b""
         self._chunked = True
         self._passing: PassingBody | None = None
-        self._has_text = False
 
     def begin(self, head: ResponseHead) -> None:
         self._head = head
         self._chunked = head.length_bytes is None
         self._passing = PassingBody(head, self._logged)
         front = self._front
-        headers = [*head.headers, *self._admitted.headers, *NOT_BUFFERED]
+        headers = [*head.headers, *self._admitted.headers, *self._note.headers, *NOT_BUFFERED]
         # It leaves with the first bytes of the body.
         self._unsent = front.write_head(head.status, headers, head.length_bytes, keep_alive=front.keeps_alive)
 
     def deliver(self, body: bytes) -> None:
-        self._front.transport.write(self._encode(self._note(body)))
+        self._front.transport.write(self._encode(self._take(body)))
 
     def finish(self, body: bytes) -> None:
         assert self._passing is not None
-        data = self._encode(self._note(body) + self._passing.finish())
+        data = self._encode(self._take(body) + self._passing.finish())
         self._front.transport.write(data + b"0\r\n\r\n" if self._chunked else data)
         assert self._head is not None
         self._end(self._head.status)
@@ -302,9 +329,10 @@ class _FastAnswer:
         lost = upstream_error(self._model, began=began)
         front = self._front
         said = self._passing.break_off(lost) if self._passing is not None else None
+        self._note.fail(lost)
         self._end(lost.status)
         if not began:
-            more = self._admitted.headers
+            more = [*self._admitted.headers, *self._note.headers]
             front.transport.write(front.write_whole(lost.status, lost.to_json(), keep_alive=front.keeps_alive, more=more))
             front.end_answer()
         elif said is not None:
@@ -319,13 +347,11 @@ class _FastAnswer:
             self.exchange.cancel()
         self._end(CLIENT_LEFT)
 
-    def _note(self, body: bytes) -> bytes:
-        """Count and keep what has come; returns what may leave."""
+    def _take(self, body: bytes) -> bytes:
+        """Note and keep what has come; returns what may leave."""
         if not body:
             return body
-        if not self._has_text:
-            self._has_text = True
-            self._relay.metrics.time_first_text(self._model, self._front.loop.time() - self._began_s)
+        self._note.note_text()
         assert self._passing is not None
         return self._passing.take(body)
 
@@ -339,6 +365,6 @@ class _FastAnswer:
         # Freed at once, not by the next collection.
         self.exchange = None
         self._admitted.close(status)
-        self._relay.metrics.count_request(self._model, status)
+        self._note.close(status)
         if self._relay.log is not None and self._logged is not None:
             self._relay.log.add(self._logged)

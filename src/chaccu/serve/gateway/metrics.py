@@ -61,6 +61,7 @@ class GatewayMetrics:
         )
         # Finding a series by its labels costs more than counting does.
         self._requests_of = functools.cache(self.requests.labels)
+        self._tokens_of = functools.cache(self.tokens.labels)
         self._first_texts_of = functools.cache(self.first_text_s.labels)
         self._key_requests_of = functools.cache(self._key_requests.labels)
 
@@ -71,6 +72,10 @@ class GatewayMetrics:
     def count_event(self, model: str, event: AnswerEvent) -> None:
         """It has taken more than one worker to answer a request for `model`."""
         self._events[event].labels(model).inc()
+
+    def count_answer(self, model: str, completion_tokens: int) -> None:
+        """A worker's answer is complete."""
+        self._tokens_of(model).inc(completion_tokens)
 
     def time_first_text(self, model: str, seconds: float) -> None:
         """The first text of an answer came `seconds` after its request."""

@@ -12,6 +12,7 @@ from starlette.types import Send
 from chaccu.serve.gateway.limits import HeaderPairs
 from chaccu.serve.gateway.passing_body import PassingBody
 from chaccu.serve.gateway.relayed_answer import RelayedAnswer
+from chaccu.serve.gateway.request_note import RequestNote
 from chaccu.serve.gateway.until_disconnect import NOT_BUFFERED, send_piece
 from chaccu.serve.gateway.upstream import Exchange, UpstreamRelay, upstream_error
 from chaccu.serve.gateway.upstream_connection import ResponseHead
@@ -68,6 +69,7 @@ async def send_relayed(
     send: Send,
     logged: RelayedAnswer | None,
     more: HeaderPairs,
+    note: RequestNote,
 ) -> int:
     """Pass a request to the upstream of `model` and its response to `send` (and `logged`); returns the response's status.
 
@@ -76,14 +78,16 @@ async def send_relayed(
     Raises `ApiError` when the upstream cannot be reached.
     """
     waiting = _Waiting()
-    exchange = waiting.exchange = upstreams.start(model, endpoint, body, waiting)
+    exchange = waiting.exchange = upstreams.start(model, endpoint, body, waiting, note.raw_id)
     try:
-        return await _send(waiting, model, send, logged, more)
+        return await _send(waiting, model, send, logged, more, note)
     finally:
         exchange.cancel()
 
 
-async def _send(waiting: _Waiting, model: str, send: Send, logged: RelayedAnswer | None, more: HeaderPairs) -> int:
+async def _send(
+    waiting: _Waiting, model: str, send: Send, logged: RelayedAnswer | None, more: HeaderPairs, note: RequestNote
+) -> int:
     piece = await waiting.take()
     head = waiting.head
     if head is None:
@@ -93,6 +97,7 @@ async def _send(waiting: _Waiting, model: str, send: Send, logged: RelayedAnswer
     if head.length_bytes is not None:
         headers.append((b"content-length", b"%d" % head.length_bytes))
     await send({"type": "http.response.start", "status": head.status, "headers": headers})
+    note.note_text()
     while True:
         piece = body.take(piece)
         if waiting.failed:
@@ -103,6 +108,8 @@ async def _send(waiting: _Waiting, model: str, send: Send, logged: RelayedAnswer
         await send_piece(send, piece)
         piece = await waiting.take()
     lost = upstream_error(model, began=True)
+    note.fail(lost)
+    note.status = lost.status
     said = body.break_off(lost)
     if said is not None:
         await send_piece(send, piece + said, last=True)

@@ -24,6 +24,7 @@ from chaccu.serve.gateway.config import GatewayConfig
 from chaccu.serve.gateway.conversation_log import ConversationLog
 from chaccu.serve.gateway.front import Front
 from chaccu.serve.link import MAX_FRAME_BYTES, PING_INTERVAL_S, PING_TIMEOUT_S
+from chaccu.serve.log_writer import LogWriter
 
 _BACKLOG = 2048
 _SHUTDOWN_S = 3
@@ -36,15 +37,16 @@ def serve_gateway(
     *,
     port_file: Path | None = None,
     log_folder: Path | None = None,
+    lines: LogWriter | None = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C; `announce` gets the line that says where. With a `log_folder` chat answers are logged
-    there, each with its conversation.
+    there, each with its conversation; `lines` gets one line a request.
 
     Raises `ServeError` when the address cannot be listened on, `UsageError` for a configuration that must not be served,
     `StorageError` when the log cannot be written.
     """
     log = None if log_folder is None else ConversationLog(log_folder)
-    app = create_gateway(config, log=log)
+    app = create_gateway(config, log=log, lines=lines)
     listener = listen(config.host, config.port)
     if log_folder is not None:
         announce(f"conversations are logged in {log_folder}")

@@ -126,9 +126,10 @@ class _Pool:
         # In the order in which they became idle.
         self._idle: dict[UpstreamConnection, None] = {}
 
-    def write_request(self, endpoint: str, body: bytes) -> bytes:
+    def write_request(self, endpoint: str, body: bytes, request_id: bytes) -> bytes:
         target = b"%b/%b" % (self._path, endpoint.encode("ascii"))
-        return b"POST %b HTTP/1.1\r\n%bcontent-length: %d\r\n\r\n%b" % (target, self._headers, len(body), body)
+        head = b"POST %b HTTP/1.1\r\n%bx-request-id: %b\r\n" % (target, self._headers, request_id)
+        return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
 
     def take(self) -> UpstreamConnection | None:
         """A kept connection, if there is one."""
@@ -182,10 +183,10 @@ class UpstreamRelay:
     def serves(self, model: str) -> bool:
         return model in self._pools
 
-    def start(self, model: str, endpoint: str, body: bytes, receiver: Receiver) -> Exchange:
-        """Send a request to the upstream of `model`; `receiver` gets the response, or hears that there is none."""
+    def start(self, model: str, endpoint: str, body: bytes, receiver: Receiver, request_id: bytes) -> Exchange:
+        """Send a request to the upstream of `model`, with its id; `receiver` gets the response, or hears that there is none."""
         pool = self._pools[model]
-        exchange = Exchange(pool, pool.write_request(endpoint, body), receiver)
+        exchange = Exchange(pool, pool.write_request(endpoint, body, request_id), receiver)
         pool.open.add(exchange)
         exchange.start()
         return exchange

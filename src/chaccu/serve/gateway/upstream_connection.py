@@ -14,8 +14,8 @@ from typing import Protocol, cast
 import httptools
 import msgspec
 
-# Headers of a response that a client needs; the rest is between gateway and upstream, or said anew.
-_PASSED_ON = frozenset({b"content-type", b"content-encoding", b"retry-after", b"x-request-id"})
+# Headers of a response that a client needs; the rest is between gateway and upstream, or said anew, as the request's id is.
+_PASSED_ON = frozenset({b"content-type", b"content-encoding", b"retry-after"})
 _FIRST_FINAL_STATUS = 200
 
 

@@ -36,6 +36,7 @@ from chaccu.serve.link import (
     decode_to_worker,
     encode_frame,
 )
+from chaccu.serve.log_writer import LogWriter
 from chaccu.serve.worker.config import WorkerConfig
 from chaccu.serve.worker.prompt import PromptBuilder
 from chaccu.serve.worker.session import WorkerSession
@@ -44,8 +45,8 @@ _FIRST_DELAY_S = 0.1
 _LONGEST_DELAY_S = 1.5
 
 
-def run_worker(config: WorkerConfig, announce: Callable[[str], None]) -> None:
-    """Serve one model until SIGTERM or Ctrl-C; `announce` gets one line an event.
+def run_worker(config: WorkerConfig, announce: Callable[[str], None], *, lines: LogWriter | None = None) -> None:
+    """Serve one model until SIGTERM or Ctrl-C; `announce` gets one line an event, `lines` one a request.
 
     Raises `EngineError`, `UsageError`, `TokenizerError` or `MissingDependencyError` before joining, `ServeError` when the
     gateway refuses.
@@ -57,7 +58,7 @@ def run_worker(config: WorkerConfig, announce: Callable[[str], None]) -> None:
     announce(f"loading {source.name} with the engine {engine_name}: {reason}")
     # Loaded before the event loop starts, so Ctrl-C ends a long load as it ends any program.
     engine = load_engine(engine_name).load(source, config.options)
-    asyncio.run(_serve(config, url, source, engine, builder, announce))
+    asyncio.run(_serve(config, url, source, engine, builder, announce, lines))
 
 
 def _build_prompts(source: ModelSource) -> PromptBuilder:
@@ -88,6 +89,7 @@ async def _serve(
     engine: Engine,
     builder: PromptBuilder,
     announce: Callable[[str], None],
+    lines: LogWriter | None,
 ) -> None:
     draining = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, draining.set)
@@ -115,7 +117,7 @@ async def _serve(
                         f"of {info.context_tokens:,} tokens)"
                     )
                     delay_s, reported = _FIRST_DELAY_S, False
-                    await WorkerSession(connection, engine, builder, announce).run(draining, config.drain_s)
+                    await WorkerSession(connection, engine, builder, announce, lines).run(draining, config.drain_s)
             except (OSError, WebSocketException, TimeoutError) as error:
                 if not reported:
                     announce(f"{_reason(error, config.gateway)}; trying again")

@@ -29,7 +29,9 @@ from chaccu.serve.link import (
     decode_to_worker,
     encode_frame,
 )
+from chaccu.serve.log_writer import LogWriter
 from chaccu.serve.worker.prompt import Prompt, PromptBuilder
+from chaccu.serve.worker.work_log import WorkLog
 
 # Longer texts are tokenised on a thread: below this the thread costs more than the work.
 _INLINE_CHARS = 20_000
@@ -45,11 +47,19 @@ class Connection(Protocol):
 class WorkerSession:
     """Serves `Generate` frames from one connection until it closes or `draining` is set and all is done."""
 
-    def __init__(self, connection: Connection, engine: Engine, builder: PromptBuilder, announce: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        engine: Engine,
+        builder: PromptBuilder,
+        announce: Callable[[str], None],
+        lines: LogWriter | None = None,
+    ) -> None:
         self._connection = connection
         self._engine = engine
         self._builder = builder
         self._announce = announce
+        self._log = None if lines is None else WorkLog(lines)
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._pieces: list[Piece] = []
         self._is_asked = False
@@ -77,6 +87,8 @@ class WorkerSession:
             data = await self._connection.recv()
             frame = decode_to_worker(data if isinstance(data, bytes) else data.encode())
             if isinstance(frame, Generate):
+                if self._log is not None:
+                    self._log.begin(frame)
                 task = asyncio.create_task(self._serve(frame))
                 self._tasks[frame.request] = task
                 task.add_done_callback(partial(self._forget, frame.request))
@@ -120,6 +132,8 @@ class WorkerSession:
         await self._connection.send(encode_frame(frame))
 
     def _put(self, piece: Piece) -> None:
+        if self._log is not None:
+            self._log.take(piece)
         self._pieces.append(piece)
         self._has_news.set()
 
@@ -131,7 +145,7 @@ class WorkerSession:
         except Exception as error:  # one request's failure must reach its client and leave the others alone
             self._put(Piece(request.request, end="failed", failure=_explain(error)))
             if not isinstance(error, (ContextOverflowError, ConversationError, FormatError)):
-                self._announce(f"a request failed: {type(error).__name__}: {error}")
+                self._announce(f"the request {request.request_id} failed: {type(error).__name__}: {error}")
 
     async def _generate(self, request: Generate) -> None:
         prompt = await self._build(request)

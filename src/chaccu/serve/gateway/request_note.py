@@ -1,0 +1,181 @@
+"""`RequestNote`: what operators are told of one request, noted while it runs; `Observer` begins them.
+
+Invariants: each request has one id, the client's own if it is short and printable, which every answer carries and every
+upstream and worker gets; a note is closed once, and only then becomes counts and a line of the log. What it holds of a client
+is its id, its path and a model that is known here: no header, key or word of the body. A note costs microseconds. It ignores
+how requests are answered.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+import secrets
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from chaccu.serve.gateway.errors import CLIENT_LEFT, ApiError
+from chaccu.serve.gateway.metrics import GatewayMetrics
+from chaccu.serve.log_writer import LogWriter
+
+REQUEST_ID = b"x-request-id"
+
+_is_good_id = re.compile(rb"[\x21-\x7e]{1,128}").fullmatch
+_MAX_PATH_CHARS = 200
+# Asked for by machines again and again.
+_QUIET_PATHS = frozenset({"/health", "/ready", "/metrics"})
+_FIRST_ERROR, _FIRST_SERVER_ERROR = 400, 500
+
+
+class RequestLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A request in the log. `seconds` to the end of the answer, `first_text_seconds` to its first text. `end`: the answer's
+    finish reason, or an error's code, or `client_left`. `attempts`: how often a worker was given it."""
+
+    request_id: str
+    method: str
+    path: str
+    status: int
+    seconds: float
+    key: str | None = None
+    model: str | None = None
+    first_text_seconds: float | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    worker: str | None = None
+    upstream: str | None = None
+    attempts: int | None = None
+    end: str | None = None
+
+
+class Observer:
+    """Begins the notes of one gateway's requests; `clock` gives seconds. Lines go to `log`, if there is one."""
+
+    def __init__(self, metrics: GatewayMetrics, log: LogWriter | None, clock: Callable[[], float]) -> None:
+        self.metrics = metrics
+        self.log = log
+        self.clock = clock
+        self._made = f"req-{secrets.token_hex(6)}-".encode()
+        self._numbers = itertools.count(1)
+
+    def begin(self, headers: Iterable[tuple[bytes, bytes]], method: str, path: str) -> RequestNote:
+        """The note of a request that has come, with lower-case names of `headers`."""
+        request_id = None
+        for name, value in headers:
+            if name == REQUEST_ID and _is_good_id(value):
+                request_id = value
+        return RequestNote(self, request_id or b"%b%x" % (self._made, next(self._numbers)), method, path)
+
+
+class RequestNote:
+    """One request. `headers` go with its answer. `model` is set once it is known that there is one of that name."""
+
+    __slots__ = (
+        "_began_s",
+        "_first_s",
+        "_has_failed",
+        "_is_open",
+        "_method",
+        "_observer",
+        "_path",
+        "attempts",
+        "end",
+        "headers",
+        "key_id",
+        "model",
+        "raw_id",
+        "status",
+        "upstream",
+        "usage",
+        "worker",
+    )
+
+    def __init__(self, observer: Observer, raw_id: bytes, method: str, path: str) -> None:
+        self.raw_id = raw_id
+        self.headers = [(REQUEST_ID, raw_id)]
+        self.key_id: str | None = None
+        self.model: str | None = None
+        self.upstream: str | None = None
+        self.worker: str | None = None
+        self.attempts = 0
+        self.usage: tuple[int, int] | None = None
+        self.end: str | None = None
+        # 0 while no answer has begun.
+        self.status = 0
+        self._observer = observer
+        self._method = method
+        self._path = path
+        self._began_s = observer.clock()
+        self._first_s: float | None = None
+        self._has_failed = False
+        self._is_open = True
+
+    @property
+    def id(self) -> str:
+        return self.raw_id.decode("ascii")
+
+    def try_worker(self, worker: str) -> None:
+        """A worker was given the request, or what was left to answer of it."""
+        self.worker = worker
+        self.attempts += 1
+
+    def note_text(self) -> None:
+        """Some text of the answer has come."""
+        if self._first_s is None:
+            self._first_s = self._observer.clock() - self._began_s
+            if self.model is not None:
+                self._observer.metrics.time_first_text(self.model, self._first_s)
+
+    def finish(self, prompt_tokens: int, completion_tokens: int, reason: str | None) -> None:
+        """The answer is complete, and took so many tokens."""
+        self.usage = prompt_tokens, completion_tokens
+        self.end = reason
+        if self.model is not None:
+            self._observer.metrics.count_answer(self.model, completion_tokens)
+
+    def fail(self, error: ApiError) -> None:
+        """There is an error instead of the answer, or of its rest."""
+        self.end = error.code
+        self._has_failed = True
+
+    def close(self, status: int) -> None:
+        """It has ended with this HTTP status (499: the client left); closing again changes nothing."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        observer, seconds = self._observer, self._observer.clock() - self._began_s
+        if status == CLIENT_LEFT:
+            self.end = "client_left"
+        if self.model is not None:
+            observer.metrics.count_request(self.model, status)
+        if observer.log is not None:
+            level = self._level(status)
+            if level >= observer.log.level:
+                observer.log.tell(level, "request", self._line(status, seconds))
+
+    def _line(self, status: int, seconds: float) -> RequestLine:
+        prompt_tokens, completion_tokens = self.usage or (None, None)
+        return RequestLine(
+            request_id=self.id,
+            method=self._method,
+            path=self._path[:_MAX_PATH_CHARS],
+            status=status,
+            seconds=round(seconds, 6),
+            key=self.key_id,
+            model=self.model,
+            first_text_seconds=None if self._first_s is None else round(self._first_s, 6),
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            worker=self.worker,
+            upstream=self.upstream,
+            attempts=self.attempts or None,
+            end=self.end,
+        )
+
+    def _level(self, status: int) -> int:
+        if self._path in _QUIET_PATHS:
+            return logging.DEBUG
+        # A stream that broke off has had its status before.
+        is_bad = status >= _FIRST_SERVER_ERROR or (self._has_failed and status < _FIRST_ERROR)
+        return logging.WARNING if is_bad else logging.INFO
