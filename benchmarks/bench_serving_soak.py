@@ -30,7 +30,7 @@ MODEL = "twin"
 QUESTIONS = 50
 TOKENS = 60
 START_S = 60.0
-CALM_S = 3.0
+CALM_S = 2.0
 
 
 class Watched:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -65,9 +67,11 @@ async def test_a_lost_model_is_said_clearly_and_the_other_goes_on(tmp_path: Path
         assert in_stream.value.code == "worker_lost"
         assert len(seen["left"]) < 60
 
-        with pytest.raises(openai.InternalServerError, match="No worker serves 'left' now") as not_begun:
+        began = time.monotonic()
+        with pytest.raises(openai.InternalServerError, match=r"No worker serves 'left' now; waited 0\.5 s") as not_begun:
             await client.chat.completions.create(**asking("left", "hello"))
         assert not_begun.value.status_code == 503
+        assert 0.5 <= time.monotonic() - began < 1.5
         assert "left" in [worker["model"] for worker in list_workers(gateway) if worker["state"] == "lost"]
         assert [model.id for model in (await client.models.list()).data] == ["right"]
 
@@ -203,17 +207,63 @@ async def test_workers_are_back_after_a_gateway_restart(tmp_path: Path) -> None:
 async def test_a_client_that_leaves_stops_the_engine(tmp_path: Path, streamed: bool) -> None:
     slow = "scripted:slow?tokens=500&tokens_per_s=20&first_token_s=" + ("0" if streamed else "60")
     with start_gateway(tmp_path) as gateway, start_worker(tmp_path, gateway, slow):
-        pieces: list[str] = []
         client = client_of(gateway)
-        asked = (
-            stream(client, "slow", "go on", pieces) if streamed else client.chat.completions.create(**asking("slow", "go on"))
-        )
-        task = asyncio.create_task(asked)
-        await until(lambda: bool(pieces) if streamed else list_workers(gateway)[0]["outstanding"] == 1, 5)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        # A worker's request counts as outstanding until its engine has stopped.
-        assert await until(lambda: list_workers(gateway)[0]["outstanding"] == 0, 2) < 0.5
+
+        async def leave() -> float:
+            """Ask, leave in the middle, and wait until the engine has stopped: a request is outstanding until then."""
+            pieces: list[str] = []
+            create = client.chat.completions.create
+            asked = stream(client, "slow", "go on", pieces) if streamed else create(**asking("slow", "go on"))
+            task = asyncio.create_task(asked)
+            await until(lambda: bool(pieces) if streamed else list_workers(gateway)[0]["outstanding"] == 1, 5)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            return await until(lambda: list_workers(gateway)[0]["outstanding"] == 0, 2)
+
+        # The quickest of three: the machine may be busy with something else.
+        assert min([await leave() for _ in range(3)]) < 0.1
+
+
+async def test_a_client_that_does_not_read_holds_up_nobody_and_fills_no_memory(tmp_path: Path) -> None:
+    with (
+        start_gateway(tmp_path) as gateway,
+        start_worker(tmp_path, gateway, "scripted:long?tokens=45000&context_tokens=600000"),
+    ):
+        client = client_of(gateway)
+        undisturbed = (await client.chat.completions.create(**asking("long", "a book"))).choices[0].message.content
+        resident = resident_bytes(gateway)
+        with await asyncio.to_thread(ask_and_read_nothing, gateway, {**asking("long", "a book"), "stream": True}) as slow:
+            # Its worker is told to stop, long before it has written all.
+            await asyncio.sleep(0.5)
+            await until(lambda: list_workers(gateway)[0]["outstanding"] == 0, 20)
+            began = time.monotonic()
+            assert (
+                await client.chat.completions.create(**asking("long", "a word"), max_tokens=20)
+            ).usage.completion_tokens == 20
+            assert time.monotonic() - began < 1
+            assert resident_bytes(gateway) - resident < 30e6
+            received = await asyncio.to_thread(slow.makefile("rb").read)
+        events = [line[6:] for line in received.split(b"\n") if line.startswith(b"data: {")]
+        deltas = [json.loads(event)["choices"][0]["delta"].get("content", "") for event in events]
+        assert "".join(deltas) == undisturbed
+        async with httpx.AsyncClient() as http:
+            assert "chaccu_paused_total{" in (await http.get(f"{gateway.url}/metrics")).text
+
+
+def ask_and_read_nothing(gateway: Service, body: dict[str, Any]) -> socket.socket:
+    """The connection of a client that has asked."""
+    slow = socket.socket()
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    slow.connect(("127.0.0.1", int(gateway.url.rpartition(":")[2])))
+    content = json.dumps(body).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: here\r\ncontent-length: {len(content)}\r\nconnection: close\r\n\r\n"
+    slow.sendall(head.encode() + content)
+    return slow
+
+
+def resident_bytes(service: Service) -> int:
+    status = Path(f"/proc/{service.pid}/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
 
 
 async def test_a_worker_told_to_end_finishes_what_it_has(tmp_path: Path) -> None:

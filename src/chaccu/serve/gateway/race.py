@@ -64,7 +64,6 @@ class Race:
         self._request = request
         self._due_tokens = due_tokens
         self._hedge = hedge
-        self._after_s = None if hedge is None else hedge.after_s
         self._changed = asyncio.Event()
         self._racers: list[AnswerStream] = []
         self._enter(worker)
@@ -77,19 +76,18 @@ class Race:
     async def take(self) -> list[Piece]:
         """All pieces that have come since the last call; waits for one. Raises `WorkerLostError` or `AnswerPausedError` once
         there are no more."""
-        while not (pieces := self._poll()):
-            try:
-                async with asyncio.timeout(self._after_s):
-                    await self._changed.wait()
-                self._changed.clear()
-            except TimeoutError:
-                self._after_s = None
-                second = None if self._hedge is None else self._hedge.second(self._first)
-                if second is not None:
-                    self._enter(second)
-        if self._hedge is not None:
-            self._hedge.end(has_second_won=self.worker is not self._first)
-            self._hedge = self._after_s = None
+        hedge, self._hedge = self._hedge, None
+        if hedge is None:
+            return await self._take_next()
+        timer = None
+        if hedge.after_s is not None:
+            timer = asyncio.get_running_loop().call_later(hedge.after_s, self._enter_second, hedge)
+        try:
+            pieces = await self._take_next()
+        finally:
+            if timer is not None:
+                timer.cancel()
+        hedge.end(has_second_won=self.worker is not self._first)
         return pieces
 
     def leave(self) -> None:
@@ -97,8 +95,19 @@ class Race:
         for racer in self._racers:
             racer.cancel()
 
+    async def _take_next(self) -> list[Piece]:
+        while not (pieces := self._poll()):
+            await self._changed.wait()
+            self._changed.clear()
+        return pieces
+
     def _enter(self, worker: RemoteWorker) -> None:
         self._racers.append(worker.open(self._request, self._due_tokens, self._changed))
+
+    def _enter_second(self, hedge: Hedge) -> None:
+        second = None if self._changed.is_set() else hedge.second(self._first)
+        if second is not None:
+            self._enter(second)
 
     def _poll(self) -> list[Piece]:
         if len(self._racers) == 1:

@@ -123,14 +123,14 @@ class WorkerRegistry:
         """The worker to use for one more request, with about `tokens` of answer; waits for one to join. Raises `ApiError` when
         none has joined after `wait_s`.
         """
+        worker = self.pick(prefix, tokens=tokens)
+        if worker is not None:
+            return worker
         try:
             async with asyncio.timeout(wait_s):
-                while True:
-                    changed = self._changed
-                    worker = self.pick(prefix, tokens=tokens)
-                    if worker is not None:
-                        return worker
-                    await changed.wait()
+                while (worker := self.pick(prefix, tokens=tokens)) is None:
+                    await self._changed.wait()
+                return worker
         except TimeoutError:
             raise no_worker(prefix.model, wait_s) from None
 

@@ -145,18 +145,18 @@ class RemoteWorker:
             if answer is None:
                 continue
             answer.put(piece)
-            # One that is longer than expected still has something to come.
-            due_tokens = 0.0 if piece.end is not None else max(1.0, answer.due_tokens - piece.tokens)
-            self._due_tokens += due_tokens - answer.due_tokens
-            answer.due_tokens = due_tokens
             if piece.end is not None:
-                self._end(piece)
+                self._end(answer, piece)
+            elif answer.due_tokens > piece.tokens:
+                # One that is longer than expected still has something to come.
+                answer.due_tokens -= piece.tokens
+                self._due_tokens -= piece.tokens
 
-    def _end(self, last: Piece) -> None:
+    def _end(self, answer: AnswerStream, last: Piece) -> None:
         del self._answers[last.request]
         self.speed.set_active(self.outstanding)
         # Nothing is due of nothing, whatever rounding has left.
-        self._due_tokens = self._due_tokens if self._answers else 0.0
+        self._due_tokens = self._due_tokens - answer.due_tokens if self._answers else 0.0
         if last.end in ("stop", "length"):
             self.breaker.succeed()
         elif last.failure is not None and last.failure.kind == "engine_failed":
