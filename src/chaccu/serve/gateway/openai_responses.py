@@ -214,7 +214,8 @@ class ResponseWriter:
 
     def failure(self, error: ApiError) -> bytes:
         """The events of an answer that breaks off. The second has OpenAI's error object too, which its clients raise."""
-        failed = msgspec.structs.replace(self._begun, status="failed", error=ResponseFailure(error.message))
+        item = OutputMessage(id=self._item_id, status="incomplete", content=[OutputText("".join(self._texts))])
+        failed = msgspec.structs.replace(self._begun, status="failed", error=ResponseFailure(error.message), output=[item])
         told = msgspec.json.decode(write_error(error))
         fields = {**told["error"], **told}
         return self._event("response.failed", {"response": failed}) + self._event("error", {**fields, "type": "error"})
