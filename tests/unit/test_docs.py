@@ -52,6 +52,16 @@ def test_links_lead_to_files(page: Path) -> None:
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
+def test_the_files_on_a_requests_way_exist() -> None:
+    page = (ROOT / "docs" / "life_of_a_request.md").read_text(encoding="utf-8")
+    source = ROOT / "src" / "chaccu"
+    # Names without a folder are in the gateway.
+    files = [name for name in re.findall(r"`([\w/]+\.py)`", page) if not name.startswith("tests/")]
+    assert len(files) > 20
+    gone = [name for name in files if not (source / name).is_file() and not (source / "serve/gateway" / name).is_file()]
+    assert not gone
+
+
 def test_the_command_reference_is_current() -> None:
     checked = subprocess.run(
         [sys.executable, str(ROOT / "docs" / "build_cli_reference.py"), "--check"], capture_output=True, text=True
