@@ -56,6 +56,14 @@ _Keys = Annotated[
 _Open = Annotated[bool, typer.Option("--open", help="Let everyone who reaches the address use it, without keys.")]
 _Engine = Annotated[str, typer.Option(help="llamacpp, transformers, scripted, or auto: by what the weights are.")]
 _Format = Annotated[str | None, typer.Option("--format", help="Chat format, if the model's manifest names none.")]
+_CorsOrigins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--cors-origin",
+        help="Origin of a page in browsers that may ask the gateway, as https://chat.example.org; repeat for more, "
+        "'*' for all (with --keys).",
+    ),
+]
 _LogFormatOption = Annotated[
     LogFormat | None,
     typer.Option("--log-format", help="One line a request on stderr, as text or JSON; without it only warnings are told."),
@@ -91,6 +99,7 @@ def serve_command(
     keys: _Keys = None,
     is_open: _Open = False,
     join_token: _Token = "",
+    cors_origin: _CorsOrigins = None,
     log_format: _LogFormatOption = None,
     log_level: _LogLevel = None,
     engine: _Engine = "auto",
@@ -129,6 +138,7 @@ def serve_command(
     gateway_arguments = ["--host", host, "--port", str(port), *(text for one in upstream or [] for text in ("--upstream", one))]
     if log_conversations is not None:
         gateway_arguments += ["--log-conversations", str(log_conversations)]
+    gateway_arguments += [text for one in cors_origin or [] for text in ("--cors-origin", one)]
     if keys is not None:
         gateway_arguments += ["--keys", str(keys)]
     if is_open:
@@ -157,6 +167,12 @@ def gateway_command(
     keys: _Keys = None,
     is_open: _Open = False,
     join_token: _Token = "",
+    cors_origin: _CorsOrigins = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate with its chain (PEM): serve https.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM), where the certificate's file has none.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="Let in only who shows a certificate of this authority (PEM).")
+    ] = None,
     alias: Annotated[
         list[str] | None,
         typer.Option(help="NAME=MODEL, or NAME=MODEL:9,OTHER:1 to split its requests by weight; repeat for more."),
@@ -189,6 +205,10 @@ def gateway_command(
         join_token=join_token,
         keys=keys,
         is_open=is_open,
+        cors_origins=tuple(cors_origin or ()),
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        tls_client_ca=tls_client_ca,
         aliases=dict(parse_alias(text) for text in alias or []),
         queue_size=queue_size,
         queue_wait_s=queue_seconds,
@@ -217,6 +237,11 @@ def worker_command(
     priority: Annotated[
         int, typer.Option(min=-1000, max=1000, help="A worker of higher priority gets requests first, while it has free slots.")
     ] = 0,
+    tls_ca: Annotated[
+        Path | None, typer.Option(help="Authority to trust for an https gateway (PEM), instead of the system's.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate to show to a gateway that asks for one (PEM).")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM), where the certificate's file has none.")] = None,
     log_format: _LogFormatOption = None,
     log_level: _LogLevel = None,
 ) -> None:
@@ -235,6 +260,9 @@ def worker_command(
         drain_s=drain,
         weight=weight,
         priority=priority,
+        tls_ca=tls_ca,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
     )
     with _open_log(log_format, log_level) as lines:
         run_worker(config, lines.say, lines=lines)

@@ -25,6 +25,7 @@ from chaccu.serve.gateway.api import AnswerApi
 from chaccu.serve.gateway.back_pressure import BackPressure
 from chaccu.serve.gateway.config import GatewayConfig, check_config
 from chaccu.serve.gateway.conversation_log import ConversationLog
+from chaccu.serve.gateway.cors import CorsPolicy
 from chaccu.serve.gateway.dialects import DIALECTS, write_error
 from chaccu.serve.gateway.errors import ApiError
 from chaccu.serve.gateway.front import FastRelay
@@ -59,7 +60,7 @@ def create_gateway(
     registry = WorkerRegistry(clock)
     upstreams = UpstreamRelay(config.upstreams, clock)
     metrics = GatewayMetrics(log)
-    observer = Observer(metrics, lines, clock)
+    observer = Observer(metrics, lines, CorsPolicy(config.cors_origins), clock)
     admission = Admission(config, metrics, clock)
     aliases = Aliases(config.aliases)
     queues = BackPressure(registry, size=config.queue_size, wait_s=config.queue_wait_s, clock=clock)

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from chaccu.errors import UsageError
+from chaccu.serve.gateway.cors import ANY, check_origin
 
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
@@ -25,6 +26,9 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     """`port` 0 lets the kernel pick. `aliases`: models by weight, by the name that stands for them. `join_token`: what workers
     must show; may be empty on loopback only, and with keys no worker joins by an empty one. `keys`: the file of API keys; None
     asks for none, on loopback or where `is_open` says that this is meant.
+
+    `cors_origins`: whose pages in browsers may read answers, `*` for all. `tls_cert`, `tls_key`: PEM files that make it https;
+    with `tls_client_ca` only clients and workers with a certificate of that authority are heard.
 
     `stall_s`: a worker that has requests and was not heard for so long, pings included, is suspended, and its answers go on
     elsewhere; 0 waits for its connection to break. `hedge`: a second worker may be asked for an answer that is slow to begin.
@@ -45,6 +49,10 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     join_token: str = ""
     keys: Path | None = None
     is_open: bool = False
+    cors_origins: tuple[str, ...] = ()
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
     queue_size: int = 1000
     queue_wait_s: float = 60.0
     rejoin_wait_s: float = 5.0
@@ -83,6 +91,15 @@ def check_config(config: GatewayConfig) -> None:
             f"the gateway would listen on {config.host} with no join token, so anyone who reaches it could join as a worker.",
             remedy="set CHACCU_JOIN_TOKEN (or --join-token) here and for the workers, or listen on 127.0.0.1",
         )
+    for origin in config.cors_origins:
+        check_origin(origin)
+    if ANY in config.cors_origins and config.keys is None:
+        raise UsageError(
+            "--cors-origin '*' without API keys would let every page that anyone opens use the gateway.",
+            remedy="name the pages' origins, or add --keys",
+        )
+    if config.tls_cert is None and (config.tls_key is not None or config.tls_client_ca is not None):
+        raise UsageError("there is no TLS without a certificate.", remedy="--tls-cert with the gateway's own")
     names = [upstream.name for upstream in config.upstreams]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

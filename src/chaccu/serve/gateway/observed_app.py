@@ -1,7 +1,8 @@
 """`ObservedApp`: the gateway's app, with a note of each request and its id on each answer.
 
 Invariants: no answer leaves without the request's id, that of a crash neither; a note is closed before the last piece of the
-answer leaves, so whoever has the answer finds it counted. It ignores what is asked, and WebSockets.
+answer leaves, so whoever has the answer finds it counted. What browsers ask before a request (CORS) is answered here, for no
+part of the app needs to know. It ignores what is asked, and WebSockets.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from chaccu.serve.gateway.errors import CLIENT_LEFT
 from chaccu.serve.gateway.request_note import Observer, RequestNote
 
 _NOTE = "chaccu.note"
+_NO_CONTENT = 204
 
 
 class ObservedApp:
@@ -35,6 +37,11 @@ class ObservedApp:
                 note.close(note.status)
             await send(message)
 
+        allowed = self._observer.cors.preflight(scope["method"], scope["headers"])
+        if allowed is not None:
+            await send_noted({"type": "http.response.start", "status": _NO_CONTENT, "headers": allowed})
+            await send_noted({"type": "http.response.body"})
+            return
         try:
             await self._app(scope, receive, send_noted)
         finally:

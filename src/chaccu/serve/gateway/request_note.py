@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
+from chaccu.serve.gateway.cors import CorsPolicy
 from chaccu.serve.gateway.errors import CLIENT_LEFT, ApiError
 from chaccu.serve.gateway.metrics import GatewayMetrics
 from chaccu.serve.log_writer import LogWriter
@@ -50,22 +51,29 @@ class RequestLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class Observer:
-    """Begins the notes of one gateway's requests; `clock` gives seconds. Lines go to `log`, if there is one."""
+    """Begins the notes of one gateway's requests; `clock` gives seconds. Lines go to `log`, if there is one; `cors` says what
+    answers tell browsers."""
 
-    def __init__(self, metrics: GatewayMetrics, log: LogWriter | None, clock: Callable[[], float]) -> None:
+    def __init__(self, metrics: GatewayMetrics, log: LogWriter | None, cors: CorsPolicy, clock: Callable[[], float]) -> None:
         self.metrics = metrics
         self.log = log
+        self.cors = cors
         self.clock = clock
         self._made = f"req-{secrets.token_hex(6)}-".encode()
         self._numbers = itertools.count(1)
 
     def begin(self, headers: Iterable[tuple[bytes, bytes]], method: str, path: str) -> RequestNote:
         """The note of a request that has come, with lower-case names of `headers`."""
-        request_id = None
+        request_id = origin = None
         for name, value in headers:
             if name == REQUEST_ID and _is_good_id(value):
                 request_id = value
-        return RequestNote(self, request_id or b"%b%x" % (self._made, next(self._numbers)), method, path)
+            elif name == b"origin":
+                origin = value
+        note = RequestNote(self, request_id or b"%b%x" % (self._made, next(self._numbers)), method, path)
+        if self.cors.is_on:
+            note.headers += self.cors.headers(origin)
+        return note
 
 
 class RequestNote:

@@ -20,11 +20,12 @@ import uvicorn
 from chaccu.artifact import atomic_file
 from chaccu.errors import ServeError, explain_listening
 from chaccu.serve.gateway.app import create_gateway
-from chaccu.serve.gateway.config import GatewayConfig
+from chaccu.serve.gateway.config import GatewayConfig, check_config
 from chaccu.serve.gateway.conversation_log import ConversationLog
 from chaccu.serve.gateway.front import Front
 from chaccu.serve.link import MAX_FRAME_BYTES, PING_INTERVAL_S, PING_TIMEOUT_S
 from chaccu.serve.log_writer import LogWriter
+from chaccu.serve.tls import build_server_context
 
 _BACKLOG = 2048
 _SHUTDOWN_S = 3
@@ -45,6 +46,10 @@ def serve_gateway(
     Raises `ServeError` when the address cannot be listened on, `UsageError` for a configuration that must not be served,
     `StorageError` when the log cannot be written.
     """
+    check_config(config)
+    context = None
+    if config.tls_cert is not None:
+        context = build_server_context(config.tls_cert, config.tls_key, config.tls_client_ca)
     log = None if log_folder is None else ConversationLog(log_folder)
     app = create_gateway(config, log=log, lines=lines)
     listener = listen(config.host, config.port)
@@ -53,7 +58,7 @@ def serve_gateway(
     if port_file is not None:
         port_file.unlink(missing_ok=True)
     shown_host = f"[{config.host}]" if ":" in config.host else config.host
-    url = f"http://{shown_host}:{listener.getsockname()[1]}"
+    url = f"{'http' if context is None else 'https'}://{shown_host}:{listener.getsockname()[1]}"
     settings = uvicorn.Config(
         app,
         # uvicorn calls it as it would call the class.
@@ -68,6 +73,7 @@ def serve_gateway(
         ws_per_message_deflate=False,
         timeout_graceful_shutdown=_SHUTDOWN_S,
         server_header=False,
+        ssl_context_factory=None if context is None else lambda settings, build: context,
     )
     # uvicorn raises the signal that stopped it once more; a SIGTERM that has been obeyed is a normal end.
     former = signal.signal(signal.SIGTERM, lambda number, frame: None)

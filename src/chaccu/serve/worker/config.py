@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 
 from chaccu.engine import EngineOptions
@@ -11,7 +13,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """`model`: a model spec; `gateway`: the gateway's http(s) URL; `name` and `chat_format` override the model's own.
 
     `drain_s`: how long a worker that was told to end may finish what it has. `weight`, `priority`: its share of the model's
-    requests among other workers, as in `ModelOffer`.
+    requests among other workers, as in `ModelOffer`. `tls_ca`: PEM file of the authority to trust instead of the system's;
+    `tls_cert`, `tls_key`: what the worker shows to a gateway that asks for a certificate.
     """
 
     model: str
@@ -24,3 +27,6 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     drain_s: float = 30.0
     weight: float = 1.0
     priority: int = 0
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None

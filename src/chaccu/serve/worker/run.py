@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import socket
+import ssl
 from collections.abc import Callable
 from urllib.parse import urlsplit, urlunsplit
 
@@ -37,6 +38,7 @@ from chaccu.serve.link import (
     encode_frame,
 )
 from chaccu.serve.log_writer import LogWriter
+from chaccu.serve.tls import build_client_context
 from chaccu.serve.worker.config import WorkerConfig
 from chaccu.serve.worker.prompt import PromptBuilder
 from chaccu.serve.worker.session import WorkerSession
@@ -52,13 +54,16 @@ def run_worker(config: WorkerConfig, announce: Callable[[str], None], *, lines: 
     gateway refuses.
     """
     url = join_url(config.gateway)
+    context = None
+    if url.startswith("wss:"):
+        context = build_client_context(config.tls_ca, config.tls_cert, config.tls_key)
     source = resolve_model(config.model, chat_format=config.chat_format, name=config.name)
     engine_name, reason = choose_engine(source, config.engine)
     builder = _build_prompts(source)
     announce(f"loading {source.name} with the engine {engine_name}: {reason}")
     # Loaded before the event loop starts, so Ctrl-C ends a long load as it ends any program.
     engine = load_engine(engine_name).load(source, config.options)
-    asyncio.run(_serve(config, url, source, engine, builder, announce, lines))
+    asyncio.run(_serve(config, url, context, source, engine, builder, announce, lines))
 
 
 def _build_prompts(source: ModelSource) -> PromptBuilder:
@@ -85,6 +90,7 @@ def _load_tokenizer(source: ModelSource) -> TextTokenizer:
 async def _serve(
     config: WorkerConfig,
     url: str,
+    context: ssl.SSLContext | None,
     source: ModelSource,
     engine: Engine,
     builder: PromptBuilder,
@@ -110,7 +116,7 @@ async def _serve(
     try:
         while not draining.is_set():
             try:
-                async with _connect(url) as connection:
+                async with _connect(url, context) as connection:
                     await _join(connection, join)
                     announce(
                         f"worker ready: {source.name} at {config.gateway} ({info.engine} on {info.device}, {info.slots} slots "
@@ -130,10 +136,11 @@ async def _serve(
     announce(f"{source.name}: drained and stopped")
 
 
-def _connect(url: str) -> connect:
+def _connect(url: str, context: ssl.SSLContext | None) -> connect:
     loopback = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
     return connect(
         url,
+        ssl=context,
         max_size=MAX_FRAME_BYTES,
         compression=None,
         ping_interval=PING_INTERVAL_S,
@@ -162,6 +169,8 @@ def _reason(error: Exception, gateway: str) -> str:
         return f"the connection to the gateway at {gateway} is lost"
     if isinstance(error, InvalidStatus):
         return f"{gateway} answers with status {error.response.status_code} and is no Chaccu gateway"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the certificate of {gateway} is not trusted ({error.verify_message}; --tls-ca names its authority)"
     return f"the gateway at {gateway} is not reachable ({error or type(error).__name__})"
 
 
