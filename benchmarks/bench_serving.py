@@ -27,6 +27,7 @@ from gateways import (
     Running,
     Stage,
     free_port,
+    make_absolute,
     open_stage,
     start_chaccu,
     start_chaccu_workers,
@@ -267,6 +268,7 @@ def main() -> None:
     cli.add_argument("--quiet-wait", type=float, default=30, help="seconds to wait for other work on the machine to end")
     cli.add_argument("--out", type=Path, default=RESULTS / "serving.json")
     options = cli.parse_args()
+    make_absolute(options)
     results: dict[str, Any] = {}
     for name in options.gateways:
         results[name] = measure(name, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -46,7 +47,13 @@ class Stage:
         path = self.folder / f"{name}-{self._started}.log"
         with path.open("wb") as log:
             process = subprocess.Popen(
-                [*command], stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **environment}, start_new_session=True
+                [*command],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # Some write logs of their own where they are started.
+                cwd=self.folder,
+                env={**os.environ, **environment},
+                start_new_session=True,
             )
         self.processes.append(process)
         self._logs[process.pid] = path
@@ -89,6 +96,13 @@ def open_stage(folder: Path, environments: Path | None) -> Iterator[Stage]:
             stage.end(process)
 
 
+def make_absolute(options: argparse.Namespace) -> None:
+    """Let paths hold wherever a process is started."""
+    for name, value in vars(options).items():
+        if isinstance(value, Path):
+            setattr(options, name, value.absolute())
+
+
 def free_port() -> int:
     """A port that is free now."""
     with socket.socket() as probe:
@@ -128,36 +142,38 @@ def start_engine(stage: Stage, harness: Path, port: int, *arguments: str) -> sub
 def start_chaccu(stage: Stage, engines: Sequence[int]) -> Running:
     """Ours before plain upstreams: API keys, validation, metrics and continuation are on."""
     upstreams = [part for port in engines for part in ("--upstream", f"{MODEL}=http://127.0.0.1:{port}/v1")]
-    return _start_ours(stage, upstreams)
+    return start_ours(stage, upstreams)
 
 
 def start_chaccu_workers(stage: Stage, engines: Sequence[int]) -> Running:
     """Ours with as many workers dialled in, each with the scripted engine; the harness's engines are not used."""
-    running = _start_ours(stage, [])
+    running = start_ours(stage, [])
     gateway = running.url.removesuffix("/v1")
     for number, _ in enumerate(engines):
         keys = stage.folder / "keys.json"
-        key = _create_key(keys, "--name", f"w{number}", "--scope", "worker", "--model", MODEL)
+        key = create_key(keys, "--name", f"w{number}", "--scope", "worker", "--model", MODEL)
         command = ["worker", "--model", f"scripted:{MODEL}", "--gateway", gateway, "--slots", "256"]
-        stage.start([*_OURS, *command], "worker", CHACCU_JOIN_TOKEN=key)
+        stage.start([*OURS, *command], "worker", CHACCU_JOIN_TOKEN=key)
     wait_for(stage, f"{running.url}/models", running.api_key, until=lambda body: MODEL.encode() in body)
     return running
 
 
-_OURS = [sys.executable, "-m", "chaccu.cli.main"]
+OURS = [sys.executable, "-m", "chaccu.cli.main"]
 
 
-def _create_key(keys: Path, *arguments: str) -> str:
+def create_key(keys: Path, *arguments: str) -> str:
+    """A new API key in the file `keys`."""
     made = subprocess.run(
-        [*_OURS, "keys", "create", "--keys", str(keys), *arguments], check=True, capture_output=True, text=True
+        [*OURS, "keys", "create", "--keys", str(keys), *arguments], check=True, capture_output=True, text=True
     )
     return next(word for word in made.stdout.split() if word.startswith("sk-chaccu-"))
 
 
-def _start_ours(stage: Stage, arguments: Sequence[str]) -> Running:
+def start_ours(stage: Stage, arguments: Sequence[str]) -> Running:
+    """A gateway of ours with an API key, and more `arguments`."""
     keys, port = stage.folder / "keys.json", free_port()
-    key = _create_key(keys, "--name", "bench", "--scope", "chat", "--scope", "metrics")
-    command = [*_OURS, "gateway", "--port", str(port), "--keys", str(keys), *arguments]
+    key = create_key(keys, "--name", "bench", "--scope", "chat", "--scope", "metrics")
+    command = [*OURS, "gateway", "--port", str(port), "--keys", str(keys), *arguments]
     running = Running(f"http://127.0.0.1:{port}/v1", [], key)
 
     def start() -> None:
