@@ -14,6 +14,7 @@ import openai
 import pytest
 import pytest_asyncio
 
+from chaccu.serve.link import PROTOCOL_VERSION, Join, ModelOffer, Refused, decode_to_worker, encode_frame
 from chaccu.testing.processes import Service, start_gateway, start_worker
 
 HELLO = [{"role": "user", "content": "Hi"}]
@@ -243,6 +244,16 @@ async def test_a_stranger_that_talks_nonsense_is_let_go(http: aiohttp.ClientSess
         assert (await stranger.receive(timeout=5)).type is aiohttp.WSMsgType.CLOSE
     async with http.get("/ready") as response:
         assert response.status == 200
+
+
+@pytest.mark.parametrize(("weight", "priority"), [(0.0, 0), (float("nan"), 0), (1e9, 0), (1.0, 10**6)])
+async def test_a_worker_cannot_claim_all_requests(http: aiohttp.ClientSession, weight: float, priority: int) -> None:
+    offer = ModelOffer(name="m", engine="e", context_tokens=9, slots=1, chat_format="chatml", weight=weight, priority=priority)
+    async with http.ws_connect("/workers/join") as greedy:
+        await greedy.send_bytes(encode_frame(Join(protocol=PROTOCOL_VERSION, worker="greedy", models=(offer,))))
+        refused = decode_to_worker((await greedy.receive(timeout=5)).data)
+    assert isinstance(refused, Refused)
+    assert f"the weight {weight:g} and the priority {priority}" in refused.reason
 
 
 async def test_an_upstream_is_relayed_and_a_dead_one_is_said(

@@ -19,6 +19,16 @@ class KeptTransport:
     def __init__(self) -> None:
         self.data = b""
         self.closed = False
+        self.unread_bytes = 0
+
+    def abort(self) -> None:
+        self.closed = True
+
+    def pause_reading(self) -> None:
+        pass
+
+    def get_write_buffer_size(self) -> int:
+        return self.unread_bytes
 
     def write(self, data: bytes) -> None:
         self.data += data
@@ -59,6 +69,26 @@ async def test_a_client_that_takes_too_long_is_let_go(sent: bytes, limit_s: floa
     assert transport.data.startswith(status)
     assert (b"request_timeout" in transport.data) == bool(status)
     assert (b'"type":"timeout_error"' in transport.data) == (b"/v1/messages" in sent)
+
+
+async def test_a_client_that_reads_nothing_of_its_answer_is_let_go() -> None:
+    app = create_gateway(GatewayConfig())
+    settings = uvicorn.Config(app, log_config=None)
+    front = Front(app.state.fast_relay, config=settings, server_state=ServerState(), app_state={})
+    transport = KeptTransport()
+    front.connection_made(transport)  # type: ignore[arg-type]
+    front._owes = None  # all of a request has come
+    for began_s in (0, 1000):
+        front.pause_writing()
+        for now_s, unread_bytes in [(0, 70_000), (119, 70_000), (121, 69_999), (240, 69_999)]:
+            transport.unread_bytes = unread_bytes
+            front.check_time(float(began_s + now_s))
+            assert not transport.closed
+        if not began_s:
+            front.resume_writing()
+            front.check_time(999.0)
+    front.check_time(1242.0)
+    assert transport.closed
 
 
 def test_a_stream_passes_by_whole_lines() -> None:

@@ -39,7 +39,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     `rejoin_wait_s`: how long a request waits for a worker of a model that has lost its last one. `max_attempts`: workers that
     one answer may be given to in turn, so that a request which kills its worker cannot kill them all. `max_body_bytes`:
     longest request body. `head_timeout_s`, `body_timeout_s`: how long a client may take to send a request's head, and its body.
-    `keep_alive_s`: how long a connection without a request stays open.
+    `unread_timeout_s`: how long it may read nothing of an answer that waits for it. `keep_alive_s`: how long a connection
+    without a request stays open.
     """
 
     host: str = "127.0.0.1"
@@ -62,6 +63,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: int = 4 * 2**20
     head_timeout_s: float = 10.0
     body_timeout_s: float = 60.0
+    unread_timeout_s: float = 120.0
     keep_alive_s: float = 60.0
 
 

@@ -6,7 +6,8 @@ socket to socket. Whatever else comes, wrong requests too, is handed to uvicorn'
 has one place.
 
 Invariants: a client that leaves stops the upstream at once; a slow client stops the reading of its own upstream only; a client
-that takes too long over a head or a body is let go. It ignores workers and what the bytes mean.
+that takes too long over a head or a body, or reads nothing of its answer, is let go. It ignores workers and what the bytes
+mean.
 """
 
 from __future__ import annotations
@@ -68,6 +69,9 @@ class Front(HttpToolsProtocol):
         # What the client owes, and since when: a head, a body, or the next request (None: nothing).
         self._owes: str | None = "request"
         self._since_s = self.loop.time()
+        # How much of an answer waits for the client to read, and since when none of it went.
+        self._unread_bytes: int | None = None
+        self._unread_since_s = 0.0
 
     # What the event loop calls.
 
@@ -89,6 +93,7 @@ class Front(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        self._unread_bytes = None
         if self._answer is not None and self._answer.exchange is not None:
             self._answer.exchange.pause()
 
@@ -114,6 +119,10 @@ class Front(HttpToolsProtocol):
     def check_time(self, now_s: float) -> None:
         """Let the client go if it has taken too long."""
         config = self._relay.config
+        if self.flow.write_paused and self._has_not_read(now_s, config.unread_timeout_s):
+            # It would keep its turn at the workers, and others from theirs.
+            self.transport.abort()
+            return
         limits_s = {"request": config.keep_alive_s, "head": config.head_timeout_s, "body": config.body_timeout_s}
         if self._owes is None or now_s - self._since_s < limits_s[self._owes]:
             return
@@ -123,6 +132,12 @@ class Front(HttpToolsProtocol):
             self._refuse(slow)
         self._owes = None
         self.transport.close()
+
+    def _has_not_read(self, now_s: float, limit_s: float) -> bool:
+        unread_bytes = self.transport.get_write_buffer_size()
+        if unread_bytes != self._unread_bytes:
+            self._unread_bytes, self._unread_since_s = unread_bytes, now_s
+        return now_s - self._unread_since_s >= limit_s
 
     def send_400_response(self, msg: str) -> None:
         """What came is no HTTP."""

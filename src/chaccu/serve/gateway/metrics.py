@@ -95,9 +95,8 @@ class GatewayMetrics:
         self._workers.clear()
         self._outstanding.clear()
         for status in workers.statuses():
-            gone = status.state == "lost"
-            self._workers.labels(status.model).inc(0 if gone else 1)
-            self._outstanding.labels(status.model).inc(0 if gone else status.outstanding)
+            self._workers.labels(status.model).inc(0 if status.state in ("suspended", "lost") else 1)
+            self._outstanding.labels(status.model).inc(0 if status.state == "lost" else status.outstanding)
         return generate_latest(self._registry)
 
 
