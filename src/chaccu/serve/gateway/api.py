@@ -96,7 +96,7 @@ class AnswerApi:
             fields["model"] = named
             data = msgspec.json.encode(fields)
         if self._upstreams.serves(named):
-            note.model = note.upstream = named
+            note.relay(named)
             check_relayed(fields, dialect.path, dialect.relayed)
             # An upstream's tokens are not counted, for its bytes are not read: the estimate stays.
             admit = partial(self._admission.admitted, key, asked_model, estimate_tokens(len(data), None))
@@ -155,7 +155,7 @@ class AnswerApi:
                 async for part in parts:
                     note.note_text()
                     if part.usage is not None:
-                        note.finish(part.usage.prompt_tokens, part.usage.completion_tokens, part.finish_reason)
+                        note.finish(part.usage.prompt_tokens, part.usage.completion_tokens, part.finish_reason or "stop")
                         admitted.use(part.usage.prompt_tokens, part.usage.completion_tokens)
                     if logged is not None:
                         logged.take(part)
@@ -178,7 +178,9 @@ class AnswerApi:
             on_tried=note.try_worker,
         )
         turn = self._queues.turn(job.model, "" if admitted.key is None else admitted.key.id)
+        asked_s = self._clock()
         async with turn, contextlib.aclosing(parts):
+            self._metrics.time_queue(job.model, self._clock() - asked_s)
             async for part in parts:
                 yield part
 

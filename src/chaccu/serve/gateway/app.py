@@ -89,7 +89,8 @@ def create_gateway(
 
     async def metrics_text(request: Request) -> Response:
         admission.identify(request.scope["headers"], "metrics")
-        return Response(metrics.render(registry, queues.waiting()), media_type="text/plain; version=0.0.4; charset=utf-8")
+        text = metrics.render(registry, queues.waiting(), observer.relayed, observer.connections)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     app = _Gateway(
         observer,

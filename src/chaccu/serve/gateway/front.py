@@ -12,6 +12,7 @@ mean.
 
 from __future__ import annotations
 
+import asyncio
 import http
 from collections.abc import Sequence
 from typing import Any
@@ -84,12 +85,22 @@ class Front(HttpToolsProtocol):
             self._owe("head")
         super().data_received(data)
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._relay.observer.connections += 1
+        super().connection_made(transport)
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self._relay.observer.connections -= 1
         answer, self._answer = self._answer, None
         self._owes = None
         if answer is not None:
             answer.leave()
         super().connection_lost(exc)
+
+    def handle_websocket_upgrade(self) -> None:
+        # It is a worker's from here on, and ends as such.
+        self._relay.observer.connections -= 1
+        super().handle_websocket_upgrade()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -224,7 +235,7 @@ class Front(HttpToolsProtocol):
         if not relay.upstreams.serves(request.model) or request.model in relay.aliases:
             return False
         note = relay.observer.begin(self.headers, "POST", _SHOWN_PATHS[endpoint])
-        note.model = note.upstream = request.model
+        note.relay(request.model)
         note.key_id = None if key is None else key.id
         try:
             admitted = relay.admission.admit(key, request.model, estimate_tokens(len(body), None))

@@ -1,5 +1,8 @@
 """`GatewayMetrics`: what the gateway counts, in Prometheus' text form.
 
+What vLLM counts too has vLLM's name and labels, so that its dashboards and scalers work; what it does not count begins with
+`chaccu_`.
+
 Invariant: the only label a client can choose is a model's name, and unknown ones are counted together, so no request can grow
 the set of series. Keys are counted by their ids, and only those that exist.
 """
@@ -10,7 +13,7 @@ import functools
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
@@ -19,7 +22,8 @@ from chaccu.serve.gateway.race import AnswerEvent
 from chaccu.serve.gateway.registry import WorkerRegistry
 
 _FIRST_TOKEN_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-
+_ANSWER_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
+_FIRST_ERROR = 400
 
 _ANSWER_EVENTS: dict[AnswerEvent, str] = {
     "continued": "Answers that another worker went on with, after one was lost or hung.",
@@ -37,49 +41,63 @@ class GatewayMetrics:
         self._registry = CollectorRegistry()
         if log is not None:
             self._registry.register(_LogCounts(log))
+        ProcessCollector(registry=self._registry)
         self.requests = Counter("chaccu_requests", "Requests answered.", ["model", "status"], registry=self._registry)
-        self.tokens = Counter("chaccu_generated_tokens", "Tokens generated.", ["model"], registry=self._registry)
         self._events: dict[AnswerEvent, Counter] = {
             event: Counter(f"chaccu_{event}", text, ["model"], registry=self._registry)
             for event, text in _ANSWER_EVENTS.items()
         }
-        self.first_text_s = Histogram(
-            "chaccu_first_text_seconds",
-            "Time from a request to the first text of its answer.",
-            ["model"],
-            registry=self._registry,
-            buckets=_FIRST_TOKEN_BUCKETS_S,
+        self._prompt_tokens = self._vllm_counter("prompt_tokens", "Tokens of prompts that workers have answered.")
+        self._generation_tokens = self._vllm_counter("generation_tokens", "Tokens that workers have generated.")
+        self._successes = self._vllm_counter(
+            "request_success", "Answers of workers by what ended them; abort: the client left.", "finished_reason"
         )
+        self._first_text_s = self._vllm_histogram(
+            "time_to_first_token_seconds", "From a request to the first text of its answer.", _FIRST_TOKEN_BUCKETS_S
+        )
+        self._answer_s = self._vllm_histogram(
+            "e2e_request_latency_seconds", "From a request to the end of its answer, where that is no error.", _ANSWER_BUCKETS_S
+        )
+        self._queue_s = self._vllm_histogram(
+            "request_queue_time_seconds", "In the queue before a worker.", _FIRST_TOKEN_BUCKETS_S
+        )
+        self._waiting = self._vllm_gauge("num_requests_waiting", "Requests in the queue.")
+        self._running = self._vllm_gauge("num_requests_running", "Requests that workers and upstreams have.")
         self._key_requests = Counter(
             "chaccu_key_requests", "Requests of an API key.", ["key", "status"], registry=self._registry
         )
         self._key_tokens = Counter("chaccu_key_tokens", "Tokens of an API key.", ["key", "kind"], registry=self._registry)
-        self._waiting = Gauge("chaccu_waiting_requests", "Requests in the queue.", ["model"], registry=self._registry)
         self._workers = Gauge("chaccu_workers", "Workers that serve now.", ["model"], registry=self._registry)
-        self._outstanding = Gauge(
-            "chaccu_outstanding_requests", "Requests that workers have.", ["model"], registry=self._registry
-        )
+        self._connections = Gauge("chaccu_open_connections", "Open connections of clients.", registry=self._registry)
         # Finding a series by its labels costs more than counting does.
         self._requests_of = functools.cache(self.requests.labels)
-        self._tokens_of = functools.cache(self.tokens.labels)
-        self._first_texts_of = functools.cache(self.first_text_s.labels)
+        self._first_texts_of = functools.cache(self._first_text_s.labels)
+        self._answers_of = functools.cache(self._answer_s.labels)
         self._key_requests_of = functools.cache(self._key_requests.labels)
 
-    def count_request(self, model: str, status: int) -> None:
-        """A request for `model` has been answered."""
+    def count_request(self, model: str, status: int, seconds: float) -> None:
+        """A request for `model` has been answered, or its client left, after `seconds`."""
         self._requests_of(model, status).inc()
+        if status < _FIRST_ERROR:
+            self._answers_of(model).observe(seconds)
 
     def count_event(self, model: str, event: AnswerEvent) -> None:
         """It has taken more than one worker to answer a request for `model`."""
         self._events[event].labels(model).inc()
 
-    def count_answer(self, model: str, completion_tokens: int) -> None:
-        """A worker's answer is complete."""
-        self._tokens_of(model).inc(completion_tokens)
+    def count_answer(self, model: str, reason: str, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
+        """A worker's answer has ended, with this finish reason or `abort`."""
+        self._successes.labels(model, reason).inc()
+        self._prompt_tokens.labels(model).inc(prompt_tokens)
+        self._generation_tokens.labels(model).inc(completion_tokens)
 
     def time_first_text(self, model: str, seconds: float) -> None:
         """The first text of an answer came `seconds` after its request."""
         self._first_texts_of(model).observe(seconds)
+
+    def time_queue(self, model: str, seconds: float) -> None:
+        """A request has had its turn after `seconds`."""
+        self._queue_s.labels(model).observe(seconds)
 
     def count_key(self, key_id: str, status: int, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
         """A request with this key has ended."""
@@ -88,16 +106,36 @@ class GatewayMetrics:
             self._key_tokens.labels(key_id, "prompt").inc(prompt_tokens)
             self._key_tokens.labels(key_id, "completion").inc(completion_tokens)
 
-    def render(self, workers: WorkerRegistry, waiting: Mapping[str, int] = MappingProxyType({})) -> bytes:
-        """The text that Prometheus reads; `waiting`: requests in the queues, by model."""
-        for model, count in waiting.items():
-            self._waiting.labels(model).set(count)
-        self._workers.clear()
-        self._outstanding.clear()
+    def render(
+        self,
+        workers: WorkerRegistry,
+        waiting: Mapping[str, int] = MappingProxyType({}),
+        relayed: Mapping[str, int] = MappingProxyType({}),
+        connections: int = 0,
+    ) -> bytes:
+        """The text that Prometheus reads; `waiting`: requests in the queues, `relayed`: those that upstreams have, by model."""
+        self._connections.set(connections)
+        for gauge in (self._waiting, self._workers, self._running):
+            gauge.clear()
+        for model, count in relayed.items():
+            self._running.labels(model).set(count)
         for status in workers.statuses():
             self._workers.labels(status.model).inc(0 if status.state in ("suspended", "lost") else 1)
-            self._outstanding.labels(status.model).inc(0 if status.state == "lost" else status.outstanding)
+            self._running.labels(status.model).inc(0 if status.state == "lost" else status.outstanding)
+            # A model that nobody has waited for has a queue too: what scales workers by it must find it.
+            self._waiting.labels(status.model).set(0)
+        for model, count in waiting.items():
+            self._waiting.labels(model).set(count)
         return generate_latest(self._registry)
+
+    def _vllm_counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"vllm:{name}", text, ["model_name", *labels], registry=self._registry)
+
+    def _vllm_gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"vllm:{name}", text, ["model_name"], registry=self._registry)
+
+    def _vllm_histogram(self, name: str, text: str, buckets_s: tuple[float, ...]) -> Histogram:
+        return Histogram(f"vllm:{name}", text, ["model_name"], registry=self._registry, buckets=buckets_s)
 
 
 class _LogCounts(Collector):

@@ -46,7 +46,7 @@ class ObservedApp:
             await self._app(scope, receive, send_noted)
         finally:
             # Without its last piece the answer has broken off; as a rule the client did.
-            note.close(CLIENT_LEFT if note.end is None else note.status)
+            note.close(note.status if note.status and note.end is not None else CLIENT_LEFT)
 
 
 def note_of(scope: Scope) -> RequestNote:

@@ -58,6 +58,10 @@ class Observer:
         self.metrics = metrics
         self.log = log
         self.cors = cors
+        # How many requests upstreams have, by model.
+        self.relayed: dict[str, int] = {}
+        # Open connections of clients.
+        self.connections = 0
         self.clock = clock
         self._made = f"req-{secrets.token_hex(6)}-".encode()
         self._numbers = itertools.count(1)
@@ -135,12 +139,18 @@ class RequestNote:
             if self.model is not None:
                 self._observer.metrics.time_first_text(self.model, self._first_s)
 
-    def finish(self, prompt_tokens: int, completion_tokens: int, reason: str | None) -> None:
+    def relay(self, model: str) -> None:
+        """The upstream of `model` gets the request."""
+        self.model = self.upstream = model
+        relayed = self._observer.relayed
+        relayed[model] = relayed.get(model, 0) + 1
+
+    def finish(self, prompt_tokens: int, completion_tokens: int, reason: str) -> None:
         """The answer is complete, and took so many tokens."""
         self.usage = prompt_tokens, completion_tokens
         self.end = reason
         if self.model is not None:
-            self._observer.metrics.count_answer(self.model, completion_tokens)
+            self._observer.metrics.count_answer(self.model, reason, prompt_tokens, completion_tokens)
 
     def fail(self, error: ApiError) -> None:
         """There is an error instead of the answer, or of its rest."""
@@ -156,7 +166,11 @@ class RequestNote:
         if status == CLIENT_LEFT:
             self.end = "client_left"
         if self.model is not None:
-            observer.metrics.count_request(self.model, status)
+            observer.metrics.count_request(self.model, status, seconds)
+            if self.upstream is not None:
+                observer.relayed[self.upstream] -= 1
+            elif status == CLIENT_LEFT and self.worker is not None and self.usage is None:
+                observer.metrics.count_answer(self.model, "abort")
         if observer.log is not None:
             level = self._level(status)
             if level >= observer.log.level:
