@@ -8,7 +8,9 @@ from chaccu.engine.protocol import (
     EngineOptions,
     GenerationDelta,
     GenerationRequest,
+    TokenLogprob,
     Usage,
+    WrongRequestError,
 )
 from chaccu.engine.registry import choose_engine, list_engines, load_engine
 
@@ -20,7 +22,9 @@ __all__ = [
     "GenerationDelta",
     "GenerationRequest",
     "ModelSource",
+    "TokenLogprob",
     "Usage",
+    "WrongRequestError",
     "choose_engine",
     "list_engines",
     "load_engine",

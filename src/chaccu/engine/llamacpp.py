@@ -1,7 +1,10 @@
 """The llama.cpp engine: GGUF weights on a CPU or laptop, through xllamacpp.
 
 Its server runs inside this process on a loopback port of its own with a random key; requests go to it as token ids and come
-back as a stream, several at once over its slots. Invariants: prompts are never tokenised here; at most `slots` requests are in
+back as a stream, several at once over its slots. Embeddings are the mean of the last hidden states over an input's tokens,
+scaled to length 1.
+
+Invariants: prompts are never tokenised here; at most `slots` requests are in
 it, the others wait in order; leaving a stream closes its connection, which frees the slot.
 
 It ignores the chat template inside the GGUF.
@@ -10,18 +13,32 @@ It ignores the chat template inside the GGUF.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import os
 import secrets
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from chaccu.engine.deltas import DeltaBuilder
+from chaccu.engine.json_schemas import can_read_schemas, read_schema
 from chaccu.engine.model_source import ModelSource
-from chaccu.engine.protocol import EngineInfo, EngineOptions, GenerationDelta, GenerationRequest, Usage, room_for_answer
-from chaccu.engine.stops import StopScanner
+from chaccu.engine.protocol import (
+    LEAST_LOGPROB,
+    Ability,
+    EngineInfo,
+    EngineOptions,
+    GenerationDelta,
+    GenerationRequest,
+    TokenLogprob,
+    WrongRequestError,
+    check_inputs,
+    room_for_answer,
+)
 from chaccu.errors import EngineError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -30,8 +47,20 @@ if TYPE_CHECKING:
 _DEFAULT_SLOTS = 4
 _DEFAULT_CONTEXT_TOKENS = 4096
 _MAX_AUTO_THREADS = 8
+_EMBEDDED_TOKENS = 512  # of one input at most: llama.cpp's own size of a batch
 _GGUF_MAGIC = b"GGUF"
 _DATA = b"data: "
+
+
+class _LikelyToken(msgspec.Struct):
+    bytes: list[int]
+    logprob: float
+
+
+class _TokenProbability(_LikelyToken):
+    """Of llama.cpp's own distribution, before sampling. Of a character of several tokens it is the last one's."""
+
+    top_logprobs: list[_LikelyToken] = []
 
 
 class _Chunk(msgspec.Struct):
@@ -42,6 +71,15 @@ class _Chunk(msgspec.Struct):
     stop: bool = False
     stop_type: str = ""
     tokens_predicted: int = 0
+    completion_probabilities: list[_TokenProbability] = []
+
+
+class _Embedding(msgspec.Struct):
+    embedding: list[float]
+
+
+class _Embeddings(msgspec.Struct):
+    data: list[_Embedding]
 
 
 class LlamaCppEngine:
@@ -67,9 +105,7 @@ class LlamaCppEngine:
         slots = options.slots or _DEFAULT_SLOTS
         context_tokens = options.context_tokens or _DEFAULT_CONTEXT_TOKENS
         key = secrets.token_urlsafe(24)
-        params = _build_params(
-            xllamacpp.CommonParams(), path, options.threads or _default_threads(), slots, context_tokens, key
-        )
+        params = _build_params(path, options.threads or _default_threads(), slots, context_tokens, key)
         try:
             server = xllamacpp.Server(params)
         except Exception as error:  # the binding raises whatever llama.cpp's loader met
@@ -77,7 +113,11 @@ class LlamaCppEngine:
                 f"llama.cpp cannot load {path}: {error}.", remedy="check the file; make it again if it is damaged"
             ) from error
         context_tokens = min(context_tokens, _trained_context(server.listening_address, key))
-        return cls(server, EngineInfo(engine="llamacpp", context_tokens=context_tokens, slots=slots), key)
+        abilities: tuple[Ability, ...] = ("penalties", "logit_bias", "logprobs", "embeddings")
+        if can_read_schemas():
+            abilities += ("json_schema",)
+        info = EngineInfo(engine="llamacpp", context_tokens=context_tokens, slots=slots, abilities=abilities)
+        return cls(server, info, key)
 
     @property
     def info(self) -> EngineInfo:
@@ -86,32 +126,39 @@ class LlamaCppEngine:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
         limit = room_for_answer(request, self._info.context_tokens)
         stop_ids = frozenset(request.stop_ids)
+        body = await asyncio.to_thread(_request_body, request, limit, self._info.context_tokens)
         # llama.cpp's own stop strings lose the text they held back when an answer ends at its limit.
-        scanner = StopScanner(request.stop)
-        made = counted = 0
+        builder = DeltaBuilder(request)
         async with self._slots:
-            events = self._events(_request_body(request, limit))
+            events = self._events(body)
             try:
                 async for chunk in events:
-                    made = chunk.tokens_predicted
+                    tokens = chunk.tokens_predicted - builder.made
                     # It ends by itself only at the end tokens that the GGUF names; the format may name others.
-                    ended = not stop_ids.isdisjoint(chunk.tokens)
-                    text, stopped = scanner.push("" if ended else chunk.content)
-                    if ended or stopped or chunk.stop:
-                        yield GenerationDelta(
-                            text=text + scanner.flush(),
-                            tokens=made - counted,
-                            finish_reason="length" if chunk.stop_type == "limit" and not (ended or stopped) else "stop",
-                            usage=Usage(len(request.prompt_ids), made),
-                            stopped_by=scanner.stopped_by,
-                        )
+                    if not stop_ids.isdisjoint(chunk.tokens):
+                        yield builder.end("stop", tokens=tokens)
                         return
-                    if text:
-                        yield GenerationDelta(text=text, tokens=made - counted)
-                        counted = made
+                    delta = builder.push(chunk.content, tokens=tokens, logprob=_logprob(chunk, request.top_logprobs))
+                    if delta is not None:
+                        yield delta
+                        if delta.finish_reason is not None:
+                            return
+                    if chunk.stop:
+                        yield builder.end("length" if chunk.stop_type == "limit" else "stop")
+                        return
             finally:
                 await events.aclose()
         raise EngineError("llama.cpp ended its stream without saying that the answer is complete.", remedy="ask again")
+
+    async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
+        check_inputs(inputs, min(self._info.context_tokens, _EMBEDDED_TOKENS))
+        # One by one: side by side in a batch, equal inputs would get slightly different vectors.
+        return [await self._embed_one(ids) for ids in inputs]
+
+    async def _embed_one(self, ids: list[int]) -> list[float]:
+        async with self._slots, self._post("/v1/embeddings", {"input": [ids]}) as response:
+            (found,) = msgspec.json.decode(await response.read(), type=_Embeddings).data
+        return found.embedding
 
     async def close(self) -> None:
         if self._session is not None:
@@ -121,6 +168,16 @@ class LlamaCppEngine:
         await asyncio.to_thread(_free, [server])
 
     async def _events(self, body: dict[str, Any]) -> AsyncGenerator[_Chunk, None]:
+        async with self._post("/completion", body) as response:
+            async for line in _lines(response.content.iter_any()):
+                if line.startswith(_DATA):
+                    yield msgspec.json.decode(line[len(_DATA) :], type=_Chunk)
+                elif line.startswith(b"error: "):
+                    raise EngineError(f"llama.cpp failed while generating: {_error_text(line[len(b'error: ') :])}")
+
+    @contextlib.asynccontextmanager
+    async def _post(self, path: str, body: dict[str, Any]) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The server's response, which is none of an error. Raises `EngineError`."""
         import aiohttp
 
         if self._session is None:
@@ -132,19 +189,18 @@ class LlamaCppEngine:
                 trust_env=False,
             )
         try:
-            async with self._session.post(f"{self._url}/completion", json=body) as response:
+            async with self._session.post(self._url + path, json=body) as response:
                 if response.status != 200:
                     raise EngineError(f"llama.cpp refused the request: {_error_text(await response.read())}")
-                async for line in _lines(response.content.iter_any()):
-                    if line.startswith(_DATA):
-                        yield msgspec.json.decode(line[len(_DATA) :], type=_Chunk)
-                    elif line.startswith(b"error: "):
-                        raise EngineError(f"llama.cpp failed while generating: {_error_text(line[len(b'error: ') :])}")
+                yield response
         except aiohttp.ClientError as error:
             raise EngineError(f"the connection to llama.cpp broke: {error}.", remedy="ask again") from error
 
 
-def _build_params(params: Any, path: Path, threads: int, slots: int, context_tokens: int, key: str) -> Any:
+def _build_params(path: Path, threads: int, slots: int, context_tokens: int, key: str) -> Any:
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
     params.model.path = str(path)
     params.n_parallel = slots
     params.n_ctx = context_tokens * slots  # llama.cpp divides its context among the slots
@@ -157,13 +213,18 @@ def _build_params(params: Any, path: Path, threads: int, slots: int, context_tok
     params.n_threads_http = slots + 2  # one a running stream, and some to refuse with
     params.verbosity = -1
     params.ui = False
+    # Texts too: it still answers, and gives vectors beside. Their mean is made inside one batch of the processor's.
+    params.embedding = True
+    params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+    params.n_ubatch = _EMBEDDED_TOKENS
     params.endpoint_slots = False
     params.endpoint_props = False
     return params
 
 
-def _request_body(request: GenerationRequest, limit: int) -> dict[str, Any]:
-    return {
+def _request_body(request: GenerationRequest, limit: int, context_tokens: int) -> dict[str, Any]:
+    """The body of a completion. Raises `WrongRequestError`."""
+    body: dict[str, Any] = {
         "prompt": request.prompt_ids + request.reply_ids,
         "n_predict": limit,
         "stream": True,
@@ -173,11 +234,45 @@ def _request_body(request: GenerationRequest, limit: int) -> dict[str, Any]:
         "top_k": request.top_k,
         "top_p": request.top_p,
         "min_p": request.min_p,
-        "repeat_penalty": 1.0,
-        # Temperature first, as the other engines do: top_p then cuts the tempered distribution.
-        "samplers": ["temperature", "top_k", "top_p", "min_p"],
+        "repeat_penalty": request.repetition_penalty,
+        "presence_penalty": request.presence_penalty,
+        "frequency_penalty": request.frequency_penalty,
+        "repeat_last_n": context_tokens,
+        "logit_bias": _logit_bias(request),
+        # Temperature before the cuts, as the other engines do: top_p then cuts the tempered distribution.
+        "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"],
         "seed": -1 if request.seed is None else request.seed % 2**32,
     }
+    if request.top_logprobs is not None:
+        body["n_probs"] = max(1, request.top_logprobs)
+    if request.json_schema is not None:
+        if request.reply_ids:
+            raise WrongRequestError(
+                "llamacpp cannot go on with an answer that keeps to a JSON schema.", parameter="response_format"
+            )
+        body["json_schema"] = read_schema(request.json_schema)
+    return body
+
+
+def _logit_bias(request: GenerationRequest) -> list[tuple[int, float]]:
+    """The request's biases, and what makes up for the frequency penalty of the prompt's tokens: llama.cpp counts these too."""
+    bias = dict(request.logit_bias)
+    if request.frequency_penalty:
+        if request.repetition_penalty != 1:
+            raise WrongRequestError(
+                "llamacpp does not carry out frequency_penalty and repetition_penalty together.", parameter="frequency_penalty"
+            )
+        for token, count in Counter(request.prompt_ids).items():
+            bias[token] = bias.get(token, 0.0) + count * request.frequency_penalty
+    return list(bias.items())
+
+
+def _logprob(chunk: _Chunk, top: int | None) -> TokenLogprob | None:
+    if top is None or not chunk.completion_probabilities:
+        return None
+    (chosen,) = chunk.completion_probabilities
+    likeliest = [(bytes(one.bytes), max(one.logprob, LEAST_LOGPROB)) for one in chosen.top_logprobs[:top]]
+    return TokenLogprob(bytes(chosen.bytes), max(chosen.logprob, LEAST_LOGPROB), likeliest)
 
 
 async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

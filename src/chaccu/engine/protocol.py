@@ -18,6 +18,11 @@ from chaccu.engine.model_source import ModelSource
 from chaccu.errors import EngineError
 
 FinishReason = Literal["stop", "length"]
+# What not every engine can: penalties of repetition, biases of tokens, log-probabilities, answers that keep to a JSON schema,
+# going on with such an answer in its middle, vectors of texts.
+Ability = Literal["penalties", "logit_bias", "logprobs", "json_schema", "json_resumed", "embeddings"]
+# A log-probability that JSON can carry, for what is as good as impossible.
+LEAST_LOGPROB = -9999.0
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +32,15 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     the engine goes on after them and sends only what is new. `max_tokens`: new tokens at most; None = what the context
     holds. `temperature` 0 is greedy; then `top_p`, `top_k` (0 = off), `min_p` and `seed` change nothing. `stop`: texts that
     end the answer and are not sent; `stop_ids`: token ids that do the same.
+
+    Before all that a logit z of a token is changed: `logit_bias` is added; `repetition_penalty` r makes it z / r, or z r where
+    z is negative, if the token is in the prompt or the answer (Keskar et al. 2019, CTRL, arXiv:1909.05858, section 4.1);
+    `frequency_penalty` times its count in the answer, and `presence_penalty` if that is not 0, are subtracted (OpenAI's API
+    documentation, "Frequency and presence penalties"). `reply_ids` belong to the answer.
+
+    `top_logprobs`: None, or how many of the likeliest tokens are told at each place beside the one that was chosen. Logarithms
+    are natural, of the model's own distribution: at temperature 1, before anything that a request changes. `json_schema`: the
+    JSON text of a schema that the answer has to keep to.
     """
 
     id: str
@@ -40,6 +54,12 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_ids: tuple[int, ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    top_logprobs: int | None = None
+    json_schema: str | None = None
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -49,9 +69,20 @@ class Usage(msgspec.Struct, frozen=True):
     completion_tokens: int
 
 
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """A token's text in UTF-8, which may be a part of a character, and its log-probability; `top`: the likeliest at its place,
+    likeliest first.
+    """
+
+    token: bytes
+    logprob: float
+    top: list[tuple[bytes, float]] = []
+
+
 class GenerationDelta(msgspec.Struct, frozen=True, kw_only=True):
     """The next piece of an answer. `tokens`: generated tokens that this piece accounts for (held-back text is counted when
-    sent). `stopped_by`: the stop string that ended the answer, None where it ended otherwise.
+    sent). `stopped_by`: the stop string that ended the answer, None where it ended otherwise. `logprobs`, where they are asked
+    for: of this piece's tokens in order, but for one that ends the answer.
     """
 
     text: str
@@ -59,17 +90,19 @@ class GenerationDelta(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     stopped_by: str | None = None
+    logprobs: list[TokenLogprob] = []
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine offers. `context_tokens`: prompt and answer of one request together; `slots`: requests it works on at
-    once.
+    once; `abilities`: what it carries out of that which not every engine can.
     """
 
     engine: str
     context_tokens: int
     slots: int
     device: str = "cpu"
+    abilities: tuple[Ability, ...] = ()
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,13 +127,29 @@ class Engine(Protocol):
     def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
         """Stream the answer; closing the stream ends the work.
 
-        Raises `ContextOverflowError` when the prompt leaves no room for an answer, and `EngineError` when the engine fails.
+        Raises `ContextOverflowError` when the prompt leaves no room for an answer, `WrongRequestError` for a value that the
+        engine cannot take, and `EngineError` when it fails.
+        """
+        ...
+
+    async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
+        """A vector of length 1 for each input's token ids; equal inputs have equal vectors.
+
+        Raises `ContextOverflowError` for an input that is too long, `EngineError` for an empty one and when the engine fails.
         """
         ...
 
     async def close(self) -> None:
         """End all work and free the weights."""
         ...
+
+
+class WrongRequestError(EngineError):
+    """A request has a value that this engine cannot take; `parameter` is the name that clients know it by."""
+
+    def __init__(self, message: str, *, parameter: str, remedy: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.parameter = parameter
 
 
 class ContextOverflowError(EngineError):
@@ -113,6 +162,15 @@ class ContextOverflowError(EngineError):
         )
         self.wanted_tokens = wanted_tokens
         self.context_tokens = context_tokens
+
+
+def check_inputs(inputs: list[list[int]], context_tokens: int) -> None:
+    """Raise `EngineError` for an empty input of an embedding, `ContextOverflowError` for one that is too long."""
+    for ids in inputs:
+        if not ids:
+            raise EngineError("an input is empty (0 tokens).", remedy="send at least one token")
+        if len(ids) > context_tokens:
+            raise ContextOverflowError(len(ids), context_tokens, "an input to embed has")
 
 
 def room_for_answer(request: GenerationRequest, context_tokens: int) -> int:

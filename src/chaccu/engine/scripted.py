@@ -1,9 +1,12 @@
 """The scripted engine: deterministic answers at a set pace, for tests and benchmarks.
 
-A model spec is `scripted:NAME?text=…&tokens=…&tokens_per_s=…&first_token_s=…&context_tokens=…&slots=…&echo=1`. The answer is
-the given text, or the prompt's text (`echo`), or words drawn from the prompt's ids and the seed. Invariant: it depends on
+A model spec is `scripted:NAME?text=…&tokens=…&tokens_per_s=…&first_token_s=…&context_tokens=…&slots=…&echo=1&can=…`. The answer
+is the given text, or the prompt's text (`echo`), or words drawn from the prompt's ids and the seed. Invariant: it depends on
 nothing else, so a reply that another worker began is gone on with to the same text, character for character. One token is one
 word with the space before it.
+
+The log-probability of every token is that of one half, and of the words told beside it of a quarter, an eighth and so on.
+Embeddings are drawn from the input's ids.
 
 It ignores temperature and the other sampling settings but the seed, and needs no model folder: its tokenizer is one token a
 byte.
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import re
 from collections.abc import AsyncGenerator, Iterator
 from urllib.parse import parse_qsl
@@ -21,17 +25,19 @@ import msgspec
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from chaccu.conversation import TextTokenizer
+from chaccu.engine.deltas import DeltaBuilder
 from chaccu.engine.model_source import ModelSource
 from chaccu.engine.protocol import (
+    Ability,
     EngineInfo,
     EngineOptions,
     FinishReason,
     GenerationDelta,
     GenerationRequest,
-    Usage,
+    TokenLogprob,
+    check_inputs,
     room_for_answer,
 )
-from chaccu.engine.stops import StopScanner
 from chaccu.errors import UsageError, did_you_mean
 
 _WORDS = (
@@ -66,11 +72,14 @@ _WORDS = (
     "answer",
     "small",
 )
+_VECTOR_LENGTH = 32
 _TOKEN = re.compile(r"\s*\S+|\s+$")
 
 
 class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a scripted model behaves. `tokens_per_s` 0 waits for nothing; `tokens` is the length of a drawn answer."""
+    """How a scripted model behaves. `tokens_per_s` 0 waits for nothing; `tokens` is the length of a drawn answer; `can`: what
+    abilities it says it has beside those that it has, by commas.
+    """
 
     text: str | None = None
     echo: bool = False
@@ -79,6 +88,12 @@ class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     first_token_s: float = 0.0
     context_tokens: int = 8192
     slots: int = 64
+    can: str = ""
+
+    @property
+    def abilities(self) -> tuple[Ability, ...]:
+        """What it says that it can."""
+        return msgspec.convert(["logprobs", "embeddings", *filter(None, self.can.split(","))], tuple[Ability, ...])
 
 
 def parse_script(spec: str) -> Script:
@@ -90,7 +105,9 @@ def parse_script(spec: str) -> Script:
             f"{unknown[0]!r} is no setting of a scripted model.", remedy=did_you_mean(unknown[0], Script.__struct_fields__)
         )
     try:
-        return msgspec.convert(fields, Script, strict=False)
+        script = msgspec.convert(fields, Script, strict=False)
+        script.abilities  # noqa: B018 - checked here, where the spec can be named
+        return script
     except msgspec.ValidationError as error:
         raise UsageError(f"{spec!r} has a wrong value: {error}.") from error
 
@@ -120,6 +137,7 @@ class ScriptedEngine:
             context_tokens=context_tokens or script.context_tokens,
             slots=slots or script.slots,
             device="none",
+            abilities=script.abilities,
         )
         self._slots = asyncio.Semaphore(self._info.slots)
         self._tokenizer = build_byte_tokenizer()
@@ -135,35 +153,32 @@ class ScriptedEngine:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
         limit = room_for_answer(request, self._info.context_tokens)
         async with self._slots:
-            scanner = StopScanner(request.stop)
+            builder = DeltaBuilder(request)
             clock = asyncio.get_running_loop().time
             due = clock() + self._script.first_token_s
             step = 1 / self._script.tokens_per_s if self._script.tokens_per_s else 0.0
-            made = waiting = 0
             finish: FinishReason = "stop"
             for token in self._tokens(request):
-                if made == limit:
+                if builder.made == limit:
                     finish = "length"
                     break
                 # Sleeping to a due time instead of for a duration keeps the pace exact under load.
                 await asyncio.sleep(max(0.0, due - clock()))
                 due += step
-                made, waiting = made + 1, waiting + 1
-                text, stopped = scanner.push(token)
-                if stopped:
-                    last = self._last(request, text, waiting, "stop", made)
-                    yield msgspec.structs.replace(last, stopped_by=scanner.stopped_by)
-                    return
-                if text:
-                    yield GenerationDelta(text=text, tokens=waiting)
-                    waiting = 0
-            yield self._last(request, scanner.flush(), waiting, finish, made)
+                logprob = None if request.top_logprobs is None else _logprob(token, request.top_logprobs)
+                delta = builder.push(token, logprob=logprob)
+                if delta is not None:
+                    yield delta
+                    if delta.finish_reason is not None:
+                        return
+            yield builder.end(finish)
+
+    async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
+        check_inputs(inputs, self._info.context_tokens)
+        return [_draw_vector(ids) for ids in inputs]
 
     async def close(self) -> None:
         """Nothing to free."""
-
-    def _last(self, request: GenerationRequest, text: str, tokens: int, finish: FinishReason, made: int) -> GenerationDelta:
-        return GenerationDelta(text=text, tokens=tokens, finish_reason=finish, usage=Usage(len(request.prompt_ids), made))
 
     def _tokens(self, request: GenerationRequest) -> Iterator[str]:
         begun = self._tokenizer.decode(request.reply_ids)
@@ -178,3 +193,18 @@ class ScriptedEngine:
             return self._tokenizer.decode(request.prompt_ids, skip_special_tokens=True)
         draws = hashlib.shake_128(repr((request.prompt_ids, request.seed)).encode()).digest(self._script.tokens)
         return " ".join(_WORDS[draw % len(_WORDS)] for draw in draws)
+
+
+def _logprob(token: str, top: int) -> TokenLogprob:
+    """The token at one half, and before `top` words in all those that follow it at half of the former each."""
+    others = [word for word in _WORDS if word != token.strip()]
+    told = [token, *(f" {word}" for word in others)][:top]
+    half = math.log(0.5)
+    return TokenLogprob(token.encode(), half, [(text.encode(), half * place) for place, text in enumerate(told, 1)])
+
+
+def _draw_vector(ids: list[int]) -> list[float]:
+    drawn = hashlib.shake_128(repr(ids).encode()).digest(_VECTOR_LENGTH)
+    values = [byte - 127.5 for byte in drawn]
+    length = math.hypot(*values)
+    return [value / length for value in values]

@@ -2,7 +2,8 @@
 
 One thread owns the model. It gives each running request one token in turn (each has its own key-value cache), so requests share
 the device fairly and a cancelled one costs at most the step it is in. Invariants: nothing but that thread touches the model;
-each request samples from its own random generator, so a seed repeats whatever runs beside it.
+each request samples from its own random generator, so a seed repeats whatever runs beside it. Embeddings are the mean of the
+last hidden states over an input's tokens, scaled to length 1.
 
 It ignores batching: steps of different requests are not joined into one.
 """
@@ -10,6 +11,7 @@ It ignores batching: steps of different requests are not joined into one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator
@@ -18,21 +20,24 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from chaccu.engine.deltas import DeltaBuilder
+from chaccu.engine.json_schemas import can_read_schemas
 from chaccu.engine.model_source import ModelSource
 from chaccu.engine.protocol import (
+    Ability,
     EngineInfo,
     EngineOptions,
-    FinishReason,
     GenerationDelta,
     GenerationRequest,
-    Usage,
+    TokenLogprob,
+    check_inputs,
     room_for_answer,
 )
-from chaccu.engine.stops import StopScanner
+from chaccu.engine.token_choice import TokenChooser
 from chaccu.errors import ChaccuError, EngineError, MissingDependencyError
 
 if TYPE_CHECKING:
-    import torch
+    from llguidance import LLTokenizer
 
 _DEFAULT_SLOTS = 4
 _UNBOUNDED_CONTEXT_TOKENS = 4096
@@ -48,12 +53,13 @@ class TransformersEngine:
             context_tokens=min(options.context_tokens or trained, trained),
             slots=options.slots or _DEFAULT_SLOTS,
             device=str(model.device),
+            abilities=_abilities(),
         )
         self._model = model
-        self._tokenizer = tokenizer
         self._eos_ids = _end_ids(model)
+        self._words = _Words(tokenizer, self._eos_ids)
         self._slots = asyncio.Semaphore(self._info.slots)
-        self._waiting: deque[_Run] = deque()
+        self._waiting: deque[_Task] = deque()
         self._wake = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="chaccu-generate", daemon=True)
@@ -89,22 +95,36 @@ class TransformersEngine:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
         limit = room_for_answer(request, self._info.context_tokens)
         async with self._slots:
-            run = _Run(request, limit, self._eos_ids | set(request.stop_ids), self._tokenizer)
-            with self._wake:
-                if self._closing:
-                    raise EngineError("the engine is closing.", remedy="ask another worker")
-                self._waiting.append(run)
-                self._wake.notify()
-            try:
-                while True:
-                    delta = await run.deltas.get()
-                    if isinstance(delta, ChaccuError):
-                        raise delta
+            run = _Run(request, limit, self._eos_ids | set(request.stop_ids), self._words)
+            async with contextlib.aclosing(self._results(run)) as deltas:
+                async for delta in deltas:
                     yield delta
                     if delta.finish_reason is not None:
                         return
-            finally:
-                run.cancelled = True
+
+    async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
+        check_inputs(inputs, self._info.context_tokens)
+        if not inputs:
+            return []
+        async with self._slots, contextlib.aclosing(self._results(_Embedding(inputs))) as results:
+            vectors: list[list[float]] = await anext(results)
+            return vectors
+
+    async def _results(self, task: _Task) -> AsyncGenerator[Any, None]:
+        """What the thread sends for `task`, until the caller leaves. Raises what it failed of."""
+        with self._wake:
+            if self._closing:
+                raise EngineError("the engine is closing.", remedy="ask another worker")
+            self._waiting.append(task)
+            self._wake.notify()
+        try:
+            while True:
+                result = await task.sent.get()
+                if isinstance(result, ChaccuError):
+                    raise result
+                yield result
+        finally:
+            task.cancelled = True
 
     async def close(self) -> None:
         with self._wake:
@@ -115,7 +135,7 @@ class TransformersEngine:
 
     def _work(self) -> None:
         """The thread: one step for each running request, round after round, until the engine closes."""
-        running: list[_Run] = []
+        running: list[_Task] = []
         while True:
             with self._wake:
                 while not running and not self._waiting and not self._closing:
@@ -124,19 +144,19 @@ class TransformersEngine:
                 self._waiting.clear()
                 if self._closing:
                     break
-            running = [run for run in running if not run.cancelled and self._step(run)]
-        for run in running:
-            run.send(EngineError("the engine closed while it generated.", remedy="ask again"))
+            running = [task for task in running if not task.cancelled and self._step(task)]
+        for task in running:
+            task.send(EngineError("the engine closed while it generated.", remedy="ask again"))
 
-    def _step(self, run: _Run) -> bool:
-        """Generate one token of `run`; returns whether it goes on."""
+    def _step(self, task: _Task) -> bool:
+        """One step of `task`; returns whether it goes on."""
         import torch
 
         try:
             with torch.inference_mode():
-                return run.take(run.next_token(self._model))
+                return task.step(self._model)
         except Exception as error:  # whatever the model raises must reach the request that met it, not end the thread
-            run.send(
+            task.send(
                 error
                 if isinstance(error, ChaccuError)
                 else EngineError(f"transformers failed: {type(error).__name__}: {error}")
@@ -144,104 +164,104 @@ class TransformersEngine:
             return False
 
 
-class _Run:
-    """One request while it is generated. Made on the event loop; stepped by the model's thread."""
+class _Task:
+    """What the model's thread works on, step by step. Made on the event loop; `sent` holds what it sends there."""
 
-    def __init__(self, request: GenerationRequest, limit: int, end_ids: set[int], tokenizer: Tokenizer) -> None:
-        self.request = request
+    def __init__(self) -> None:
         self.cancelled = False
-        self.deltas: asyncio.Queue[GenerationDelta | ChaccuError] = asyncio.Queue()
+        self.sent: asyncio.Queue[Any] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
+
+    def step(self, model: Any) -> bool:
+        """Do a little; returns whether there is more to do."""
+        raise NotImplementedError
+
+    def send(self, item: Any) -> None:
+        """Give `item` to the event loop; a `ChaccuError` is raised there."""
+        self._loop.call_soon_threadsafe(self.sent.put_nowait, item)
+
+
+class _Run(_Task):
+    """One answer: a token a step."""
+
+    def __init__(self, request: GenerationRequest, limit: int, end_ids: set[int], words: _Words) -> None:
+        super().__init__()
+        self._request = request
         self._limit = limit
         self._end_ids = end_ids
-        self._tokenizer = tokenizer
+        self._words = words
         # Begun with the reply so far: a first token would lose its leading space, which a later one keeps.
         self._decoder = DecodeStream(ids=request.reply_ids, skip_special_tokens=True)
-        self._scanner = StopScanner(request.stop)
+        self._builder = DeltaBuilder(request)
         self._ids = request.prompt_ids + request.reply_ids
         self._cache: Any = None
-        self._sampler: _Sampler | None = None
-        self._made = 0
-        self._counted = 0
+        self._chooser: TokenChooser | None = None
 
-    def next_token(self, model: Any) -> int:
-        """Run the model over the ids it has not seen and choose the next token."""
+    def step(self, model: Any) -> bool:
         import torch
 
-        if self._sampler is None:
-            self._sampler = _Sampler(self.request, model.device)
+        if self._chooser is None:
+            self._chooser = TokenChooser(self._request, model.device, self._words.for_grammars, self._end_ids)
         ids_1T = torch.tensor([self._ids], device=model.device)
         output = model(input_ids=ids_1T, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         self._cache = output.past_key_values
-        token = self._sampler.choose(output.logits[:, -1].float())
+        token, logprob = self._chooser.choose(output.logits[:, -1].float())
         self._ids = [token]
-        return token
+        delta = self._take(token, logprob)
+        if delta is not None:
+            self.send(delta)
+        return delta is None or delta.finish_reason is None
 
-    def take(self, token: int) -> bool:
-        """Send what `token` adds to the text; returns whether the answer goes on."""
-        self._made += 1
+    def _take(self, token: int, logprob: TokenLogprob | None) -> GenerationDelta | None:
+        """What `token` adds to the answer."""
+        builder = self._builder
         if token in self._end_ids:
-            self._finish(self._scanner.flush(), "stop")
-            return False
-        text, stopped = self._scanner.push(self._decoder.step(self._tokenizer, token) or "")
-        if stopped:
-            self._finish(text, "stop")
-            return False
-        if self._made == self._limit:
-            self._finish(text + self._scanner.flush(), "length")
-            return False
-        if text:
-            self.send(GenerationDelta(text=text, tokens=self._made - self._counted))
-            self._counted = self._made
-        return True
-
-    def send(self, item: GenerationDelta | ChaccuError) -> None:
-        self._loop.call_soon_threadsafe(self.deltas.put_nowait, item)
-
-    def _finish(self, text: str, reason: FinishReason) -> None:
-        usage = Usage(len(self.request.prompt_ids), self._made)
-        self.send(
-            GenerationDelta(
-                text=text,
-                tokens=self._made - self._counted,
-                finish_reason=reason,
-                usage=usage,
-                stopped_by=self._scanner.stopped_by,
-            )
-        )
+            return builder.end("stop", tokens=1)
+        delta = builder.push(self._decoder.step(self._words.tokenizer, token) or "", logprob=logprob)
+        if delta is not None and delta.finish_reason is not None:
+            return delta
+        complete = self._chooser is not None and self._chooser.is_complete
+        if not complete and builder.made < self._limit:
+            return delta
+        if delta is not None:
+            self.send(delta)
+        return builder.end("stop" if complete else "length")
 
 
-class _Sampler:
-    """Chooses a token from logits: greedy at temperature 0, else temperature, then top_k, top_p and min_p."""
+class _Embedding(_Task):
+    """Vectors of some inputs: one input a step, as the mean of the last hidden states over its tokens, scaled to length 1."""
 
-    def __init__(self, request: GenerationRequest, device: torch.device) -> None:
-        import torch
-        from transformers.generation import logits_process
+    def __init__(self, inputs: list[list[int]]) -> None:
+        super().__init__()
+        self._inputs = inputs
+        self._vectors: list[list[float]] = []
 
-        self._greedy = request.temperature == 0
-        self._generator = torch.Generator(device=device)
-        if request.seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(request.seed % 2**63)
-        self._warpers: Any = logits_process.LogitsProcessorList()
-        if not self._greedy and request.temperature != 1:
-            self._warpers.append(logits_process.TemperatureLogitsWarper(request.temperature))
-        if request.top_k > 0:
-            self._warpers.append(logits_process.TopKLogitsWarper(request.top_k))
-        if request.top_p < 1:
-            self._warpers.append(logits_process.TopPLogitsWarper(request.top_p))
-        if request.min_p > 0:
-            self._warpers.append(logits_process.MinPLogitsWarper(request.min_p))
-
-    def choose(self, logits_1V: torch.Tensor) -> int:
+    def step(self, model: Any) -> bool:
         import torch
 
-        if self._greedy:
-            return int(logits_1V.argmax())
-        no_ids_10 = torch.empty((1, 0), dtype=torch.long)  # none of these warpers looks at the text so far
-        scores_1V = self._warpers(no_ids_10, logits_1V)
-        return int(torch.multinomial(torch.softmax(scores_1V, -1), 1, generator=self._generator))
+        ids_1T = torch.tensor([self._inputs[len(self._vectors)]], device=model.device)
+        hidden_TD = model.base_model(input_ids=ids_1T, use_cache=False).last_hidden_state[0].float()
+        self._vectors.append(torch.nn.functional.normalize(hidden_TD.mean(0), dim=0).tolist())
+        if len(self._vectors) < len(self._inputs):
+            return True
+        self.send(self._vectors)
+        return False
+
+
+class _Words:
+    """The tokenizer, and llguidance's view of it, which is made when it is first needed (a second for a large vocabulary)."""
+
+    def __init__(self, tokenizer: Tokenizer, end_ids: set[int]) -> None:
+        self.tokenizer = tokenizer
+        self._end_ids = end_ids
+        self._for_grammars: LLTokenizer | None = None
+
+    def for_grammars(self) -> LLTokenizer:
+        if self._for_grammars is None:
+            from llguidance import LLTokenizer
+
+            self._for_grammars = LLTokenizer(self.tokenizer.to_str(), eos_token=sorted(self._end_ids) or None)
+        return self._for_grammars
 
 
 def _end_ids(model: Any) -> set[int]:
@@ -250,3 +270,9 @@ def _end_ids(model: Any) -> set[int]:
     if configured is None:
         return set()
     return {configured} if isinstance(configured, int) else set(configured)
+
+
+def _abilities() -> tuple[Ability, ...]:
+    always: tuple[Ability, ...] = ("penalties", "logit_bias", "embeddings")
+    # llguidance keeps answers to schemas, and knows the bytes of each token.
+    return (*always, "logprobs", "json_schema", "json_resumed") if can_read_schemas() else always

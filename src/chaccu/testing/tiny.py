@@ -79,9 +79,12 @@ def build_tokenizer(folder: Path) -> TextTokenizer:
     return TextTokenizer.load(folder)
 
 
-def build_llama(folder: Path, *, tie_word_embeddings: bool = False) -> Path:
-    """Write a random LLaMA (float32, two layers, some 0.1 million weights) as a base model for `chatml`; returns `folder`."""
-    return build_model(folder, "llama", tie_word_embeddings=tie_word_embeddings)
+def build_llama(folder: Path, **fields: Any) -> Path:
+    """Write a random LLaMA (float32, two layers, some 0.1 million weights) as a base model for `chatml`; returns `folder`.
+
+    `fields` are put into its config.
+    """
+    return build_model(folder, "llama", **fields)
 
 
 def build_model(folder: Path, architecture: str, *, chat_format: str = "chatml", **fields: Any) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -18,6 +20,8 @@ from chaccu.engine import (
     GenerationDelta,
     GenerationRequest,
     ModelSource,
+    TokenLogprob,
+    WrongRequestError,
     resolve_model,
 )
 from chaccu.engine.registry import load_engine
@@ -41,6 +45,9 @@ class Subject(msgspec.Struct):
 
     async def run(self, prompt: int = 0, **fields: object) -> list[GenerationDelta]:
         return [delta async for delta in self.engine.generate(self.request(prompt, **fields))]
+
+    async def logprobs(self, **fields: object) -> list[TokenLogprob]:
+        return [one for delta in await self.run(**{"top_logprobs": 0, **fields}) for one in delta.logprobs]
 
 
 def text_of(deltas: Sequence[GenerationDelta]) -> str:
@@ -167,6 +174,110 @@ async def test_a_seed_repeats_and_another_differs(subject: Subject) -> None:
     first, again, other = await sample(11), await sample(11), await sample(12)
     assert first == again
     assert first != other
+
+
+def needs(subject: Subject, ability: str) -> None:
+    if ability not in subject.engine.info.abilities:
+        pytest.skip(f"this engine has no {ability}")
+
+
+async def test_logprobs_belong_to_the_tokens_of_the_text(subject: Subject) -> None:
+    needs(subject, "logprobs")
+    plain = await subject.run()
+    assert [delta.logprobs for delta in plain] == [[]] * len(plain)
+    deltas = await subject.run(top_logprobs=3)
+    assert text_of(deltas) == text_of(plain)
+    logprobs = [one for delta in deltas for one in delta.logprobs]
+    assert b"".join(one.token for one in logprobs).decode("utf-8", "replace").startswith(text_of(deltas))
+    for one in logprobs:
+        assert len(one.top) == 3
+        assert [value for _, value in one.top] == sorted((value for _, value in one.top), reverse=True)
+        # Greedy: what was chosen is the likeliest.
+        assert one.top[0] == (one.token, pytest.approx(one.logprob))
+        assert sum(math.exp(value) for _, value in one.top) <= 1.0001
+    alone = [one for delta in await subject.run(top_logprobs=0) for one in delta.logprobs]
+    assert [(one.token, one.top) for one in alone] == [(one.token, []) for one in logprobs]
+    assert [one.logprob for one in alone] == pytest.approx([one.logprob for one in logprobs], abs=0.02)
+
+
+async def test_logprobs_of_what_a_stop_string_cuts_are_not_told(subject: Subject) -> None:
+    needs(subject, "logprobs")
+    whole = text_of(await subject.run(max_tokens=12))
+    deltas = await subject.run(max_tokens=12, top_logprobs=0, stop=(whole[len(whole) // 2 :],))
+    tokens = [one.token for delta in deltas for one in delta.logprobs]
+    told, without_last = (b"".join(some).decode("utf-8", "replace") for some in (tokens, tokens[:-1]))
+    assert told.startswith(text_of(deltas))
+    assert len(without_last) < len(text_of(deltas))
+
+
+async def test_a_bias_forces_and_forbids_and_changes_no_logprob(subject: Subject) -> None:
+    needs(subject, "logit_bias")
+    forced, other = subject.prompts[1][1:3]
+    plain = (await subject.logprobs(top_logprobs=2))[0]
+    tokens = []
+    for bias in ({forced: 100.0, other: 80.0}, {forced: -100.0, other: 80.0}):
+        logprobs = await subject.logprobs(top_logprobs=2, logit_bias=bias)
+        assert len({one.token for one in logprobs}) == 1
+        assert [value for _, value in logprobs[0].top] == pytest.approx([value for _, value in plain.top], abs=0.02)
+        assert logprobs[0].logprob < plain.logprob
+        tokens.append(logprobs[0].token)
+    assert tokens[0] != tokens[1]
+
+
+@pytest.mark.parametrize("penalty", ["presence_penalty", "frequency_penalty", "repetition_penalty"])
+async def test_a_penalty_lets_no_token_come_again(subject: Subject, penalty: str) -> None:
+    needs(subject, "penalties")
+    # A token that its bias forces comes each time, until the penalty weighs more than the bias.
+    bias = {subject.prompts[1][1]: 60.0}
+    forced = await subject.logprobs(logit_bias=bias)
+    assert len({one.token for one in forced}) == 1
+    varied = [one.token for one in await subject.logprobs(logit_bias=bias, **{penalty: 100.0})]
+    assert varied[0] == forced[0].token
+    assert len(set(varied)) == len(varied) > 3
+    gone_on = await subject.logprobs(logit_bias=bias, reply_ids=[*bias], **{penalty: 100.0})
+    assert forced[0].token not in [one.token for one in gone_on]
+
+
+async def test_penalties_of_an_answer_leave_the_prompt_out(subject: Subject) -> None:
+    needs(subject, "penalties")
+    forced = subject.prompts[0][1]
+    (first,) = await subject.logprobs(max_tokens=1, logit_bias={forced: 60.0}, frequency_penalty=50.0)
+    (free,) = await subject.logprobs(max_tokens=1, logit_bias={forced: 60.0})
+    assert first.token == free.token
+    weighed = [one.token for one in await subject.logprobs(logit_bias={forced: 60.0}, frequency_penalty=100.0)]
+    assert weighed.count(free.token) == 1
+
+
+async def test_an_answer_keeps_to_a_schema(subject: Subject) -> None:
+    needs(subject, "json_schema")
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 6}, "wool": {"enum": [True, False]}},
+        "required": ["name", "wool"],
+        "additionalProperties": False,
+    }
+    deltas = await subject.run(max_tokens=100, json_schema=json.dumps(schema))
+    found = json.loads(text_of(deltas))
+    assert sorted(found) == ["name", "wool"]
+    assert deltas[-1].finish_reason == "stop"
+    for wrong in ({"type": "nonsense"}, {"type": "string", "pattern": "(["}, {"$ref": "#/nowhere"}):
+        with pytest.raises(WrongRequestError, match="schema cannot be carried out") as caught:
+            await subject.run(json_schema=json.dumps(wrong))
+        assert caught.value.parameter == "response_format"
+
+
+async def test_vectors_are_of_length_1_and_depend_on_the_input_alone(subject: Subject) -> None:
+    needs(subject, "embeddings")
+    one, other = subject.prompts
+    vectors = await subject.engine.embed([one, other, one])
+    assert [math.hypot(*vector) for vector in vectors] == pytest.approx([1.0] * 3, abs=1e-4)
+    assert vectors[0] == pytest.approx(vectors[2], abs=1e-4)
+    assert vectors[0] != pytest.approx(vectors[1], abs=1e-2)
+    assert (await subject.engine.embed([other]))[0] == pytest.approx(vectors[1], abs=1e-4)
+    with pytest.raises(ContextOverflowError):
+        await subject.engine.embed([one * 60])
+    with pytest.raises(EngineError, match="0 tokens"):
+        await subject.engine.embed([one, []])
 
 
 async def test_closing_the_stream_frees_the_slot(subject: Subject) -> None:
