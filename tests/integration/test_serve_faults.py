@@ -115,6 +115,35 @@ async def test_killing_one_of_two_workers_cuts_and_doubles_nothing(tmp_path: Pat
         assert len({text for text, _ in disturbed}) == 32
 
 
+async def test_each_of_several_choices_goes_on_with_its_logprobs(tmp_path: Path) -> None:
+    async def ask(client: openai.AsyncOpenAI, came: list[int]) -> tuple[list[str], list[list[str]], int]:
+        texts, told, completion_tokens = [""] * 4, [[], [], [], []], 0
+        options = {"include_usage": True}
+        asked = {**asking("twin", "hello"), "n": 4, "seed": 9, "logprobs": True}
+        async for chunk in await client.chat.completions.create(**asked, stream=True, stream_options=options):
+            for choice in chunk.choices:
+                texts[choice.index] += choice.delta.content or ""
+                told[choice.index] += [one.token for one in (choice.logprobs and choice.logprobs.content) or []]
+                came[choice.index] += 1
+            completion_tokens = chunk.usage.completion_tokens if chunk.usage else completion_tokens
+        return texts, told, completion_tokens
+
+    with (
+        start_gateway(tmp_path) as gateway,
+        start_worker(tmp_path, gateway, "scripted:twin" + STEADY) as first,
+        start_worker(tmp_path, gateway, "scripted:twin" + STEADY),
+    ):
+        client, came = client_of(gateway), [0] * 4
+        answer = asyncio.create_task(ask(client, came))
+        await until(lambda: min(came) > 10, 5)
+        assert min(worker["outstanding"] for worker in list_workers(gateway)) > 0
+        first.kill()
+        texts, told, completion_tokens = disturbed = await answer
+        assert disturbed == await ask(client, [0] * 4)
+        assert ["".join(tokens) for tokens in told] == texts
+        assert (len(set(texts)), completion_tokens) == (4, 240)
+
+
 async def test_the_answers_of_a_frozen_worker_go_on_elsewhere_and_it_comes_back(tmp_path: Path) -> None:
     with (
         start_gateway(tmp_path, "--stall-seconds", "1") as gateway,

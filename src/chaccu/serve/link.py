@@ -19,7 +19,7 @@ import msgspec
 from chaccu.conversation import Conversation
 from chaccu.errors import ServeError
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 JOIN_PATH = "/workers/join"
 MAX_FRAME_BYTES = 16 * 2**20
 PING_INTERVAL_S = 5.0
@@ -36,7 +36,8 @@ class ModelOffer(msgspec.Struct, frozen=True, kw_only=True):
     """A model that a worker serves. `context_tokens`: prompt and answer of one request together; `slots`: requests at once.
 
     `weight`: its share of the requests beside equal workers of weight 1; one of higher `priority` gets them first, while it has
-    free slots.
+    free slots. `abilities`: what its engine carries out of that which not every engine can, as `Generate.needs` names it;
+    `vocab_size`: ids of tokens are below it (0: not known).
     """
 
     name: str
@@ -47,6 +48,8 @@ class ModelOffer(msgspec.Struct, frozen=True, kw_only=True):
     device: str = "cpu"
     weight: float = 1.0
     priority: int = 0
+    abilities: tuple[str, ...] = ()
+    vocab_size: int = 0
 
 
 class Join(msgspec.Struct, frozen=True, kw_only=True, tag="join"):
@@ -63,17 +66,28 @@ class Drain(msgspec.Struct, frozen=True, tag="drain"):
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a request failed. `wanted_tokens` and `context_tokens` are set for a context overflow."""
+    """Why a request failed. `wanted_tokens` and `context_tokens` are set for a context overflow; `parameter`: the one of an
+    invalid request that is wrong, where that is known.
+    """
 
     kind: FailureKind
     message: str
     wanted_tokens: int = 0
     context_tokens: int = 0
+    parameter: str = ""
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """A token's text in UTF-8, which may be a part of a character, and its log-probability; `top`: the likeliest there."""
+
+    token: bytes
+    logprob: float
+    top: list[tuple[bytes, float]] = []
 
 
 class Piece(msgspec.Struct, frozen=True, array_like=True):
-    """Text of one request with the tokens it accounts for; the last piece has an `end`, and a `failure` if that is why, or
-    the stop string of the request that it was `stopped_by`.
+    """Text of one request with the tokens it accounts for, and their `logprobs` where they are asked for; the last piece has an
+    `end`, and a `failure` if that is why, or the stop string of the request that it was `stopped_by`.
     """
 
     request: int
@@ -83,6 +97,7 @@ class Piece(msgspec.Struct, frozen=True, array_like=True):
     end: End | None = None
     failure: Failure | None = None
     stopped_by: str | None = None
+    logprobs: list[TokenLogprob] = []
 
 
 class Output(msgspec.Struct, frozen=True, tag="output"):
@@ -112,6 +127,12 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     min_p: float = 0.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    top_logprobs: int | None = None
+    json_schema: str | None = None
 
 
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate", omit_defaults=True):
@@ -128,6 +149,22 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate", omit_d
     prompt: str = ""
     begun: str = ""
     request_id: str = ""
+
+    def needs(self) -> dict[str, str]:
+        """The abilities without which an engine cannot answer this, each with the parameter that asks for it."""
+        sampling, needs = self.sampling, {}
+        for name, neutral in (("presence_penalty", 0.0), ("frequency_penalty", 0.0), ("repetition_penalty", 1.0)):
+            if getattr(sampling, name) != neutral:
+                needs["penalties"] = name
+        if sampling.logit_bias:
+            needs["logit_bias"] = "logit_bias"
+        if sampling.top_logprobs is not None:
+            needs["logprobs"] = "logprobs"
+        if sampling.json_schema is not None:
+            needs["json_schema"] = "response_format"
+            if self.begun:
+                needs["json_resumed"] = "response_format"
+        return needs
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):

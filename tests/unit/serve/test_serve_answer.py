@@ -15,7 +15,7 @@ from chaccu.serve.gateway.hedging import Hedging
 from chaccu.serve.gateway.race import AnswerEvent
 from chaccu.serve.gateway.registry import WorkerRegistry
 from chaccu.serve.gateway.remote_worker import RemoteWorker
-from chaccu.serve.link import Cancel, End, Failure, Generate, ModelOffer, Piece, Sampling
+from chaccu.serve.link import Cancel, End, Failure, Generate, ModelOffer, Piece, Sampling, TokenLogprob
 
 ASKED = Conversation(messages=(Message("user", "hi"),))
 
@@ -30,8 +30,16 @@ class Stage:
         self.events: list[AnswerEvent] = []
         self.hedging: Hedging | None = Hedging(lambda: self.now_s, least_s=0.05)
 
-    def join(self, name: str, slots: int = 4, priority: int = 0) -> RemoteWorker:
-        offer = ModelOffer(name="m", engine="played", context_tokens=100, slots=slots, chat_format="chatml", priority=priority)
+    def join(self, name: str, slots: int = 4, priority: int = 0, abilities: tuple[str, ...] = ()) -> RemoteWorker:
+        offer = ModelOffer(
+            name="m",
+            engine="played",
+            context_tokens=100,
+            slots=slots,
+            chat_format="chatml",
+            priority=priority,
+            abilities=abilities,
+        )
         worker = RemoteWorker(name, (offer,), lambda: self.now_s)
         self.registry.add(worker)
         return worker
@@ -122,7 +130,7 @@ async def test_with_no_other_worker_the_error_names_model_and_cause() -> None:
     answer = stage.ask(wait_s=0.05)
     write(worker, await next_request(worker), "a")
     stage.registry.remove(worker)
-    with pytest.raises(ApiError, match=r"worker of 'm' was lost .* no other one joined within 0.05 s") as lost:
+    with pytest.raises(ApiError, match=r"worker of 'm' was lost .* no other one that can go on joined within 0.05 s") as lost:
         await answer
     assert (lost.value.status, lost.value.code) == (503, "worker_lost")
     with pytest.raises(ApiError, match="No worker serves 'm' now") as absent:
@@ -423,3 +431,40 @@ def test_unknown_models(joined: list[str], asked: str, status: int, text: str) -
     with pytest.raises(ApiError, match=text) as caught:
         stage.registry.check_known(asked, [])
     assert caught.value.status == status
+
+
+async def test_only_a_worker_that_has_the_abilities_is_asked_and_goes_on() -> None:
+    stage = Stage()
+    idle = stage.join("idle", slots=64)
+    able = stage.join("able", abilities=("json_schema",))
+    answer = stage.ask(json_schema="{}")
+    request = await next_request(able)
+    assert idle.frames.empty()
+    write(able, request, "{")
+    stage.registry.remove(able)
+    # One that could begin such an answer cannot go on with it; this one can.
+    fresh = stage.join("fresh", slots=64, abilities=("json_schema",))
+    resuming = stage.join("resuming", abilities=("json_schema", "json_resumed"))
+    resumed = await next_request(resuming)
+    assert (resumed.begun, resumed.sampling.json_schema) == ("{", "{}")
+    assert fresh.frames.empty()
+    write(resuming, resumed, "}", end="stop")
+    assert text_of(await answer) == "{}"
+    stage.registry.remove(resuming)
+    cut = stage.ask(json_schema="{}", wait_s=0.05)
+    write(fresh, await next_request(fresh), "{")
+    stage.registry.remove(fresh)
+    with pytest.raises(ApiError, match="no other one that can go on joined") as lost:
+        await cut
+    assert lost.value.code == "worker_lost"
+
+
+async def test_logprobs_come_with_their_texts() -> None:
+    stage = Stage()
+    worker = stage.join("only", abilities=("logprobs",))
+    answer = stage.ask(top_logprobs=1)
+    request = await next_request(worker)
+    told = TokenLogprob(b"a", -0.5, [(b"a", -0.5)])
+    worker.take_output([Piece(request.request, "a", 1, 9, logprobs=[told])])
+    write(worker, request, end="stop")
+    assert [one for part in await answer for one in part.logprobs] == [told]

@@ -217,3 +217,23 @@ async def test_a_lost_connection_and_a_wrong_frame_end_the_session(benches: list
     wrong.wire.give(Welcome())
     with pytest.raises(LinkError, match="unexpected Welcome"):
         await wrong.task
+
+
+async def test_what_the_engine_cannot_is_refused_by_its_parameter(benches: list[Bench]) -> None:
+    bench = Bench(ScriptedEngine(Script()))
+    benches.append(bench)
+    bench.wire.give(ask(1, presence_penalty=1.0))
+    (piece,) = await bench.wire.answer_to(1)
+    assert piece.failure is not None
+    assert (piece.failure.kind, piece.failure.parameter) == ("invalid_request", "presence_penalty")
+    assert "the engine scripted does not carry out presence_penalty" in piece.failure.message
+    assert bench.said == []
+
+
+async def test_logprobs_are_those_of_the_pieces_tokens(benches: list[Bench]) -> None:
+    bench = Bench(ScriptedEngine(Script(text="one two three")))
+    benches.append(bench)
+    bench.wire.give(ask(1, top_logprobs=2))
+    pieces = await bench.wire.answer_to(1)
+    assert b"".join(one.token for piece in pieces for one in piece.logprobs) == b"one two three"
+    assert all(len(one.top) == 2 for piece in pieces for one in piece.logprobs)

@@ -19,7 +19,7 @@ from chaccu.serve.gateway.prefix_table import Prefix, hash_prefix
 from chaccu.serve.gateway.race import AnswerEvent, Hedge, Race
 from chaccu.serve.gateway.registry import WorkerRegistry
 from chaccu.serve.gateway.remote_worker import AnswerPausedError, RemoteWorker, WorkerLostError
-from chaccu.serve.link import Failure, Generate, Piece, Sampling
+from chaccu.serve.link import Failure, Generate, Piece, Sampling, TokenLogprob
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +35,21 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     n: int = 1
     request_id: str = ""
 
+    def request(self, given: str = "", tokens: int = 0) -> Generate:
+        """What a worker is asked for, behind the text that has been `given` of an answer, in `tokens`."""
+        sampling = self.sampling
+        if sampling.max_tokens is not None:
+            sampling = msgspec.structs.replace(sampling, max_tokens=sampling.max_tokens - tokens)
+        return Generate(
+            request=0,
+            model=self.model,
+            conversation=self.conversation,
+            prompt=self.prompt,
+            begun=self.begun + given,
+            sampling=sampling,
+            request_id=self.request_id,
+        )
+
 
 class AnswerUsage(msgspec.Struct, frozen=True):
     """Tokens of the prompt and of the whole answer, whoever wrote it."""
@@ -46,7 +61,7 @@ class AnswerUsage(msgspec.Struct, frozen=True):
 class AnswerPart(msgspec.Struct, frozen=True):
     """Texts in order, and the tokens of the prompt before them; the last part has a `finish_reason` and `usage`, and the stop
     string that it was `stopped_by`, if one of the request's was. `index`: to which of a request's answers it belongs; where
-    there are several, only the part that is the last of all has the usage.
+    there are several, only the part that is the last of all has the usage. `logprobs`: of the texts' tokens, where asked for.
     """
 
     texts: list[str]
@@ -55,6 +70,7 @@ class AnswerPart(msgspec.Struct, frozen=True):
     prompt_tokens: int = 0
     stopped_by: str | None = None
     index: int = 0
+    logprobs: list[TokenLogprob] = []
 
 
 async def stream_answer(
@@ -83,12 +99,13 @@ async def stream_answer(
             return
         request = progress.request()
         tokens = registry.expected_tokens(job.model, request.sampling.max_tokens)
-        worker = await _next_worker(registry, progress.prefix, tokens, wait_s, event, failed)
+        needs = frozenset(request.needs())
+        worker = await _next_worker(registry, progress.prefix, tokens, needs, wait_s, event, failed)
         if event is not None:
             on_event(event)
         hedge = None
         if hedging is not None and not progress.given:
-            hedge = Hedge(registry, progress.prefix, tokens, hedging.begin(job.model), on_event)
+            hedge = Hedge(registry, progress.prefix, tokens, needs, hedging.begin(job.model), on_event)
         race = Race(worker, request, tokens, hedge)
         on_tried(worker.identity)
         try:
@@ -96,8 +113,9 @@ async def stream_answer(
                 pieces = await race.take()
                 last = pieces[-1]
                 texts = progress.add(pieces)
-                if texts:
-                    yield AnswerPart(texts, prompt_tokens=progress.prompt_tokens)
+                logprobs = [one for piece in pieces for one in piece.logprobs]
+                if texts or logprobs:
+                    yield AnswerPart(texts, prompt_tokens=progress.prompt_tokens, logprobs=logprobs)
                 if last.failure is not None and last.failure.kind == "engine_failed":
                     failed[race.worker.identity] = last.failure
                     attempts, event = attempts + 1, "retried"
@@ -124,22 +142,23 @@ async def _next_worker(
     registry: WorkerRegistry,
     prefix: Prefix,
     tokens: float,
+    needs: frozenset[str],
     wait_s: float,
     event: AnswerEvent | None,
     failed: dict[str, Failure],
 ) -> RemoteWorker:
     """The worker to ask after `event`; `failed` are those whose engines failed at this answer. Raises `ApiError`: none."""
     if event == "retried":
-        worker = registry.pick(prefix, tokens=tokens, avoid=failed)
+        worker = registry.pick(prefix, tokens=tokens, needs=needs, avoid=failed)
         if worker is None:
             raise _last_failure(failed)
         return worker
     try:
-        return await registry.acquire(prefix, tokens=tokens, wait_s=wait_s)
+        return await registry.acquire(prefix, tokens=tokens, needs=needs, wait_s=wait_s)
     except ApiError as error:
         if event is None:
             raise
-        raise worker_lost(prefix.model, f"no other one joined within {wait_s:g} s") from error
+        raise worker_lost(prefix.model, f"no other one that can go on joined within {wait_s:g} s") from error
 
 
 def _last_failure(failed: dict[str, Failure]) -> ApiError:
@@ -163,18 +182,7 @@ class _Progress:
 
     def request(self) -> Generate:
         """What a worker is asked for: all that is not given yet."""
-        sampling = self._job.sampling
-        if sampling.max_tokens is not None:
-            sampling = msgspec.structs.replace(sampling, max_tokens=sampling.max_tokens - self.tokens)
-        return Generate(
-            request=0,
-            model=self._job.model,
-            conversation=self._job.conversation,
-            prompt=self._job.prompt,
-            begun=self._job.begun + "".join(self.given),
-            sampling=sampling,
-            request_id=self._job.request_id,
-        )
+        return self._job.request("".join(self.given), self.tokens)
 
     def add(self, pieces: list[Piece]) -> list[str]:
         """Count pieces; returns their texts."""

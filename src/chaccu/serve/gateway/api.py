@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Send
 
+from chaccu.serve.gateway.abilities import check_abilities
 from chaccu.serve.gateway.admission import Admission, Admitted, estimate_tokens
 from chaccu.serve.gateway.aliases import Aliases
 from chaccu.serve.gateway.answer import AnswerPart, Job, stream_answer
@@ -106,6 +107,7 @@ class AnswerApi:
         self._registry.check_known(named, self._upstreams.names)
         note.model = named
         asked = dialect.read(fields)
+        check_abilities(asked.job.request(), self._registry.offers(named))
         job = msgspec.structs.replace(asked.job, request_id=note.id)
         tokens = estimate_tokens(len(data), (job.sampling.max_tokens or 0) * job.n)
         admit = partial(self._admission.admitted, key, asked_model, tokens)

@@ -15,14 +15,16 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 import msgspec
 
 from chaccu.serve.gateway.answer import AnswerPart, AnswerUsage, Job
+from chaccu.serve.link import TokenLogprob
 
 OpenAnswer = Callable[[Job], AsyncGenerator[AnswerPart, None]]
 
 
 class WholeAnswer(msgspec.Struct):
-    """One choice, once it is complete: its texts, and its `last` part."""
+    """One choice, once it is complete: its texts with the log-probabilities of their tokens, and its `last` part."""
 
     texts: list[str]
+    logprobs: list[TokenLogprob]
     last: AnswerPart
 
     @property
@@ -74,13 +76,15 @@ async def stream_choices(job: Job, lanes: int, open_answer: OpenAnswer) -> Async
 
 async def collect_choices(parts: AsyncGenerator[AnswerPart, None]) -> tuple[list[WholeAnswer], AnswerUsage]:
     """All choices by their index, and what they used."""
-    texts: dict[int, list[str]] = {}
     whole: dict[int, WholeAnswer] = {}
     usage = AnswerUsage(0, 0)
     async for part in parts:
-        texts.setdefault(part.index, []).extend(part.texts)
-        if part.finish_reason is not None:
-            whole[part.index] = WholeAnswer(texts[part.index], part)
+        answer = whole.get(part.index)
+        if answer is None:
+            answer = whole[part.index] = WholeAnswer([], [], part)
+        answer.texts.extend(part.texts)
+        answer.logprobs.extend(part.logprobs)
+        answer.last = part
         usage = part.usage or usage
     return [whole[index] for index in sorted(whole)], usage
 

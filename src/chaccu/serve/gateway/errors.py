@@ -99,7 +99,7 @@ def from_failure(failure: Failure) -> ApiError:
     if failure.kind == "context_overflow":
         return bad_request(failure.message, code="context_length_exceeded", param="messages")
     if failure.kind == "invalid_request":
-        return bad_request(failure.message, code="invalid_value", param="messages")
+        return bad_request(failure.message, code="invalid_value", param=failure.parameter or "messages")
     return ApiError(500, failure.message, kind="server_error", code="engine_failed")
 
 

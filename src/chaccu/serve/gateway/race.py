@@ -29,6 +29,7 @@ class Hedge:
         registry: WorkerRegistry,
         prefix: Prefix,
         due_tokens: float,
+        needs: frozenset[str],
         wait: FirstTextWait,
         on_event: Callable[[AnswerEvent], None],
     ) -> None:
@@ -36,6 +37,7 @@ class Hedge:
         self._registry = registry
         self._prefix = prefix
         self._due_tokens = due_tokens
+        self._needs = needs
         self._wait = wait
         self._on_event = on_event
 
@@ -43,7 +45,8 @@ class Hedge:
         """A worker to ask beside `first`; None where none is free, or too many were asked lately."""
         if not self._wait.may_hedge:
             return None
-        worker = self._registry.pick(self._prefix, tokens=self._due_tokens, avoid=(first.identity,), is_spare=True)
+        avoid = (first.identity,)
+        worker = self._registry.pick(self._prefix, tokens=self._due_tokens, needs=self._needs, avoid=avoid, is_spare=True)
         if worker is not None:
             self._wait.hedge()
             self._on_event("hedged")

@@ -19,6 +19,7 @@ from chaccu.serve.gateway.prefix_table import Prefix, PrefixTable
 from chaccu.serve.gateway.rate import AnswerLengths
 from chaccu.serve.gateway.remote_worker import RemoteWorker
 from chaccu.serve.gateway.routing import choose_worker
+from chaccu.serve.link import ModelOffer
 
 _LOST_REMEMBERED = 100
 
@@ -119,27 +120,45 @@ class WorkerRegistry:
         if not self.knows(model):
             raise unknown_model(model, [*self._known, *others])
 
-    async def acquire(self, prefix: Prefix, *, tokens: float, wait_s: float) -> RemoteWorker:
-        """The worker to use for one more request, with about `tokens` of answer; waits for one to join. Raises `ApiError` when
-        none has joined after `wait_s`.
+    def offers(self, model: str) -> list[ModelOffer]:
+        """What the workers that are joined offer of `model`."""
+        return [worker.offers[model] for worker in self._workers.values() if model in worker.offers]
+
+    async def acquire(
+        self, prefix: Prefix, *, tokens: float, wait_s: float, needs: frozenset[str] = frozenset()
+    ) -> RemoteWorker:
+        """The worker to use for one more request, with about `tokens` of answer, that has the abilities it `needs`; waits for
+        one to join. Raises `ApiError` when none has joined after `wait_s`.
         """
-        worker = self.pick(prefix, tokens=tokens)
+        worker = self.pick(prefix, tokens=tokens, needs=needs)
         if worker is not None:
             return worker
         try:
             async with asyncio.timeout(wait_s):
-                while (worker := self.pick(prefix, tokens=tokens)) is None:
+                while (worker := self.pick(prefix, tokens=tokens, needs=needs)) is None:
                     await self._changed.wait()
                 return worker
         except TimeoutError:
             raise no_worker(prefix.model, wait_s) from None
 
     def pick(
-        self, prefix: Prefix, *, tokens: float, avoid: Collection[str] = (), is_spare: bool = False
+        self,
+        prefix: Prefix,
+        *,
+        tokens: float,
+        needs: frozenset[str] = frozenset(),
+        avoid: Collection[str] = (),
+        is_spare: bool = False,
     ) -> RemoteWorker | None:
-        """The worker to use now, none of those to `avoid`; None when there is none. `is_spare`: one with a free slot."""
+        """The worker to use now that has the abilities it `needs`, none of those to `avoid`; None when there is none.
+        `is_spare`: one with a free slot.
+        """
         candidates = [
-            worker for worker in self._workers.values() if prefix.model in worker.offers and worker.identity not in avoid
+            worker
+            for worker in self._workers.values()
+            if (offer := worker.offers.get(prefix.model)) is not None
+            and worker.identity not in avoid
+            and needs.issubset(offer.abilities)
         ]
         measured = [speed for worker in candidates if (speed := worker.speed.measured()) is not None]
         typical_speed = sum(measured) / len(measured) if measured else 1.0

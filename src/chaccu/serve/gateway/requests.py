@@ -14,9 +14,20 @@ import msgspec
 from chaccu.serve.gateway.answer import Job
 from chaccu.serve.gateway.errors import ApiError, bad_request
 from chaccu.serve.gateway.parameters import AnyMessages, Count, Share, StopText, StopTexts, Unused, chat_job
+from chaccu.serve.gateway.response_format import ResponseFormat, schema_text
 from chaccu.serve.link import Sampling
 
 MAX_CHOICES = 128
+MAX_TOP_LOGPROBS = 20
+MAX_BIAS = 100
+_MAX_ID_DIGITS = 9
+Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
+TopLogprobs = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOP_LOGPROBS)]
+# What makes a sampling of a body checks its tokens and values.
+_BIAS = {
+    "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+    "additionalProperties": {"type": "number", "minimum": -MAX_BIAS, "maximum": MAX_BIAS},
+}
 # What makes a job of a prompt checks it.
 _Prompt = Annotated[str, msgspec.Meta(extra_json_schema={"minLength": 1})]
 UNUSED = Unused(
@@ -25,12 +36,6 @@ UNUSED = Unused(
             "best_of": (1,),
             "echo": (False,),
             "suffix": ("",),
-            "presence_penalty": (0,),
-            "frequency_penalty": (0,),
-            "logit_bias": ({},),
-            "logprobs": (False,),
-            "top_logprobs": (0,),
-            "response_format": ({"type": "text"},),
             "tools": ([],),
             "tool_choice": ("none", "auto"),
             "parallel_tool_calls": (True, False),
@@ -60,9 +65,14 @@ class _Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: StopText | StopTexts | None = None
     n: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHOICES)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, msgspec.Meta(gt=0, le=10)] | None = None
+    logit_bias: Annotated[dict[str, Any], msgspec.Meta(extra_json_schema=_BIAS)] | None = None
+    response_format: ResponseFormat | None = None
 
-    def sampling(self, max_tokens: int | None) -> Sampling:
-        """The sampling that the body asks for; what it leaves out takes the API's defaults."""
+    def sampling(self, max_tokens: int | None, top_logprobs: int | None) -> Sampling:
+        """The sampling that the body asks for; what it leaves out has the defaults. Raises `ApiError` for a wrong bias."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return Sampling(
             max_tokens=max_tokens,
@@ -72,6 +82,12 @@ class _Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             min_p=self.min_p or 0.0,
             seed=self.seed,
             stop=stop,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
+            logit_bias=_read_bias(self.logit_bias or {}),
+            top_logprobs=top_logprobs,
+            json_schema=schema_text(self.response_format),
         )
 
     @property
@@ -93,18 +109,23 @@ class ChatBody(_Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     messages: AnyMessages
     max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: TopLogprobs | None = None
 
     def job(self) -> Job:
         """The job. A last message of the assistant is a reply to go on with. Raises `ApiError` for messages that cannot be
         one.
         """
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-        return chat_job(self.model, self.messages, self.sampling(limit), n=self.choices)
+        # To ask for the likeliest tokens is to ask for logprobs.
+        top = (self.top_logprobs or 0) if self.logprobs or self.top_logprobs else None
+        return chat_job(self.model, self.messages, self.sampling(limit, top), n=self.choices)
 
 
 class CompletionBody(_Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of a raw completion: the client writes the whole prompt, control tokens included."""
 
+    logprobs: TopLogprobs | None = None
     prompt: _Prompt | Annotated[list[_Prompt], msgspec.Meta(extra_json_schema={"minItems": 1, "maxItems": 1})]
 
     def job(self) -> Job:
@@ -117,7 +138,22 @@ class CompletionBody(_Body, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         if not prompts[0]:
             raise bad_request("the prompt is empty.", code="invalid_value", param="prompt")
         # Sixteen is the API's own default for this endpoint.
-        return Job(model=self.model, prompt=prompts[0], sampling=self.sampling(self.max_tokens or 16), n=self.choices)
+        sampling = self.sampling(self.max_tokens or 16, self.logprobs)
+        return Job(model=self.model, prompt=prompts[0], sampling=sampling, n=self.choices)
+
+
+def _read_bias(bias: dict[str, Any]) -> dict[int, float]:
+    """Biases by token id. Raises `ApiError`."""
+    read: dict[int, float] = {}
+    for token, value in bias.items():
+        if not (token.isascii() and token.isdigit() and len(token) <= _MAX_ID_DIGITS):
+            message = f'logit_bias of {token!r:.80}: write tokens as their ids, for example {{"42": -100}}.'
+            raise bad_request(message, code="invalid_value", param="logit_bias")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -MAX_BIAS <= value <= MAX_BIAS:
+            message = f"logit_bias of token {token} = {value!r:.80}; it must be a number from -{MAX_BIAS} to {MAX_BIAS}."
+            raise bad_request(message, code="invalid_value", param="logit_bias")
+        read[int(token)] = float(value)
+    return read
 
 
 async def read_fields(body: AsyncIterator[bytes], limit_bytes: int) -> tuple[bytes, dict[str, Any]]:

@@ -13,6 +13,8 @@ import msgspec
 from chaccu.serve.gateway.answer import AnswerPart, AnswerUsage
 from chaccu.serve.gateway.choices import WholeAnswer
 from chaccu.serve.gateway.errors import ApiError
+from chaccu.serve.gateway.logprobs import RawLogprobs, write_chat_logprobs
+from chaccu.serve.link import TokenLogprob
 
 _encode = msgspec.json.encode
 DONE = b"data: [DONE]\n\n"
@@ -23,6 +25,7 @@ class CompletionWriter:
 
     def __init__(self, *, answer_id: str, created_s: int, model: str, chat: bool, with_usage: bool, n: int = 1) -> None:
         self._n = n
+        self._raw_logprobs = [RawLogprobs() for _ in range(n)]
         self._chat = chat
         self._with_usage = with_usage
         self._head = {"id": answer_id, "created": created_s, "model": model}
@@ -37,9 +40,14 @@ class CompletionWriter:
         return b"".join(self._event([self._choice(index, begun, None)], None) for index in range(self._n))
 
     def texts(self, part: AnswerPart) -> bytes:
-        """One event a text, and one for the end of a choice."""
-        before, after = self._around[part.index]
-        events = b"".join(before + _encode(text) + after for text in part.texts)
+        """One event a text, or one for texts with log-probabilities; and one for the end of a choice."""
+        if part.logprobs:
+            text = "".join(part.texts)
+            choice = self._choice(part.index, {"content": text} if self._chat else text, None)
+            events = self._event([{**choice, "logprobs": self._logprobs(part.index, part.logprobs)}], None)
+        else:
+            before, after = self._around[part.index]
+            events = b"".join(before + _encode(text) + after for text in part.texts)
         return events if part.finish_reason is None else events + self._end(part)
 
     def ending(self, last: AnswerPart, usage: AnswerUsage) -> bytes:
@@ -57,10 +65,15 @@ class CompletionWriter:
         return _encode({**self._head, "object": kind, "choices": written, "usage": _usage(usage)})
 
     def _whole_choice(self, answer: WholeAnswer) -> dict[str, Any]:
-        choice = {"index": answer.last.index, "finish_reason": answer.last.finish_reason, "logprobs": None}
+        index, told = answer.last.index, answer.logprobs
+        logprobs = self._logprobs(index, told) if told else None
+        choice = {"index": index, "finish_reason": answer.last.finish_reason, "logprobs": logprobs}
         if self._chat:
             return {**choice, "message": {"role": "assistant", "content": answer.text, "refusal": None}}
         return {**choice, "text": answer.text}
+
+    def _logprobs(self, index: int, logprobs: list[TokenLogprob]) -> dict[str, Any]:
+        return write_chat_logprobs(logprobs) if self._chat else self._raw_logprobs[index].write(logprobs)
 
     def _around_text(self, index: int) -> tuple[bytes, bytes]:
         """What stands before and after a text in its event; everything else in the events of one choice is the same."""

@@ -40,6 +40,11 @@ class PromptBuilder:
             sorted({*control[:1], *_known_ids(tokenizer, chat_format.stop), *self._eos_ids}),
         )
 
+    @property
+    def vocab_size(self) -> int:
+        """Ids of tokens are below it."""
+        return self._tokenizer.vocab_size
+
     def build(self, request: Generate) -> Prompt:
         """The prompt of `request`. Raises `FormatError` or `ConversationError` when the format refuses the conversation."""
         if request.conversation is None:

@@ -109,6 +109,8 @@ async def _serve(
         device=info.device,
         weight=config.weight,
         priority=config.priority,
+        abilities=info.abilities,
+        vocab_size=builder.vocab_size,
     )
     identity = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
     join = Join(protocol=PROTOCOL_VERSION, worker=identity, models=(offer,), token=config.join_token)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from chaccu.engine import ContextOverflowError, Engine, GenerationRequest
+from chaccu.engine import ContextOverflowError, Engine, GenerationRequest, WrongRequestError
 from chaccu.errors import ChaccuError, ConversationError, FormatError
 from chaccu.serve.link import (
     Cancel,
@@ -26,6 +26,7 @@ from chaccu.serve.link import (
     Piece,
     Ping,
     Pong,
+    TokenLogprob,
     decode_to_worker,
     encode_frame,
 )
@@ -144,12 +145,16 @@ class WorkerSession:
             self._put(Piece(request.request, end="cancelled"))
         except Exception as error:  # one request's failure must reach its client and leave the others alone
             self._put(Piece(request.request, end="failed", failure=_explain(error)))
-            if not isinstance(error, (ContextOverflowError, ConversationError, FormatError)):
+            if not isinstance(error, (ContextOverflowError, ConversationError, FormatError, WrongRequestError)):
                 self._announce(f"the request {request.request_id} failed: {type(error).__name__}: {error}")
 
     async def _generate(self, request: Generate) -> None:
-        prompt = await self._build(request)
         sampling = request.sampling
+        for ability, parameter in request.needs().items():
+            if ability not in self._engine.info.abilities:
+                message = f"the engine {self._engine.info.engine} does not carry out {parameter}."
+                raise WrongRequestError(message, parameter=parameter)
+        prompt = await self._build(request)
         generation = GenerationRequest(
             id=str(request.request),
             prompt_ids=prompt.prompt_ids,
@@ -162,21 +167,30 @@ class WorkerSession:
             seed=sampling.seed,
             stop=prompt.stop,
             stop_ids=prompt.stop_ids,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            repetition_penalty=sampling.repetition_penalty,
+            logit_bias=sampling.logit_bias,
+            top_logprobs=sampling.top_logprobs,
+            json_schema=sampling.json_schema,
         )
         prefix = _PrefixCutter(prompt.reply_prefix)
         tokens, prompt_tokens = 0, len(prompt.prompt_ids)
+        logprobs: list[TokenLogprob] = []
         async with contextlib.aclosing(self._engine.generate(generation)) as deltas:
             async for delta in deltas:
                 tokens += delta.tokens
+                logprobs += [TokenLogprob(one.token, one.logprob, one.top) for one in delta.logprobs]
                 text = prefix.cut(delta.text)
                 if delta.finish_reason is not None:
                     text += prefix.flush()
                     # A chat format's own stop strings are no business of the client.
                     named = delta.stopped_by if delta.stopped_by in sampling.stop else None
-                    self._put(Piece(request.request, text, tokens, prompt_tokens, delta.finish_reason, stopped_by=named))
+                    end = delta.finish_reason
+                    self._put(Piece(request.request, text, tokens, prompt_tokens, end, stopped_by=named, logprobs=logprobs))
                 elif text:
-                    self._put(Piece(request.request, text, tokens, prompt_tokens))
-                    tokens = 0
+                    self._put(Piece(request.request, text, tokens, prompt_tokens, logprobs=logprobs))
+                    tokens, logprobs = 0, []
 
     async def _build(self, request: Generate) -> Prompt:
         turns = request.conversation.messages if request.conversation else ()
@@ -216,6 +230,8 @@ def _explain(error: Exception) -> Failure:
             wanted_tokens=error.wanted_tokens,
             context_tokens=error.context_tokens,
         )
+    if isinstance(error, WrongRequestError):
+        return Failure(kind="invalid_request", message=error.message, parameter=error.parameter)
     if isinstance(error, (ConversationError, FormatError)):
         return Failure(kind="invalid_request", message=error.message)
     if isinstance(error, ChaccuError):
