@@ -23,12 +23,11 @@ from chaccu.serve.link import ModelOffer
 
 _LOST_REMEMBERED = 100
 
-
 WorkerState = Literal["ready", "draining", "resting", "suspended", "lost"]
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One model of one worker, for people and scripts. `since_s`: seconds in this state."""
+    """One model of one worker, for people and scripts. `since_s`: seconds since it joined, or was lost."""
 
     model: str
     worker: str
