@@ -104,7 +104,7 @@ async def test_killing_one_of_two_workers_cuts_and_doubles_nothing(tmp_path: Pat
         def shares() -> list[Any]:
             return [worker["outstanding"] for worker in list_workers(gateway)]
 
-        await until(lambda: sum(shares()) == 32 and min(shares()) > 10, 5)
+        await until(lambda: sum(shares()) == 32 and min(shares()) > 5, 5)
         await asyncio.sleep(0.5)
         first.kill()
         disturbed = await answers
@@ -162,7 +162,7 @@ async def test_the_answers_of_a_frozen_worker_go_on_elsewhere_and_it_comes_back(
             await asyncio.sleep(0.1)
             before = [len(pieces) for pieces in arrivals]
             moved_s = await until(lambda: all(len(p) > n for p, n in zip(arrivals, before, strict=True)), 5)
-            assert 0.5 < moved_s < 1.5
+            assert 0.5 < moved_s < 2.5
             assert {worker["state"] for worker in list_workers(gateway)} == {"ready", "suspended"}
             disturbed = await answers
             assert (await client.chat.completions.create(**asking("twin", "and now?"))).usage.completion_tokens == 60
