@@ -25,7 +25,7 @@ ANSWER = "One answer, naïve 🦙 and\nin two lines."
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("api")
     with (
-        start_gateway(folder, "--upstream", "gone=http://127.0.0.1:9/v1") as service,
+        start_gateway(folder, "--upstream", "gone=http://127.0.0.1:9/v1", "--rejoin-wait", "0.5") as service,
         start_worker(folder, service, f"scripted:fixed?text={ANSWER}&context_tokens=200"),
         start_worker(folder, service, "scripted:words?tokens_per_s=100"),
         start_worker(folder, service, "scripted:mirror?echo=1"),

@@ -35,7 +35,9 @@ def gateway(keys: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> I
     folder = tmp_path_factory.mktemp("keyed")
     with (
         start_gateway(
-            folder, "--keys", keys["file"], "--join-token", "the token", "--upstream", "far=http://127.0.0.1:9/v1"
+            folder,
+            *("--keys", keys["file"], "--join-token", "the token"),
+            *("--upstream", "far=http://127.0.0.1:9/v1", "--rejoin-wait", "0"),
         ) as service,
         start_worker(folder, service, "scripted:one?text=1", "--join-token", keys["worker"]),
         start_worker(folder, service, "scripted:two?text=2", "--join-token", "the token"),

@@ -184,15 +184,27 @@ async def test_an_upstream_that_dies_in_a_stream_is_told_as_an_event(tmp_path: P
         assert json.loads(last.strip().removeprefix(b"data: "))["error"]["code"] == "upstream_lost"
 
 
-async def test_a_whole_answer_that_breaks_off_is_not_made_to_look_complete(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [100, 3 * 2**20])
+async def test_a_whole_answer_that_breaks_off_is_not_made_to_look_complete(tmp_path: Path, size: int) -> None:
     async def die(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await read_request(reader)
-        writer.write(whole(b"x" * 100)[:-10])
+        head, _ = await read_request(reader)
+        if head.startswith(b"GET"):
+            writer.write(whole(b"{}"))
+        else:
+            writer.write(whole(b"x" * size)[:-10])
         await writer.drain()
 
     async with relaying(tmp_path, die) as relay:
-        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
-            await relay.ask(request())
+        if size > 2**20:
+            # A part of it has left by then.
+            with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+                await relay.ask(request())
+            return
+        head, body = await relay.ask(request())
+        assert head.startswith(b"HTTP/1.1 502")
+        assert json.loads(body)["error"]["code"] == "upstream_lost"
+        # Three in turn, with a probe before each but the first.
+        assert relay.connections == 5
 
 
 async def test_a_kept_connection_that_was_closed_is_replaced(tmp_path: Path) -> None:

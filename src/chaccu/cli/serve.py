@@ -32,7 +32,13 @@ _Host = Annotated[str, typer.Option(help="Address to listen on; others than loop
 _Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 lets the system pick a free one.")]
 _PortFile = Annotated[Path | None, typer.Option(help="Write the URL here once it answers (for scripts).")]
 _Upstreams = Annotated[
-    list[str] | None, typer.Option("--upstream", help="NAME=URL of an OpenAI-compatible server; repeat for more.")
+    list[str] | None,
+    typer.Option(
+        "--upstream",
+        help="NAME=URL of an OpenAI-compatible server; repeat for more, with one NAME for several that serve the same model. "
+        "Options follow by commas: weight=2, priority=1, as=MODEL (its name there), key-env=VARIABLE (that holds its API key), "
+        "continues=false (it cannot go on with another's answer).",
+    ),
 ]
 _LogFolder = Annotated[
     Path | None,
@@ -182,7 +188,7 @@ def gateway_command(
     ] = 1000,
     queue_seconds: Annotated[float, typer.Option(min=0, help="Seconds such a request waits, then it gets status 429.")] = 60.0,
     rejoin_wait: Annotated[
-        float, typer.Option(min=0, help="Seconds a request waits when its model has lost its last worker.")
+        float, typer.Option(min=0, help="Seconds a request waits when its model has lost its last worker or upstream.")
     ] = 5.0,
     stall_seconds: Annotated[
         float,
@@ -191,6 +197,10 @@ def gateway_command(
     hedge: Annotated[
         bool, typer.Option(help="Ask a second worker where the first text takes unusually long, for 5 % of requests at most.")
     ] = True,
+    upstream_stall_seconds: Annotated[
+        float,
+        typer.Option(min=0, help="Seconds an upstream's stream may stand still, then another goes on with it; 0: for ever."),
+    ] = 60.0,
     log_format: _LogFormatOption = None,
     log_level: _LogLevel = None,
 ) -> None:
@@ -215,6 +225,7 @@ def gateway_command(
         rejoin_wait_s=rejoin_wait,
         stall_s=stall_seconds,
         hedge=hedge,
+        upstream_stall_s=upstream_stall_seconds,
     )
     with _open_log(log_format, log_level) as lines:
         serve_gateway(config, lines.say, port_file=port_file, log_folder=log_conversations, lines=lines)

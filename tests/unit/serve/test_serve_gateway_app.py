@@ -43,7 +43,8 @@ def test_upstreams_are_checked() -> None:
         with pytest.raises(UsageError, match="is no upstream"):
             parse_upstream(wrong)
     with pytest.raises(UsageError, match="named twice"):
-        create_gateway(GatewayConfig(upstreams=(Upstream("a", "http://h"), Upstream("a", "http://i"))))
+        create_gateway(GatewayConfig(upstreams=(Upstream("a", "http://h"), Upstream("a", "http://h"))))
+    create_gateway(GatewayConfig(upstreams=(Upstream("a", "http://h"), Upstream("a", "http://i"))))
 
 
 @pytest.mark.parametrize(

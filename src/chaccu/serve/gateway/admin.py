@@ -24,6 +24,7 @@ from chaccu.serve.gateway.limits import Limits
 from chaccu.serve.gateway.observed_app import note_of
 from chaccu.serve.gateway.registry import WorkerRegistry
 from chaccu.serve.gateway.requests import read_fields
+from chaccu.serve.gateway.upstream import UpstreamRelay
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -42,10 +43,18 @@ class _NewAlias(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class AdminApi:
     """`/admin/…`."""
 
-    def __init__(self, config: GatewayConfig, admission: Admission, registry: WorkerRegistry, aliases: Aliases) -> None:
+    def __init__(
+        self,
+        config: GatewayConfig,
+        admission: Admission,
+        registry: WorkerRegistry,
+        upstreams: UpstreamRelay,
+        aliases: Aliases,
+    ) -> None:
         self._config = config
         self._admission = admission
         self._registry = registry
+        self._upstreams = upstreams
         self._aliases = aliases
 
     def routes(self) -> list[Route]:
@@ -54,6 +63,7 @@ class AdminApi:
             Route("/admin/workers", self.workers),
             Route("/admin/workers/{worker:path}/drain", self.drain, methods=["POST"]),
             Route("/admin/workers/{worker:path}/undrain", self.undrain, methods=["POST"]),
+            Route("/admin/upstreams", self.upstreams),
             Route("/admin/aliases", self.aliases),
             Route("/admin/aliases/{name:path}", self.set_alias, methods=["PUT"]),
             Route("/admin/aliases/{name:path}", self.remove_alias, methods=["DELETE"]),
@@ -75,6 +85,11 @@ class AdminApi:
         """Give it new requests again."""
         return self._hold(request, False)
 
+    async def upstreams(self, request: Request) -> Response:
+        """Every upstream by model."""
+        self._check(request)
+        return _json(self._upstreams.statuses())
+
     async def aliases(self, request: Request) -> Response:
         """The aliases with their models' weights."""
         self._check(request)
@@ -85,7 +100,7 @@ class AdminApi:
         self._check(request)
         body = await self._read(request, _NewAlias)
         name = request.path_params["name"]
-        if self._registry.knows(name) or name in {upstream.name for upstream in self._config.upstreams}:
+        if self._registry.knows(name) or self._upstreams.serves(name):
             raise bad_request(f"{name!r} is a model itself.", code="invalid_value", param="name")
         try:
             self._aliases.set(name, body.models)

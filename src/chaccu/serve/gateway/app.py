@@ -58,9 +58,10 @@ def create_gateway(
     """
     check_config(config)
     registry = WorkerRegistry(clock)
-    upstreams = UpstreamRelay(config.upstreams, clock)
     metrics = GatewayMetrics(log)
     observer = Observer(metrics, lines, CorsPolicy(config.cors_origins), clock)
+    upstreams = UpstreamRelay(config, lambda model: metrics.count_event(model, "continued"), clock)
+    metrics.watch_upstreams(upstreams)
     admission = Admission(config, metrics, clock)
     aliases = Aliases(config.aliases)
     queues = BackPressure(registry, size=config.queue_size, wait_s=config.queue_wait_s, clock=clock)
@@ -100,7 +101,7 @@ def create_gateway(
             Route("/openapi.json", description),
             Route("/health", health),
             Route("/ready", ready),
-            *AdminApi(config, admission, registry, aliases).routes(),
+            *AdminApi(config, admission, registry, upstreams, aliases).routes(),
             Route("/metrics", metrics_text),
             WebSocketRoute(JOIN_PATH, WorkerDoor(config, admission, registry, clock).__call__),
         ],

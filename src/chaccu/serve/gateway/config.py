@@ -5,21 +5,40 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
-from chaccu.errors import UsageError
+from chaccu.errors import UsageError, did_you_mean
 from chaccu.serve.gateway.cors import ANY, check_origin
 
+_UPSTREAM_OPTIONS = {
+    "weight": "weight",
+    "priority": "priority",
+    "as": "remote_model",
+    "key-env": "key_env",
+    "continues": "continues",
+}
+_MAX_WEIGHT = 1000.0
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 class Upstream(msgspec.Struct, frozen=True):
-    """An OpenAI-compatible server that serves the model `name`; `url` is its base, ending in /v1 as a rule."""
+    """An OpenAI-compatible server that serves the model `name`; `url` is its base, ending in /v1 as a rule.
+
+    `weight`: its share of the requests beside equal upstreams of weight 1; one of lower `priority` gets requests only while
+    those above are left out. `remote_model`: the model's name there, if it is another. `key_env`: the environment variable that
+    holds its API key. `continues`: whether it goes on with a last message of the assistant.
+    """
 
     name: str
     url: str
+    weight: float = 1.0
+    priority: int = 0
+    remote_model: str = ""
+    key_env: str = ""
+    continues: bool = True
 
 
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,15 +51,16 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     `stall_s`: a worker that has requests and was not heard for so long, pings included, is suspended, and its answers go on
     elsewhere; 0 waits for its connection to break. `hedge`: a second worker may be asked for an answer that is slow to begin.
+    `upstream_stall_s`: how long an upstream's stream may stand still before another one goes on with it; 0 for ever.
 
     `queue_size`: requests of one model that may wait while its workers have all that they can answer at once; `queue_wait_s`:
     for how long.
 
-    `rejoin_wait_s`: how long a request waits for a worker of a model that has lost its last one. `max_attempts`: workers that
-    one answer may be given to in turn, so that a request which kills its worker cannot kill them all. `max_body_bytes`:
-    longest request body. `head_timeout_s`, `body_timeout_s`: how long a client may take to send a request's head, and its body.
-    `unread_timeout_s`: how long it may read nothing of an answer that waits for it. `keep_alive_s`: how long a connection
-    without a request stays open.
+    `rejoin_wait_s`: how long a request waits for a worker of a model that has lost its last one, and for an upstream.
+    `max_attempts`: workers or upstreams that one answer may be given to in turn, so that a request which kills its worker
+    cannot kill them all. `max_body_bytes`: longest request body. `head_timeout_s`, `body_timeout_s`: how long a client may
+    take to send a request's head, and its body. `unread_timeout_s`: how long it may read nothing of an answer that waits for
+    it. `keep_alive_s`: how long a connection without a request stays open.
     """
 
     host: str = "127.0.0.1"
@@ -59,6 +79,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     rejoin_wait_s: float = 5.0
     stall_s: float = 5.0
     hedge: bool = True
+    upstream_stall_s: float = 60.0
     max_attempts: int = 3
     max_body_bytes: int = 4 * 2**20
     head_timeout_s: float = 10.0
@@ -68,12 +89,28 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse_upstream(text: str) -> Upstream:
-    """An upstream from `NAME=URL`. Raises `UsageError` when it is not of that form."""
-    name, _, url = text.partition("=")
+    """An upstream from `NAME=URL,weight=2,priority=1,as=MODEL,key-env=VARIABLE,continues=false`, the options left out at will.
+
+    Raises `UsageError` when it is not of that form.
+    """
+    address, *options = text.split(",")
+    name, _, url = address.partition("=")
     parts = urlsplit(url)
     if not name or parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError(f"{text!r} is no upstream.", remedy="write it as NAME=http://HOST:PORT/v1")
-    return Upstream(name, url.rstrip("/"))
+    settings: dict[str, Any] = {}
+    for option in options:
+        key, _, value = option.partition("=")
+        if key not in _UPSTREAM_OPTIONS or not value:
+            raise UsageError(f"the upstream {name!r} has the option {option!r}.", remedy=did_you_mean(key, _UPSTREAM_OPTIONS))
+        settings[_UPSTREAM_OPTIONS[key]] = value
+    try:
+        upstream = msgspec.convert({"name": name, "url": url.rstrip("/"), **settings}, Upstream, strict=False)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{text!r}: {error}.", remedy="weight and priority are numbers, continues is true or false") from error
+    if not 0 < upstream.weight <= _MAX_WEIGHT:
+        raise UsageError(f"the upstream {name!r} has the weight {upstream.weight:g}.", remedy=f"above 0, up to {_MAX_WEIGHT:g}")
+    return upstream
 
 
 def is_loopback(host: str) -> bool:
@@ -102,7 +139,7 @@ def check_config(config: GatewayConfig) -> None:
         )
     if config.tls_cert is None and (config.tls_key is not None or config.tls_client_ca is not None):
         raise UsageError("there is no TLS without a certificate.", remedy="--tls-cert with the gateway's own")
-    names = [upstream.name for upstream in config.upstreams]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    named = [(upstream.name, upstream.url) for upstream in config.upstreams]
+    twice = sorted({one for one in named if named.count(one) > 1})
     if twice:
-        raise UsageError(f"the upstream {twice[0]!r} is named twice.", remedy="give each --upstream its own name")
+        raise UsageError(f"the upstream {'='.join(twice[0])!r} is named twice.", remedy="give each --upstream its own URL")

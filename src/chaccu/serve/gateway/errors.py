@@ -94,6 +94,19 @@ def worker_lost(model: str, why: str) -> ApiError:
     return ApiError(503, message, kind="service_unavailable", code="worker_lost", param="model")
 
 
+def upstreams_unreachable(model: str, count: int, waited_s: float) -> ApiError:
+    """None of the `count` upstreams of a model answers (502)."""
+    who = f"the upstream of {model!r} is" if count == 1 else f"all {count} upstreams of {model!r} are"
+    message = f"{who} not reachable; waited {waited_s:g} s."
+    return ApiError(502, message, kind="service_unavailable", code="upstream_unreachable", param="model")
+
+
+def upstream_lost(model: str, why: str) -> ApiError:
+    """The upstream of a model broke off an answer, which cannot go on (502)."""
+    message = f"the upstream of {model!r} broke off its answer, and {why}."
+    return ApiError(502, message, kind="service_unavailable", code="upstream_lost", param="model")
+
+
 def from_failure(failure: Failure) -> ApiError:
     """What a worker reported."""
     if failure.kind == "context_overflow":

@@ -31,8 +31,9 @@ from chaccu.serve.gateway.relayed_answer import RelayedAnswer
 from chaccu.serve.gateway.relayed_request import RelayedChat, RelayedCompletion
 from chaccu.serve.gateway.request_note import Observer, RequestNote
 from chaccu.serve.gateway.until_disconnect import NOT_BUFFERED
-from chaccu.serve.gateway.upstream import Exchange, UpstreamRelay, upstream_error
+from chaccu.serve.gateway.upstream import UpstreamRelay
 from chaccu.serve.gateway.upstream_connection import ResponseHead
+from chaccu.serve.gateway.upstream_exchange import Exchange
 
 _CHAT, _COMPLETIONS = "chat/completions", "completions"
 _PATHS = {f"/v1/{endpoint}".encode(): endpoint for endpoint in (_CHAT, _COMPLETIONS)}
@@ -330,6 +331,8 @@ class _FastAnswer:
         self._unsent = b""
         self._chunked = True
         self._passing: PassingBody | None = None
+        # Whether the next piece is looked at: the first one is noted, and all are where they are logged.
+        self._looks = True
 
     def begin(self, head: ResponseHead) -> None:
         self._head = head
@@ -341,23 +344,27 @@ class _FastAnswer:
         self._unsent = front.write_head(head.status, headers, head.length_bytes, keep_alive=front.keeps_alive)
 
     def deliver(self, body: bytes) -> None:
-        self._front.transport.write(self._encode(self._take(body)))
+        if body and self._looks:
+            self._take(body)
+        self._front.transport.write(self._encode(body))
 
     def finish(self, body: bytes) -> None:
         assert self._passing is not None
-        data = self._encode(self._take(body) + self._passing.finish())
+        if body and self._looks:
+            self._take(body)
+        self._passing.finish()
+        data = self._encode(body)
         self._front.transport.write(data + b"0\r\n\r\n" if self._chunked else data)
         assert self._head is not None
         self._end(self._head.status)
         self._front.end_answer()
 
-    def fail(self, *, began: bool) -> None:
-        lost = upstream_error(self._model, began=began)
+    def fail(self, lost: ApiError) -> None:
         front = self._front
         said = self._passing.break_off(lost) if self._passing is not None else None
         self._note.fail(lost)
         self._end(lost.status)
-        if not began:
+        if self._passing is None:
             more = [*self._admitted.headers, *self._note.headers]
             front.transport.write(front.write_whole(lost.status, lost.to_json(), keep_alive=front.keeps_alive, more=more))
             front.end_answer()
@@ -373,13 +380,12 @@ class _FastAnswer:
             self.exchange.cancel()
         self._end(CLIENT_LEFT)
 
-    def _take(self, body: bytes) -> bytes:
-        """Note and keep what has come; returns what may leave."""
-        if not body:
-            return body
+    def _take(self, body: bytes) -> None:
+        """Note and keep what has come."""
         self._note.note_text()
+        self._looks = self._logged is not None
         assert self._passing is not None
-        return self._passing.take(body)
+        self._passing.take(body)
 
     def _encode(self, body: bytes) -> bytes:
         unsent, self._unsent = self._unsent, b""

@@ -14,19 +14,20 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from chaccu.serve.gateway.conversation_log import ConversationLog
 from chaccu.serve.gateway.race import AnswerEvent
 from chaccu.serve.gateway.registry import WorkerRegistry
+from chaccu.serve.gateway.upstream import UpstreamRelay
 
 _FIRST_TOKEN_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _ANSWER_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 _FIRST_ERROR = 400
 
 _ANSWER_EVENTS: dict[AnswerEvent, str] = {
-    "continued": "Answers that another worker went on with, after one was lost or hung.",
+    "continued": "Answers that another worker or upstream went on with, after one was lost or hung.",
     "retried": "Answers that another worker went on with, after an engine failed.",
     "paused": "Answers that were stopped for a while, because their client did not read them.",
     "hedged": "Answers that a second worker was asked for, because the first text took long.",
@@ -74,6 +75,10 @@ class GatewayMetrics:
         self._first_texts_of = functools.cache(self._first_text_s.labels)
         self._answers_of = functools.cache(self._answer_s.labels)
         self._key_requests_of = functools.cache(self._key_requests.labels)
+
+    def watch_upstreams(self, upstreams: UpstreamRelay) -> None:
+        """Show what `upstreams` count."""
+        self._registry.register(_UpstreamCounts(upstreams))
 
     def count_request(self, model: str, status: int, seconds: float) -> None:
         """A request for `model` has been answered, or its client left, after `seconds`."""
@@ -149,3 +154,26 @@ class _LogCounts(Collector):
         counts.add_metric(["written"], self._log.written)
         counts.add_metric(["lost"], self._log.lost)
         yield counts
+
+
+class _UpstreamCounts(Collector):
+    """What the upstreams count."""
+
+    def __init__(self, upstreams: UpstreamRelay) -> None:
+        self._upstreams = upstreams
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        labels = ["model", "upstream"]
+        requests = CounterMetricFamily("chaccu_upstream_requests", "Requests given to an upstream.", labels=labels)
+        failures = CounterMetricFamily("chaccu_upstream_failures", "Requests that it failed.", labels=labels)
+        continued = CounterMetricFamily("chaccu_upstream_continued", "Answers of others it went on with.", labels=labels)
+        ready = GaugeMetricFamily("chaccu_upstream_ready", "1 while it is used, 0 while it is left out.", labels=labels)
+        outstanding = GaugeMetricFamily("chaccu_upstream_outstanding_requests", "Requests that it has.", labels=labels)
+        for status in self._upstreams.statuses():
+            who = [status.model, status.upstream]
+            requests.add_metric(who, status.requests)
+            failures.add_metric(who, status.failures)
+            continued.add_metric(who, status.continued)
+            ready.add_metric(who, 1 if status.state == "ready" else 0)
+            outstanding.add_metric(who, status.outstanding)
+        yield from (requests, failures, continued, ready, outstanding)

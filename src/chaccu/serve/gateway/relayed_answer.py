@@ -12,11 +12,11 @@ from typing import Any
 
 import msgspec
 
+from chaccu.serve.gateway.event_lines import DONE_DATA, data_of
 from chaccu.serve.gateway.logged_answer import CANCELLED, FAILED, LogLine, UnreadableAnswerError
 
 _UNREADABLE = "unreadable"
 _MAX_KEPT_BYTES = 32 * 2**20
-_DONE = b"[DONE]"
 _OK = 200
 
 
@@ -172,7 +172,8 @@ _decode = msgspec.json.Decoder(_Completion).decode
 def _read_events(data: bytes) -> Iterator[_Completion]:
     """The events of a stream that hold JSON."""
     for line in data.splitlines():
-        if line.startswith(b"data:") and (body := line[len(b"data:") :].strip()) != _DONE:
+        body = data_of(line)
+        if body is not None and body != DONE_DATA:
             yield _decode(body)
 
 

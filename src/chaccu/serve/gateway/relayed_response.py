@@ -9,13 +9,15 @@ import asyncio
 
 from starlette.types import Send
 
+from chaccu.serve.gateway.errors import ApiError
 from chaccu.serve.gateway.limits import HeaderPairs
 from chaccu.serve.gateway.passing_body import PassingBody
 from chaccu.serve.gateway.relayed_answer import RelayedAnswer
 from chaccu.serve.gateway.request_note import RequestNote
 from chaccu.serve.gateway.until_disconnect import NOT_BUFFERED, send_piece
-from chaccu.serve.gateway.upstream import Exchange, UpstreamRelay, upstream_error
+from chaccu.serve.gateway.upstream import UpstreamRelay
 from chaccu.serve.gateway.upstream_connection import ResponseHead
+from chaccu.serve.gateway.upstream_exchange import Exchange
 
 _MAX_WAITING_BYTES = 256 * 1024
 
@@ -26,7 +28,8 @@ class _Waiting:
     def __init__(self) -> None:
         self.exchange: Exchange | None = None
         self.head: ResponseHead | None = None
-        self.ended = self.failed = False
+        self.ended = False
+        self.lost: ApiError | None = None
         self._changed = asyncio.Event()
         self._bodies: list[bytes] = []
         self._size = 0
@@ -45,8 +48,8 @@ class _Waiting:
         self.ended = True
         self.deliver(body)
 
-    def fail(self, *, began: bool) -> None:
-        self.ended = self.failed = True
+    def fail(self, lost: ApiError) -> None:
+        self.lost = lost
         self._changed.set()
 
     async def take(self) -> bytes:
@@ -71,7 +74,7 @@ async def send_relayed(
     more: HeaderPairs,
     note: RequestNote,
 ) -> int:
-    """Pass a request to the upstream of `model` and its response to `send` (and `logged`); returns the response's status.
+    """Pass a request to an upstream of `model` and its response to `send` (and `logged`); returns the response's status.
 
     `more` headers go beside the upstream's own.
 
@@ -80,18 +83,17 @@ async def send_relayed(
     waiting = _Waiting()
     exchange = waiting.exchange = upstreams.start(model, endpoint, body, waiting, note.raw_id)
     try:
-        return await _send(waiting, model, send, logged, more, note)
+        return await _send(waiting, send, logged, more, note)
     finally:
         exchange.cancel()
 
 
-async def _send(
-    waiting: _Waiting, model: str, send: Send, logged: RelayedAnswer | None, more: HeaderPairs, note: RequestNote
-) -> int:
+async def _send(waiting: _Waiting, send: Send, logged: RelayedAnswer | None, more: HeaderPairs, note: RequestNote) -> int:
     piece = await waiting.take()
     head = waiting.head
     if head is None:
-        raise upstream_error(model, began=False)
+        assert waiting.lost is not None
+        raise waiting.lost
     body = PassingBody(head, logged)
     headers = [*head.headers, *more, *NOT_BUFFERED]
     if head.length_bytes is not None:
@@ -99,19 +101,19 @@ async def _send(
     await send({"type": "http.response.start", "status": head.status, "headers": headers})
     note.note_text()
     while True:
-        piece = body.take(piece)
-        if waiting.failed:
+        body.take(piece)
+        if waiting.lost is not None:
             break
         if waiting.ended:
-            await send_piece(send, piece + body.finish(), last=True)
+            body.finish()
+            await send_piece(send, piece, last=True)
             return head.status
         await send_piece(send, piece)
         piece = await waiting.take()
-    lost = upstream_error(model, began=True)
-    note.fail(lost)
-    note.status = lost.status
-    said = body.break_off(lost)
+    note.fail(waiting.lost)
+    note.status = waiting.lost.status
+    said = body.break_off(waiting.lost)
     if said is not None:
         await send_piece(send, piece + said, last=True)
     # Any other response stays without its end, and the server closes the connection: that says it best.
-    return lost.status
+    return waiting.lost.status

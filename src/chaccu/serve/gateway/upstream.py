@@ -1,208 +1,80 @@
-"""`UpstreamRelay`: models that an OpenAI-compatible server beside the gateway serves.
+"""`UpstreamRelay`: models that OpenAI-compatible servers beside the gateway serve.
 
-Invariants: bodies pass as they come, in both directions; connections are kept and used again, each for one request at a time;
-a kept one that turns out to be closed before it answered is replaced once; when the client leaves, the connection to the
-upstream is closed at once, which is how such servers learn to stop. It ignores what the bytes mean.
+Invariant: whatever is under way is known here, so that it can be looked after and ended. It ignores what the bytes mean.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ssl
-from base64 import b64encode
+import functools
 from collections.abc import Callable
-from urllib.parse import quote, unquote, urlsplit
 
-from chaccu.serve.gateway.config import Upstream
-from chaccu.serve.gateway.errors import ApiError
-from chaccu.serve.gateway.upstream_connection import Receiver, ResponseHead, UpstreamConnection
+from chaccu.serve.gateway.config import GatewayConfig
+from chaccu.serve.gateway.upstream_exchange import AnswerReceiver, Exchange
+from chaccu.serve.gateway.upstream_pool import UpstreamPool
+from chaccu.serve.gateway.upstream_server import UpstreamStatus
 
-_CONNECT_TIMEOUT_S = 5.0
-# Servers and the boxes between close idle connections without a word after a minute or so.
-_IDLE_S = 30.0
-_MAX_IDLE = 1024
-
-
-class Exchange:
-    """One request to an upstream and its response; made by `UpstreamRelay.start`."""
-
-    def __init__(self, pool: _Pool, request: bytes, receiver: Receiver) -> None:
-        self._pool = pool
-        self._request = request
-        self._receiver = receiver
-        self._connection: UpstreamConnection | None = None
-        self._connecting: asyncio.Task[None] | None = None
-        self._paused = False
-        self._replaced = False
-
-    def start(self) -> None:
-        connection = self._pool.take()
-        if connection is None:
-            self._connect()
-        else:
-            self._use(connection)
-
-    def cancel(self) -> None:
-        """Nobody waits for the response: the upstream learns it at once, the receiver hears nothing more."""
-        self._pool.open.discard(self)
-        if self._connecting is not None:
-            self._connecting.cancel()
-        if self._connection is not None:
-            self._connection.abort()
-
-    def pause(self) -> None:
-        """The client does not keep up."""
-        self._paused = True
-        if self._connection is not None:
-            self._connection.pause()
-
-    def resume(self) -> None:
-        """The client has caught up."""
-        self._paused = False
-        if self._connection is not None:
-            self._connection.resume()
-
-    # As the connection's receiver.
-
-    def begin(self, head: ResponseHead) -> None:
-        self._receiver.begin(head)
-
-    def deliver(self, body: bytes) -> None:
-        self._receiver.deliver(body)
-
-    def finish(self, body: bytes) -> None:
-        self._pool.open.discard(self)
-        self._connection = None
-        self._receiver.finish(body)
-
-    def fail(self, *, began: bool) -> None:
-        kept = self._connection is not None and self._connection.answered > 0
-        self._connection = None
-        if kept and not began and not self._replaced:
-            # Most likely the upstream closed an idle connection while the request was on its way.
-            self._replaced = True
-            self._connect()
-            return
-        self._pool.open.discard(self)
-        self._receiver.fail(began=began)
-
-    def _use(self, connection: UpstreamConnection) -> None:
-        self._connection = connection
-        connection.send(self._request, self)
-        if self._paused:
-            connection.pause()
-
-    def _connect(self) -> None:
-        self._connecting = asyncio.ensure_future(self._connect_and_use())
-
-    async def _connect_and_use(self) -> None:
-        try:
-            connection = await self._pool.connect()
-        except (OSError, TimeoutError, UnicodeError):
-            self.fail(began=False)
-            return
-        finally:
-            self._connecting = None
-        self._use(connection)
-
-
-class _Pool:
-    """The connections to one upstream; the one used last is used next."""
-
-    def __init__(self, url: str, clock: Callable[[], float]) -> None:
-        parts = urlsplit(url)
-        self.open: set[Exchange] = set()
-        tls = parts.scheme == "https"
-        self._host, self._port = parts.hostname or "", parts.port or (443 if tls else 80)
-        self._context = ssl.create_default_context() if tls else None
-        shown_host = f"[{self._host}]" if ":" in self._host else self._host.encode("idna").decode("ascii")
-        headers = [f"host: {shown_host}:{self._port}", "content-type: application/json", "accept-encoding: identity"]
-        if parts.username is not None:
-            login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-            headers.append(f"authorization: Basic {b64encode(login.encode()).decode('ascii')}")
-        self._path = quote(parts.path.rstrip("/"), safe="/%").encode("ascii")
-        self._headers = "".join(f"{header}\r\n" for header in headers).encode("ascii")
-        self._clock = clock
-        # In the order in which they became idle.
-        self._idle: dict[UpstreamConnection, None] = {}
-
-    def write_request(self, endpoint: str, body: bytes, request_id: bytes) -> bytes:
-        target = b"%b/%b" % (self._path, endpoint.encode("ascii"))
-        head = b"POST %b HTTP/1.1\r\n%bx-request-id: %b\r\n" % (target, self._headers, request_id)
-        return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
-
-    def take(self) -> UpstreamConnection | None:
-        """A kept connection, if there is one."""
-        if not self._idle:
-            return None
-        connection, _ = self._idle.popitem()
-        if self._clock() - connection.idle_since_s < _IDLE_S:
-            return connection
-        # The others have been idle for longer still.
-        connection.abort()
-        self._close_idle()
-        return None
-
-    async def connect(self) -> UpstreamConnection:
-        """A new connection. Raises `OSError`, `TimeoutError`, or `UnicodeError` for a host's name that is none."""
-        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
-            # asyncio and uvloop set TCP_NODELAY.
-            _, connection = await asyncio.get_running_loop().create_connection(
-                lambda: UpstreamConnection(self._keep, self._forget), self._host, self._port, ssl=self._context
-            )
-        return connection
-
-    def close(self) -> None:
-        for exchange in list(self.open):
-            exchange.cancel()
-        self._close_idle()
-
-    def _keep(self, connection: UpstreamConnection) -> None:
-        if len(self._idle) >= _MAX_IDLE:
-            connection.abort()
-            return
-        connection.idle_since_s = self._clock()
-        self._idle[connection] = None
-
-    def _forget(self, connection: UpstreamConnection) -> None:
-        self._idle.pop(connection, None)
-
-    def _close_idle(self) -> None:
-        idle, self._idle = self._idle, {}
-        for connection in idle:
-            connection.abort()
+_LONGEST_LOOK_S = 1.0
+_LOOKS_A_LIMIT = 4
 
 
 class UpstreamRelay:
-    """Relays requests to `upstreams` by model name; `clock` gives seconds."""
+    """Relays requests to the config's upstreams by model name; `on_continue(model)` is called when one goes on with the answer
+    of another; `clock` gives seconds.
+    """
 
-    def __init__(self, upstreams: tuple[Upstream, ...], clock: Callable[[], float]) -> None:
-        self._pools = {upstream.name: _Pool(upstream.url, clock) for upstream in upstreams}
-        self.names = sorted(self._pools)
+    def __init__(self, config: GatewayConfig, on_continue: Callable[[str], None], clock: Callable[[], float]) -> None:
+        """Raises `UsageError` when the API key of an upstream is not in the environment."""
+        self.names = sorted({upstream.name for upstream in config.upstreams})
+        self._pools = {
+            name: UpstreamPool(
+                [upstream for upstream in config.upstreams if upstream.name == name],
+                wait_s=config.rejoin_wait_s,
+                max_attempts=config.max_attempts,
+                on_continue=functools.partial(on_continue, name),
+                clock=clock,
+            )
+            for name in self.names
+        }
+        self._stall_s = config.upstream_stall_s
+        self._open: set[Exchange] = set()
+        self._look: asyncio.TimerHandle | None = None
 
     def serves(self, model: str) -> bool:
         return model in self._pools
 
-    def start(self, model: str, endpoint: str, body: bytes, receiver: Receiver, request_id: bytes) -> Exchange:
-        """Send a request to the upstream of `model`, with its id; `receiver` gets the response, or hears that there is none."""
-        pool = self._pools[model]
-        exchange = Exchange(pool, pool.write_request(endpoint, body, request_id), receiver)
-        pool.open.add(exchange)
+    def start(self, model: str, endpoint: str, body: bytes, receiver: AnswerReceiver, request_id: bytes) -> Exchange:
+        """Send a request to an upstream of `model`, with its id; `receiver` gets the answer, or hears that there is none."""
+        exchange = Exchange(self._pools[model], endpoint, body, receiver, request_id, self._open.discard)
+        self._open.add(exchange)
+        if self._look is None and self._stall_s:
+            self._look_later()
         exchange.start()
         return exchange
 
+    def statuses(self) -> list[UpstreamStatus]:
+        """All upstreams by model, as they were named."""
+        return [server.status() for name in self.names for server in self._pools[name].servers]
+
     def close(self) -> None:
         """Break off what is under way, and close all connections."""
+        if self._look is not None:
+            self._look.cancel()
+        for exchange in list(self._open):
+            exchange.cancel()
         for pool in self._pools.values():
-            pool.close()
+            for server in pool.servers:
+                server.close()
 
+    def _look_later(self) -> None:
+        wait_s = min(_LONGEST_LOOK_S, self._stall_s / _LOOKS_A_LIMIT)
+        self._look = asyncio.get_running_loop().call_later(wait_s, self._look_for_stalls)
 
-def upstream_error(model: str, *, began: bool) -> ApiError:
-    """The upstream of `model` cannot be reached, or it broke off an answer it had begun."""
-    return ApiError(
-        502,
-        f"the upstream of {model!r} {'broke off its answer' if began else 'is not reachable'}.",
-        kind="service_unavailable",
-        code="upstream_lost" if began else "upstream_unreachable",
-        param="model",
-    )
+    def _look_for_stalls(self) -> None:
+        # One look at all of them: a timer each would cost every answer.
+        self._look = None
+        now_s = asyncio.get_running_loop().time()
+        for exchange in list(self._open):
+            exchange.check_stall(now_s, self._stall_s)
+        if self._open:
+            self._look_later()

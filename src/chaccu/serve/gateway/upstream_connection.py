@@ -20,11 +20,13 @@ _FIRST_FINAL_STATUS = 200
 
 
 class ResponseHead(msgspec.Struct):
-    """The head of a response. `length_bytes` is None where the length is not known before the end."""
+    """The head of a response. `length_bytes` is None where the length is not known before the end; with `ends_by_close` that is
+    the end of the connection, which a server that dies looks like."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
     length_bytes: int | None
+    ends_by_close: bool = False
 
     @property
     def content_type(self) -> str:
@@ -33,6 +35,11 @@ class ResponseHead(msgspec.Struct):
     @property
     def is_event_stream(self) -> bool:
         return self.length_bytes is None and self.content_type.startswith("text/event-stream")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the body is one object, of no use before its end."""
+        return self.length_bytes is not None or self.content_type.startswith("application/json")
 
 
 class Receiver(Protocol):
@@ -160,7 +167,8 @@ class UpstreamConnection(asyncio.Protocol):
                 chunked = True
         self._keep_alive = self._parser.should_keep_alive()
         self._until_close = length is None and not chunked
-        self._head = ResponseHead(status, [pair for pair in headers if pair[0] in _PASSED_ON], None if chunked else length)
+        passed_on = [pair for pair in headers if pair[0] in _PASSED_ON]
+        self._head = ResponseHead(status, passed_on, None if chunked else length, self._until_close)
 
     def on_body(self, body: bytes) -> None:
         if not self._complete:

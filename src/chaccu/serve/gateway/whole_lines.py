@@ -5,14 +5,14 @@ Invariant: bytes leave unchanged and in order; none that ends a line waits. It i
 
 from __future__ import annotations
 
-# A line that is longer passes in pieces.
 _MAX_HELD_BYTES = 64 * 1024
 
 
 class WholeLines:
-    """The bytes of one stream."""
+    """The bytes of one stream. A line of more than `max_held_bytes` passes in pieces."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_held_bytes: int = _MAX_HELD_BYTES) -> None:
+        self._max_held_bytes = max_held_bytes
         self._held = b""
 
     def take(self, data: bytes) -> bytes:
@@ -23,7 +23,7 @@ class WholeLines:
         if data.endswith(b"\n"):
             return data
         end = data.rfind(b"\n") + 1
-        if len(data) - end > _MAX_HELD_BYTES:
+        if len(data) - end > self._max_held_bytes:
             return data
         self._held = data[end:]
         return data[:end]
