@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 
 from chaccu.data.records import read_conversations
 from chaccu.testing.fake_openai import FakeModel, FakeOpenAI
-from chaccu.testing.processes import Service, start_command, start_gateway, start_serve, start_worker
+from chaccu.testing.processes import Service, start_command, start_gateway, start_serve, start_worker, wait_until
 
 SLOW = "scripted:slow?tokens=400&tokens_per_s=40"
 ECHO = "scripted:words?tokens=40"
@@ -48,6 +50,12 @@ async def leave(client: openai.AsyncOpenAI, messages: list[dict[str, Any]], mode
             break
     await chunks.close()
     return "".join(seen)
+
+
+def lost_answers(gateway: Service) -> int:
+    with urllib.request.urlopen(f"{gateway.url}/metrics", timeout=5) as response:
+        found = re.search(r'^chaccu_logged_answers_total{result="lost"} (\d+)', response.read().decode(), re.MULTILINE)
+    return int(found[1]) if found else 0
 
 
 def lines_of(folder: Path, count: int) -> list[dict[str, Any]]:
@@ -162,6 +170,8 @@ async def test_a_log_that_cannot_be_written_any_more_does_not_stop_serving(tmp_p
         folder.rename(tmp_path / "away")
         for number in range(3):
             await ask(client, [user(f"lost {number}")])
+        # The thread that writes has met the missing folder each time.
+        await asyncio.to_thread(wait_until, lambda: lost_answers(gateway) == 3, gateway, timeout_s=5)
         (tmp_path / "away").rename(folder)
         await ask(client, [user("four")])
         lines = await asyncio.to_thread(lines_of, folder, 2)
