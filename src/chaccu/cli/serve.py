@@ -201,6 +201,10 @@ def gateway_command(
         float,
         typer.Option(min=0, help="Seconds an upstream's stream may stand still, then another goes on with it; 0: for ever."),
     ] = 60.0,
+    request_seconds: Annotated[
+        float, typer.Option(min=0, help="Seconds that a whole request may take, waiting included; 0: without end.")
+    ] = 3600.0,
+    max_connections: Annotated[int, typer.Option(min=1, help="Connections that clients may have open at once.")] = 10_000,
     log_format: _LogFormatOption = None,
     log_level: _LogLevel = None,
 ) -> None:
@@ -224,6 +228,8 @@ def gateway_command(
         queue_wait_s=queue_seconds,
         rejoin_wait_s=rejoin_wait,
         stall_s=stall_seconds,
+        request_timeout_s=request_seconds,
+        max_connections=max_connections,
         hedge=hedge,
         upstream_stall_s=upstream_stall_seconds,
     )

@@ -77,7 +77,7 @@ async def test_a_client_that_reads_nothing_of_its_answer_is_let_go() -> None:
     front = Front(app.state.fast_relay, config=settings, server_state=ServerState(), app_state={})
     transport = KeptTransport()
     front.connection_made(transport)  # type: ignore[arg-type]
-    front._owes = None  # all of a request has come
+    front._limits.owes = None  # all of a request has come
     for began_s in (0, 1000):
         front.pause_writing()
         for now_s, unread_bytes in [(0, 70_000), (119, 70_000), (121, 69_999), (240, 69_999)]:

@@ -7,6 +7,7 @@ answer is made and written.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -23,6 +24,7 @@ from chaccu.serve.gateway.aliases import Aliases
 from chaccu.serve.gateway.answer import AnswerPart, Job, stream_answer
 from chaccu.serve.gateway.back_pressure import BackPressure
 from chaccu.serve.gateway.choices import collect_choices, stream_choices
+from chaccu.serve.gateway.client_limits import answer_late
 from chaccu.serve.gateway.config import GatewayConfig
 from chaccu.serve.gateway.conversation_log import ConversationLog
 from chaccu.serve.gateway.dialect import AnswerWriter, Asked, Dialect
@@ -125,9 +127,15 @@ class AnswerApi:
         note: RequestNote,
     ) -> None:
         try:
-            with admit() as admitted:
-                status = await send_relayed(self._upstreams, model, endpoint, data, send, logged, admitted.headers, note)
-                admitted.close(status)
+            async with asyncio.timeout(self._config.request_timeout_s or None) as limit:
+                with admit() as admitted:
+                    status = await send_relayed(self._upstreams, model, endpoint, data, send, logged, admitted.headers, note)
+                    admitted.close(status)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            # Where the response has begun, only the connection's end can say that there is no more.
+            self._give_up(note)
         finally:
             if self._log is not None and logged is not None:
                 self._log.add(logged)
@@ -136,13 +144,30 @@ class AnswerApi:
         self, admit: _Admit, asked: Asked, job: Job, send: Send, logged: WorkerAnswer | None, note: RequestNote
     ) -> None:
         try:
-            with admit() as admitted:
-                async with contextlib.aclosing(self._parts(job, logged, admitted, note)) as parts:
-                    write = self._send_stream if asked.streamed else self._send_whole
-                    await write(parts, asked.writer, send, admitted)
+            async with asyncio.timeout(self._config.request_timeout_s or None) as limit:
+                with admit() as admitted:
+                    async with contextlib.aclosing(self._parts(job, logged, admitted, note)) as parts:
+                        write = self._send_stream if asked.streamed else self._send_whole
+                        await write(parts, asked.writer, send, admitted)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            late = self._give_up(note)
+            if logged is not None:
+                logged.fail(late)
+            if asked.streamed:
+                await send_piece(send, asked.writer.failure(late), last=True)
         finally:
             if self._log is not None and logged is not None:
                 self._log.add(logged)
+
+    def _give_up(self, note: RequestNote) -> ApiError:
+        """What a client is told whose answer takes longer than any may; raises it where nothing has been sent."""
+        late = answer_late(self._config.request_timeout_s)
+        note.fail(late)
+        if not note.status:
+            raise late
+        return late
 
     def _is_served(self, model: str) -> bool:
         return model in self._upstreams.names or self._registry.room(model) > 0

@@ -59,8 +59,9 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     `rejoin_wait_s`: how long a request waits for a worker of a model that has lost its last one, and for an upstream.
     `max_attempts`: workers or upstreams that one answer may be given to in turn, so that a request which kills its worker
     cannot kill them all. `max_body_bytes`: longest request body. `head_timeout_s`, `body_timeout_s`: how long a client may
-    take to send a request's head, and its body. `unread_timeout_s`: how long it may read nothing of an answer that waits for
-    it. `keep_alive_s`: how long a connection without a request stays open.
+    take to send a request's head, and its body. `request_timeout_s`: how long a whole request may take, its time in queues
+    included; 0 is without end. `unread_timeout_s`: how long a client may read nothing of an answer that waits for it.
+    `keep_alive_s`: how long a connection without a request stays open. `max_connections`: how many clients may have at once.
     """
 
     host: str = "127.0.0.1"
@@ -85,6 +86,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     head_timeout_s: float = 10.0
     body_timeout_s: float = 60.0
     unread_timeout_s: float = 120.0
+    request_timeout_s: float = 3600.0
+    max_connections: int = 10_000
     keep_alive_s: float = 60.0
 
 

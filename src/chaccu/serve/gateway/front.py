@@ -20,20 +20,18 @@ from typing import Any
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from chaccu.serve.gateway.admission import Admission, Admitted, estimate_tokens
+from chaccu.serve.gateway.admission import Admission, estimate_tokens
 from chaccu.serve.gateway.aliases import Aliases
+from chaccu.serve.gateway.client_limits import ClientLimits, Debt
 from chaccu.serve.gateway.config import GatewayConfig
 from chaccu.serve.gateway.conversation_log import ConversationLog
 from chaccu.serve.gateway.dialects import write_error
-from chaccu.serve.gateway.errors import CLIENT_LEFT, ApiError
-from chaccu.serve.gateway.passing_body import PassingBody
+from chaccu.serve.gateway.errors import ApiError
+from chaccu.serve.gateway.fast_answer import FastAnswer
 from chaccu.serve.gateway.relayed_answer import RelayedAnswer
 from chaccu.serve.gateway.relayed_request import RelayedChat, RelayedCompletion
-from chaccu.serve.gateway.request_note import Observer, RequestNote
-from chaccu.serve.gateway.until_disconnect import NOT_BUFFERED
+from chaccu.serve.gateway.request_note import Observer
 from chaccu.serve.gateway.upstream import UpstreamRelay
-from chaccu.serve.gateway.upstream_connection import ResponseHead
-from chaccu.serve.gateway.upstream_exchange import Exchange
 
 _CHAT, _COMPLETIONS = "chat/completions", "completions"
 _PATHS = {f"/v1/{endpoint}".encode(): endpoint for endpoint in (_CHAT, _COMPLETIONS)}
@@ -62,18 +60,14 @@ class Front(HttpToolsProtocol):
     def __init__(self, relay: FastRelay, **uvicorns: Any) -> None:
         super().__init__(**uvicorns)
         self._relay = relay
+        self.url = b""
         self._endpoint: str | None = None
         self._body: list[bytes] = []
         self._body_bytes = 0
-        self._answer: _FastAnswer | None = None
+        self._answer: FastAnswer | None = None
         self._keeps_alive = True
         self._ignores = False
-        # What the client owes, and since when: a head, a body, or the next request (None: nothing).
-        self._owes: str | None = "request"
-        self._since_s = self.loop.time()
-        # How much of an answer waits for the client to read, and since when none of it went.
-        self._unread_bytes: int | None = None
-        self._unread_since_s = 0.0
+        self._limits = ClientLimits(relay.config, self.loop.time())
 
     # What the event loop calls.
 
@@ -82,18 +76,24 @@ class Front(HttpToolsProtocol):
             # Requests in a pipeline are not answered: the connection closes after this answer, and the client asks again.
             self._keeps_alive = False
             return
-        if self._owes is None and (self.cycle is None or self.cycle.response_complete):
+        if self._limits.owes is None and (self.cycle is None or self.cycle.response_complete):
             self._owe("head")
         super().data_received(data)
+        if self._limits.owes == "head" and (wrong := self._limits.count_head(len(data))) is not None:
+            self._turn_away(wrong)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._relay.observer.connections += 1
+        observer, limit = self._relay.observer, self._relay.config.max_connections
+        observer.connections += 1
         super().connection_made(transport)
+        if observer.connections > limit:
+            message = f"the gateway has {limit:,} connections open, its limit."
+            self._turn_away(ApiError(503, message, kind="service_unavailable", code="too_many_connections"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._relay.observer.connections -= 1
         answer, self._answer = self._answer, None
-        self._owes = None
+        self._limits.owes = None
         if answer is not None:
             answer.leave()
         super().connection_lost(exc)
@@ -105,7 +105,7 @@ class Front(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._unread_bytes = None
+        self._limits.keep_reading()
         if self._answer is not None and self._answer.exchange is not None:
             self._answer.exchange.pause()
 
@@ -130,41 +130,36 @@ class Front(HttpToolsProtocol):
 
     def check_time(self, now_s: float) -> None:
         """Let the client go if it has taken too long."""
-        config = self._relay.config
-        if self.flow.write_paused and self._has_not_read(now_s, config.unread_timeout_s):
+        limits = self._limits
+        if self.flow.write_paused and limits.has_not_read(now_s, self.transport.get_write_buffer_size()):
             # It would keep its turn at the workers, and others from theirs.
             self.transport.abort()
             return
-        limits_s = {"request": config.keep_alive_s, "head": config.head_timeout_s, "body": config.body_timeout_s}
-        if self._owes is None or now_s - self._since_s < limits_s[self._owes]:
+        if self._answer is not None and (late := limits.late(now_s)) is not None:
+            self._answer.break_off(late)
+        if not limits.is_overdue(now_s):
             return
-        if self._owes != "request" and (self.cycle is None or not self.cycle.response_started or self.cycle.response_complete):
-            message = f"the request's {self._owes} was not complete after {limits_s[self._owes]:g} s, the limit."
-            slow = ApiError(408, message, kind="invalid_request_error", code="request_timeout")
-            self._refuse(slow)
-        self._owes = None
+        if limits.owes != "request" and (self.cycle is None or not self.cycle.response_started or self.cycle.response_complete):
+            self._turn_away(limits.slow())
+        limits.owes = None
         self.transport.close()
-
-    def _has_not_read(self, now_s: float, limit_s: float) -> bool:
-        unread_bytes = self.transport.get_write_buffer_size()
-        if unread_bytes != self._unread_bytes:
-            self._unread_bytes, self._unread_since_s = unread_bytes, now_s
-        return now_s - self._unread_since_s >= limit_s
 
     def send_400_response(self, msg: str) -> None:
         """What came is no HTTP."""
-        self._refuse(ApiError(400, "this is no HTTP request.", kind="invalid_request_error", code="invalid_http"))
-        self.transport.close()
+        self._turn_away(ApiError(400, "this is no HTTP request.", kind="invalid_request_error", code="invalid_http"))
 
-    def _refuse(self, error: ApiError) -> None:
-        """Answer a request that has not come whole, before the connection closes."""
-        path = (self.url or b"").partition(b"?")[0].decode("latin-1")
+    def _turn_away(self, error: ApiError) -> None:
+        """Answer what has not come whole, and close the connection."""
+        self._ignores = True
+        self._limits.owes = None
+        path = self.url.partition(b"?")[0].decode("latin-1")
         method = self.scope.get("method", "") if self.scope else ""
         note = self._relay.observer.begin(self.headers or (), method, path)
         note.fail(error)
         body = write_error(path, error)
         self.transport.write(self.write_whole(error.status, body, keep_alive=False, more=note.headers))
         note.close(error.status)
+        self.transport.close()
 
     # What the parser calls.
 
@@ -172,12 +167,15 @@ class Front(HttpToolsProtocol):
         if self._answer is not None:
             self._ignores, self._keeps_alive = True, False
             return
-        if self._owes == "request":
+        if self._limits.owes == "request":
             self._owe("head")
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         if self._ignores:
+            return
+        if (wrong := self._limits.count_lines(len(self.headers))) is not None:
+            self._turn_away(wrong)
             return
         endpoint = _PATHS.get(self.url)
         if (
@@ -208,7 +206,7 @@ class Front(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self._ignores:
             return
-        self._owes = None
+        self._limits.owes = None
         if self._endpoint is not None:
             body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
             if self._take_on(self._endpoint, body):
@@ -250,7 +248,7 @@ class Front(HttpToolsProtocol):
             self.end_answer()
             return True
         logged = RelayedAnswer(request.model, body) if is_logged else None
-        answer = self._answer = _FastAnswer(self, relay, request.model, admitted, logged, note)
+        answer = self._answer = FastAnswer(self, relay.log, admitted, logged, note)
         answer.exchange = relay.upstreams.start(request.model, endpoint, body, answer, note.raw_id)
         if self.flow.write_paused:
             answer.exchange.pause()
@@ -268,9 +266,8 @@ class Front(HttpToolsProtocol):
         self._body = []
         self._body_bytes = 0
 
-    def _owe(self, what: str) -> None:
-        self._owes = what
-        self._since_s = self.loop.time()
+    def _owe(self, what: Debt) -> None:
+        self._limits.owe(what, self.loop.time())
 
     # What the answer calls.
 
@@ -306,97 +303,3 @@ class Front(HttpToolsProtocol):
         """The answer will not be complete: the end of the connection says so."""
         self._answer = None
         self.transport.abort()
-
-
-class _FastAnswer:
-    """One answer on the fast path, as the receiver of the upstream's response."""
-
-    def __init__(
-        self,
-        front: Front,
-        relay: FastRelay,
-        model: str,
-        admitted: Admitted,
-        logged: RelayedAnswer | None,
-        note: RequestNote,
-    ) -> None:
-        self.exchange: Exchange | None = None
-        self._front = front
-        self._relay = relay
-        self._model = model
-        self._logged = logged
-        self._admitted = admitted
-        self._note = note
-        self._head: ResponseHead | None = None
-        self._unsent = b""
-        self._chunked = True
-        self._passing: PassingBody | None = None
-        # Whether the next piece is looked at: the first one is noted, and all are where they are logged.
-        self._looks = True
-
-    def begin(self, head: ResponseHead) -> None:
-        self._head = head
-        self._chunked = head.length_bytes is None
-        self._passing = PassingBody(head, self._logged)
-        front = self._front
-        headers = [*head.headers, *self._admitted.headers, *self._note.headers, *NOT_BUFFERED]
-        # It leaves with the first bytes of the body.
-        self._unsent = front.write_head(head.status, headers, head.length_bytes, keep_alive=front.keeps_alive)
-
-    def deliver(self, body: bytes) -> None:
-        if body and self._looks:
-            self._take(body)
-        self._front.transport.write(self._encode(body))
-
-    def finish(self, body: bytes) -> None:
-        assert self._passing is not None
-        if body and self._looks:
-            self._take(body)
-        self._passing.finish()
-        data = self._encode(body)
-        self._front.transport.write(data + b"0\r\n\r\n" if self._chunked else data)
-        assert self._head is not None
-        self._end(self._head.status)
-        self._front.end_answer()
-
-    def fail(self, lost: ApiError) -> None:
-        front = self._front
-        said = self._passing.break_off(lost) if self._passing is not None else None
-        self._note.fail(lost)
-        self._end(lost.status)
-        if self._passing is None:
-            more = [*self._admitted.headers, *self._note.headers]
-            front.transport.write(front.write_whole(lost.status, lost.to_json(), keep_alive=front.keeps_alive, more=more))
-            front.end_answer()
-        elif said is not None:
-            front.transport.write(self._encode(said) + b"0\r\n\r\n")
-            front.end_answer()
-        else:
-            front.break_answer()
-
-    def leave(self) -> None:
-        """Nobody waits for the answer any more."""
-        if self.exchange is not None:
-            self.exchange.cancel()
-        self._end(CLIENT_LEFT)
-
-    def _take(self, body: bytes) -> None:
-        """Note and keep what has come."""
-        self._note.note_text()
-        self._looks = self._logged is not None
-        assert self._passing is not None
-        self._passing.take(body)
-
-    def _encode(self, body: bytes) -> bytes:
-        unsent, self._unsent = self._unsent, b""
-        if not body:
-            return unsent
-        return b"%b%x\r\n%b\r\n" % (unsent, len(body), body) if self._chunked else unsent + body
-
-    def _end(self, status: int) -> None:
-        # Freed at once, not by the next collection.
-        self.exchange = None
-        self._admitted.close(status)
-        self._note.close(status)
-        if self._relay.log is not None and self._logged is not None:
-            self._relay.log.add(self._logged)

@@ -17,7 +17,7 @@ from chaccu.serve.gateway.choices import WholeAnswer
 from chaccu.serve.gateway.dialect import Asked, Dialect
 from chaccu.serve.gateway.errors import ApiError
 from chaccu.serve.gateway.event_stream import TEXT, event_around_text, write_event
-from chaccu.serve.gateway.parameters import Count, Share, StopTexts, Unused, chat_job
+from chaccu.serve.gateway.parameters import MAX_MESSAGES, Count, Share, StopTexts, Unused, chat_job
 from chaccu.serve.link import Sampling
 
 _UNUSED = Unused(
@@ -75,7 +75,7 @@ class MessagesBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     model: str
     max_tokens: Count
-    messages: Annotated[list[Turn], msgspec.Meta(min_length=1)]
+    messages: Annotated[list[Turn], msgspec.Meta(min_length=1, max_length=MAX_MESSAGES)]
     system: str | list[TextBlock] | None = None
     stream: bool | None = None
     temperature: Share | None = None

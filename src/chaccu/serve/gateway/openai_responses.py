@@ -19,7 +19,7 @@ from chaccu.serve.gateway.choices import WholeAnswer
 from chaccu.serve.gateway.dialect import Asked, Dialect
 from chaccu.serve.gateway.errors import ApiError
 from chaccu.serve.gateway.event_stream import TEXT, event_around_text, write_event
-from chaccu.serve.gateway.parameters import SOMEBODY_SPEAKS, Count, Share, Unused, chat_job, user_of
+from chaccu.serve.gateway.parameters import MAX_MESSAGES, SOMEBODY_SPEAKS, Count, Share, Unused, chat_job, user_of
 from chaccu.serve.link import Sampling
 
 _KEEPS_NOTHING = "this gateway keeps no answers: leave it out, and send the whole conversation as input"
@@ -79,7 +79,10 @@ class ResponsesBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """The body of a request for a response."""
 
     model: str
-    input: str | Annotated[list[InputMessage], msgspec.Meta(min_length=1, extra_json_schema=SOMEBODY_SPEAKS)]
+    input: (
+        str
+        | Annotated[list[InputMessage], msgspec.Meta(min_length=1, max_length=MAX_MESSAGES, extra_json_schema=SOMEBODY_SPEAKS)]
+    )
     instructions: str | None = None
     max_output_tokens: Count | None = None
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None

@@ -23,6 +23,7 @@ Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 StopText = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
 StopTexts = Annotated[list[StopText], msgspec.Meta(max_length=16)]
+MAX_MESSAGES = 10_000
 
 _TEXT_PART = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
 _MESSAGE = {
@@ -38,7 +39,7 @@ SOMEBODY_SPEAKS = {"contains": {"properties": {"role": {"enum": list(ROLES)}}, "
 # Messages that `chat_job` checks, for it says which of them is wrong.
 AnyMessages = Annotated[
     list[Annotated[dict[str, Any], msgspec.Meta(extra_json_schema=_MESSAGE)]],
-    msgspec.Meta(min_length=1, extra_json_schema=SOMEBODY_SPEAKS),
+    msgspec.Meta(min_length=1, max_length=MAX_MESSAGES, extra_json_schema=SOMEBODY_SPEAKS),
 ]
 
 B = TypeVar("B", bound=msgspec.Struct)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 
 from chaccu.serve.gateway.errors import bad_request, from_validation
-from chaccu.serve.gateway.parameters import Count, Share
+from chaccu.serve.gateway.parameters import MAX_MESSAGES, Count, Share
 
 _Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 
@@ -36,7 +36,7 @@ class _Relayed(msgspec.Struct, frozen=True, kw_only=True):
 class RelayedChat(_Relayed, frozen=True, kw_only=True):
     """A chat completion that an upstream gives."""
 
-    messages: Annotated[list[_Turn], msgspec.Meta(min_length=1)]
+    messages: Annotated[list[_Turn], msgspec.Meta(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Count | None = None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import resource
 import signal
 import socket
 from collections.abc import Callable
@@ -30,6 +31,9 @@ from chaccu.serve.tls import build_server_context
 _BACKLOG = 2048
 _SHUTDOWN_S = 3
 _TICKS_A_SECOND = 10
+# A client's and its upstream's.
+_FILES_A_CONNECTION = 2
+_OTHER_FILES = 1000
 
 
 def serve_gateway(
@@ -50,6 +54,7 @@ def serve_gateway(
     context = None
     if config.tls_cert is not None:
         context = build_server_context(config.tls_cert, config.tls_key, config.tls_client_ca)
+    _allow_files(_FILES_A_CONNECTION * config.max_connections)
     log = None if log_folder is None else ConversationLog(log_folder)
     app = create_gateway(config, log=log, lines=lines)
     listener = listen(config.host, config.port)
@@ -87,6 +92,15 @@ def serve_gateway(
             log.close()
         if port_file is not None:
             port_file.unlink(missing_ok=True)
+
+
+def _allow_files(count: int) -> None:
+    """Let this process have `count` files open, or as many as it may allow itself."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
 def listen(host: str, port: int) -> socket.socket:
