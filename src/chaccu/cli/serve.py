@@ -239,7 +239,10 @@ def gateway_command(
 
 def worker_command(
     model: Annotated[str, typer.Option(help="Model folder, .gguf file, hub id or scripted:NAME.")],
-    gateway: Annotated[str, typer.Option(help="URL of the gateway to join.")],
+    gateway: Annotated[
+        list[str],
+        typer.Option(help="URL of a gateway to join; repeat for more. dns+http://NAME:PORT joins every address of NAME."),
+    ],
     name: Annotated[str | None, typer.Option(help="Name to serve under; default: the model's own.")] = None,
     engine: _Engine = "auto",
     chat_format: _Format = None,
@@ -262,13 +265,13 @@ def worker_command(
     log_format: _LogFormatOption = None,
     log_level: _LogLevel = None,
 ) -> None:
-    """Load one model and join a gateway with it; joins again whenever the gateway comes back."""
+    """Load one model and join one or more gateways with it; joins again whenever one comes back."""
     from chaccu.engine import EngineOptions
     from chaccu.serve.worker import WorkerConfig, run_worker
 
     config = WorkerConfig(
         model=model,
-        gateway=gateway,
+        gateways=tuple(gateway),
         name=name,
         engine=engine,
         chat_format=chat_format,

@@ -2,8 +2,8 @@
 
 One connection carries all requests of a worker, told apart by a number that the gateway gives. A worker opens with `Join`; the
 gateway answers `Welcome` or `Refused`. Then the gateway sends `Generate` and `Cancel`, the worker sends `Output` frames (each
-may carry pieces of many requests) and `Drain` when it wants no new work. A `Ping` is answered by a `Pong`, by the program and
-not by a library below it, so a program that hangs is noticed.
+may carry pieces of many requests), `Share` when its other gateways give it more or less, and `Drain` when it wants no new work.
+A `Ping` is answered by a `Pong`, by the program and not by a library below it, so a program that hangs is noticed.
 
 Invariants: every frame is one tagged struct of this module, at most `MAX_FRAME_BYTES` long; each request that was generated
 ends with exactly one piece that has an `end`, a cancelled one too, so the gateway knows when the engine has really stopped. It
@@ -19,7 +19,7 @@ import msgspec
 from chaccu.conversation import Conversation
 from chaccu.errors import ServeError
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 JOIN_PATH = "/workers/join"
 MAX_FRAME_BYTES = 16 * 2**20
 PING_INTERVAL_S = 5.0
@@ -63,6 +63,13 @@ class Join(msgspec.Struct, frozen=True, kw_only=True, tag="join"):
 
 class Drain(msgspec.Struct, frozen=True, tag="drain"):
     """The worker finishes what it has and takes nothing new."""
+
+
+class Share(msgspec.Struct, frozen=True, kw_only=True, tag="share"):
+    """What the worker has beside this gateway: requests `elsewhere`, of `gateways` in all that it has joined."""
+
+    elsewhere: int = 0
+    gateways: int = 1
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
@@ -181,7 +188,7 @@ class Pong(msgspec.Struct, frozen=True, tag="pong"):
     """It does."""
 
 
-FromWorker = Join | Output | Drain | Pong
+FromWorker = Join | Output | Share | Drain | Pong
 ToWorker = Welcome | Refused | Generate | Cancel | Ping
 
 

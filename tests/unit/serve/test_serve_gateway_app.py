@@ -12,7 +12,7 @@ from chaccu.errors import StorageError, UsageError
 from chaccu.serve.gateway import GatewayConfig, Upstream, create_gateway, parse_upstream
 from chaccu.serve.gateway.keys import KeyFile
 from chaccu.serve.link import MAX_FRAME_BYTES, Generate, LinkError, Output, Piece, Sampling, decode_from_worker, encode_frame
-from chaccu.serve.worker.run import join_url
+from chaccu.serve.worker.gateways import join_url
 
 
 def test_the_gateway_needs_no_torch() -> None:

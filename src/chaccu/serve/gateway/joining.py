@@ -33,6 +33,7 @@ from chaccu.serve.link import (
     Ping,
     Pong,
     Refused,
+    Share,
     Welcome,
     decode_from_worker,
     encode_frame,
@@ -147,6 +148,10 @@ class WorkerDoor:
                 self._registry.resume(worker)
             if isinstance(frame, Output):
                 worker.take_output(frame.pieces)
+            elif isinstance(frame, Share):
+                if frame.elsewhere < 0 or frame.gateways < 1:
+                    raise LinkError(f"it has {frame.elsewhere} requests of others, from {frame.gateways} gateways in all.")
+                self._registry.note_share(worker, frame)
             elif isinstance(frame, Drain):
                 worker.draining = True
             elif not isinstance(frame, Pong):

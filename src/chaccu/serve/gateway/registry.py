@@ -19,7 +19,7 @@ from chaccu.serve.gateway.prefix_table import Prefix, PrefixTable
 from chaccu.serve.gateway.rate import AnswerLengths
 from chaccu.serve.gateway.remote_worker import RemoteWorker
 from chaccu.serve.gateway.routing import choose_worker
-from chaccu.serve.link import ModelOffer
+from chaccu.serve.link import ModelOffer, Share
 
 _LOST_REMEMBERED = 100
 
@@ -27,7 +27,8 @@ WorkerState = Literal["ready", "draining", "resting", "suspended", "lost"]
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One model of one worker, for people and scripts. `since_s`: seconds since it joined, or was lost."""
+    """One model of one worker, for people and scripts. `elsewhere`: requests that it has from other gateways; `since_s`:
+    seconds since it joined, or was lost."""
 
     model: str
     worker: str
@@ -39,6 +40,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     weight: float
     priority: int
     outstanding: int
+    elsewhere: int
     tokens_per_s: float
     since_s: float
 
@@ -84,6 +86,11 @@ class WorkerRegistry:
         worker.suspended = False
         self._wake()
 
+    def note_share(self, worker: RemoteWorker, share: Share) -> None:
+        """Other gateways give `worker` more or less than before."""
+        worker.share = share
+        self.on_more_room()
+
     def hold(self, identity: str, held: bool) -> bool:
         """Give a worker nothing new, also when it joins again, or give it requests as before; False when it is not joined."""
         worker = self._workers.get(identity)
@@ -107,8 +114,8 @@ class WorkerRegistry:
         """How many requests the workers of `model` can answer at once, without those that take none; one that rests counts only
         where all do."""
         able = [worker for worker in self._workers.values() if model in worker.offers and worker.is_open]
-        awake = sum(worker.breaker.takes(worker.offers[model].slots) for worker in able)
-        return awake or sum(worker.offers[model].slots for worker in able)
+        awake = sum(worker.breaker.takes(worker.slots(model)) for worker in able)
+        return awake or sum(worker.slots(model) for worker in able)
 
     def knows(self, model: str) -> bool:
         """Whether a worker serves or has served `model`."""
@@ -163,7 +170,7 @@ class WorkerRegistry:
         typical_speed = sum(measured) / len(measured) if measured else 1.0
         cached = self._prefixes.cached(prefix, {worker.identity for worker in candidates})
         loads = [
-            worker.load(prefix.model, typical_speed=typical_speed, cached=cached.get(worker.identity, 0.0))
+            worker.load(prefix.model, tokens=tokens, typical_speed=typical_speed, cached=cached.get(worker.identity, 0.0))
             for worker in candidates
         ]
         chosen = choose_worker(loads, tokens)
@@ -216,6 +223,7 @@ def _status(worker: RemoteWorker, state: WorkerState, since_s: float) -> list[Wo
             weight=offer.weight,
             priority=offer.priority,
             outstanding=worker.outstanding,
+            elsewhere=worker.share.elsewhere,
             tokens_per_s=round(worker.rate.per_second(), 1),
             since_s=round(since_s, 1),
         )

@@ -17,8 +17,8 @@ from chaccu.errors import ServeError
 from chaccu.serve.gateway.breaker import Breaker
 from chaccu.serve.gateway.pulse import Pulse
 from chaccu.serve.gateway.rate import RateMeter, SpeedMeter
-from chaccu.serve.gateway.routing import WorkerLoad
-from chaccu.serve.link import Cancel, Generate, ModelOffer, Piece, ToWorker
+from chaccu.serve.gateway.routing import WorkerLoad, slots_beside
+from chaccu.serve.link import Cancel, Generate, ModelOffer, Piece, Share, ToWorker
 
 _MOST_UNREAD = 4096
 
@@ -83,6 +83,7 @@ class RemoteWorker:
         self.held = False
         # It was not heard for too long, and its answers have gone on elsewhere.
         self.suspended = False
+        self.share = Share()
         self.pulse = Pulse()
         self.breaker = Breaker(clock)
         self.rate = RateMeter(clock)
@@ -102,14 +103,21 @@ class RemoteWorker:
         """Whether it takes new requests."""
         return not (self.draining or self.held or self.suspended)
 
-    def load(self, model: str, *, typical_speed: float = 1.0, cached: float = 0.0) -> WorkerLoad:
-        """This worker as routing sees it for `model`; `typical_speed` counts until its own is known."""
+    def slots(self, model: str) -> int:
+        """How many requests this gateway may give it at once."""
+        return slots_beside(self.offers[model].slots, elsewhere=self.share.elsewhere, gateways=self.share.gateways)
+
+    def load(self, model: str, *, tokens: float = 1.0, typical_speed: float = 1.0, cached: float = 0.0) -> WorkerLoad:
+        """This worker as routing sees it for `model`; `typical_speed` counts until its own is known, and `tokens` is what an
+        answer has: so much is due of each request that other gateways gave it.
+        """
         offer = self.offers[model]
         return WorkerLoad(
             slots=offer.slots,
-            outstanding=self.outstanding,
+            # What others have of the slots looks as if it were this gateway's own.
+            outstanding=self.outstanding + offer.slots - self.slots(model),
             last_given_s=self._last_given_s,
-            due_tokens=self._due_tokens,
+            due_tokens=self._due_tokens + self.share.elsewhere * tokens,
             speed=self.speed.estimate(typical_speed),
             weight=offer.weight,
             priority=offer.priority,

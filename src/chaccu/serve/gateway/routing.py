@@ -63,3 +63,14 @@ def expected_wait_s(load: WorkerLoad, tokens: float) -> float:
     one is measured lower. A worker of weight 2 counts as twice as fast.
     """
     return (load.due_tokens + tokens) / (load.speed * load.slots * load.weight)
+
+
+def slots_beside(slots: int, *, elsewhere: int, gateways: int) -> int:
+    """How many of a worker's `slots` one of its `gateways` may use, while the others have requests `elsewhere`: what they left,
+    and an equal part of the slots in any case, one at least.
+
+    Without that part a gateway with a queue, which fills each slot as it is freed, would leave the others nothing. A worker may
+    so have more requests than slots for a while, less than twice as many where there are slots for all gateways; they wait in
+    its engine.
+    """
+    return max(slots - elsewhere, slots // gateways, 1)

@@ -10,7 +10,8 @@ from chaccu.engine import EngineOptions
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """`model`: a model spec; `gateway`: the gateway's http(s) URL; `name` and `chat_format` override the model's own.
+    """`model`: a model spec; `gateways`: http(s) URLs, each of which is joined, `dns+http://…` for every address of a name;
+    `name` and `chat_format` override the model's own.
 
     `drain_s`: how long a worker that was told to end may finish what it has. `weight`, `priority`: its share of the model's
     requests among other workers, as in `ModelOffer`. `tls_ca`: PEM file of the authority to trust instead of the system's;
@@ -18,7 +19,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     model: str
-    gateway: str
+    gateways: tuple[str, ...]
     name: str | None = None
     engine: str = "auto"
     chat_format: str | None = None
