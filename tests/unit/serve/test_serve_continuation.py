@@ -210,6 +210,8 @@ class TestErrors:
             (CHAT, [said("a"), {"error": {"message": "x"}}], "an error of the upstream itself"),
             (CHAT, [{"n": 1}], "no completion"),
             (CHAT, ["{"], "no completion"),
+            (CHAT, [{"choices": [{"index": 0, "delta": {"content": ["a"]}}]}], "no completion"),
+            (CHAT, [{**said("a"), "usage": {}}], "no completion"),
         ],
     )
     def test_what_is_not_sound_says_why(self, request_: dict[str, Any], events: list[Any], why: str) -> None:

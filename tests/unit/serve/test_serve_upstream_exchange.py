@@ -201,6 +201,12 @@ async def test_a_stream_that_ends_with_its_connection_is_whole_only_with_its_las
         assert (got.text, got.body.count(b"[DONE]"), got.lost) == ("One two", 1, None)
 
 
+async def test_a_whole_answer_that_ends_with_its_connection_is_whole_only_as_json() -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
+    async with pool(sending(head + b'{"a": [1'), sending(head + b'{"a": [1, 2]}')) as upstreams:
+        assert (await upstreams.answer()).body == b'{"a": [1, 2]}'
+
+
 async def test_a_stream_too_long_to_remember_ends_with_an_error() -> None:
     async with pool(sending(STREAM, *[event("x" * 60_000)] * 20), sending(STREAM + END)) as upstreams:
         got = await upstreams.answer()

@@ -8,7 +8,7 @@ import pytest
 
 from chaccu.errors import UsageError
 from chaccu.serve.gateway import Upstream, parse_upstream
-from chaccu.serve.gateway.upstream_routing import Breaker, UpstreamLoad, choose_upstream
+from chaccu.serve.gateway.upstream_routing import UpstreamBreaker, UpstreamLoad, choose_upstream
 from chaccu.serve.gateway.upstream_server import UpstreamServer
 
 
@@ -49,7 +49,7 @@ def test_the_least_outstanding_of_those_in_use_is_chosen(loads: list[UpstreamLoa
 
 def test_an_upstream_that_fails_is_left_out_until_a_probe_is_answered() -> None:
     clock = Clock()
-    breaker = Breaker(clock, first_s=0.25, longest_s=1.0)
+    breaker = UpstreamBreaker(clock, first_s=0.25, longest_s=1.0)
     assert not breaker.is_left_out
     assert breaker.fail()
     # Those that were under way fail too, and change nothing.
@@ -69,7 +69,7 @@ def test_an_upstream_that_fails_is_left_out_until_a_probe_is_answered() -> None:
 
 def test_one_that_answers_probes_alone_is_asked_less_and_less() -> None:
     clock = Clock()
-    breaker = Breaker(clock, first_s=0.25, longest_s=1.0)
+    breaker = UpstreamBreaker(clock, first_s=0.25, longest_s=1.0)
     waits = []
     for _ in range(4):
         breaker.fail()

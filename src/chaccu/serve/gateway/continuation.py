@@ -125,7 +125,7 @@ def _go_on(stream: SentStream, fields: dict[str, Any], opening: bytes) -> Contin
             asked[name] -= given
             if asked[name] <= 0:
                 return _end(stream, fields, opening + stream.end_event("length"))
-    if asked.get("min_tokens"):
+    if isinstance(asked.get("min_tokens"), int):
         asked["min_tokens"] = max(0, asked["min_tokens"] - given)
     if text and "messages" in asked:
         messages = list(asked["messages"])

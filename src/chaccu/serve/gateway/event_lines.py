@@ -18,6 +18,15 @@ def data_of(line: bytes) -> bytes | None:
     return line[len(_FIELD) :].strip() if line.startswith(_FIELD) else None
 
 
+def is_json(body: bytes) -> bool:
+    """Whether `body` is a whole JSON value."""
+    try:
+        msgspec.json.decode(body, type=msgspec.Raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return True
+
+
 def data_event(fields: dict[str, Any]) -> bytes:
     """An event that holds an object."""
     return b"data: " + msgspec.json.encode(fields) + b"\n\n"

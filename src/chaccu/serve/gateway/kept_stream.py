@@ -55,6 +55,15 @@ class KeptStream:
         """Whether its end has been said."""
         return bool(self._kept) and DONE_DATA in b"".join(self._kept[-_END_PIECES:])
 
+    @property
+    def can_go_on(self) -> bool:
+        """Whether another upstream could go on with it."""
+        try:
+            self.plan()
+        except CannotContinueError:
+            return False
+        return True
+
     def plan(self) -> Continuation:
         """How it can go on with another upstream. Raises `CannotContinueError`."""
         if self.came_bytes > _MAX_KEPT_BYTES:

@@ -26,8 +26,8 @@ class CannotContinueError(ApiError):
 class SentStream:
     """The whole lines `sent` of a chat completion's stream, or of a raw completion's when `chat` is false.
 
-    `given_tokens`: the answer's tokens so far, by the usage where events tell it, else one for each event with text; the spaces
-    at the end are not among them. `roles`: choices that were given their role.
+    `is_blank`: nothing of the answer itself has come. `given_tokens`: its tokens so far, by the usage where events tell it,
+    else one for each event with text; the spaces at the end are not among them. `roles`: choices that were given their role.
 
     Raises `CannotContinueError` when they are no such events.
     """
@@ -41,9 +41,9 @@ class SentStream:
         self.usage: dict[str, Any] | None = None
         self.has_last_usage = False
         self.roles: set[int] = set()
+        self.is_blank = True
         self._chat = chat
         self._texts: list[str] = []
-        self._is_blank = True
         try:
             for line in sent.splitlines():
                 data = data_of(line)
@@ -51,21 +51,10 @@ class SentStream:
                     self.is_done = True
                 elif data is not None:
                     self._add(msgspec.json.decode(data))
+            self.text = "".join(self._texts)
+            self.given_tokens = self._count_tokens()
         except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError) as error:
             raise CannotContinueError("what it held is no completion") from error
-        self.text = "".join(self._texts)
-
-    @property
-    def is_blank(self) -> bool:
-        """Nothing of the answer itself has come."""
-        return self._is_blank
-
-    @property
-    def given_tokens(self) -> int:
-        events = len(self._texts)
-        spaces = next((index for index, text in enumerate(reversed(self._texts)) if text.strip()), events)
-        counted = events if self.usage is None else int(self.usage["completion_tokens"])
-        return max(0, counted - spaces)
 
     def end_event(self, finish_reason: str) -> bytes:
         """The event that says why the answer ends."""
@@ -76,6 +65,12 @@ class SentStream:
     def usage_event(self, usage: dict[str, Any]) -> bytes:
         """The event that tells the usage."""
         return data_event({**self.first, "choices": [], "usage": usage})
+
+    def _count_tokens(self) -> int:
+        events = len(self._texts)
+        spaces = next((index for index, text in enumerate(reversed(self._texts)) if text.strip()), events)
+        counted: int = events if self.usage is None else self.usage["completion_tokens"]
+        return max(0, counted - spaces)
 
     def _add(self, event: dict[str, Any]) -> None:
         if not self.first:
@@ -101,9 +96,9 @@ class SentStream:
         if more or (text and index != 0):
             self.is_text = False
         if more or text:
-            self._is_blank = False
+            self.is_blank = False
         if text:
             self._texts.append(text)
         if choice.get("finish_reason") is not None:
-            self._is_blank = False
+            self.is_blank = False
             self.finish_reason = choice["finish_reason"]

@@ -10,11 +10,11 @@ which is how such servers learn to stop. It ignores what the bytes mean.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from typing import Protocol
 
 from chaccu.serve.gateway.errors import ApiError, upstream_lost, upstreams_unreachable
+from chaccu.serve.gateway.event_lines import is_json
 from chaccu.serve.gateway.kept_stream import KeptStream
 from chaccu.serve.gateway.sent_stream import CannotContinueError
 from chaccu.serve.gateway.upstream_connection import ResponseHead, UpstreamConnection
@@ -125,10 +125,8 @@ class Exchange:
         elif now_s - self._still_since_s >= limit_s:
             self._seen_bytes = -1
             # A call of a tool may be silent for long, and is not cut for it.
-            with contextlib.suppress(CannotContinueError):
-                stream.plan()
-                if self._pool.choose((server,)) is not server:
-                    self._lose(f"nothing came for {limit_s:g} s")
+            if stream.can_go_on and self._pool.choose((server,)) is not server:
+                self._lose(f"nothing came for {limit_s:g} s")
 
     # As the connection's receiver.
 
@@ -166,7 +164,11 @@ class Exchange:
         assert head is not None
         if held is not None:
             held.append(body)
-            self._finish_whole(head, b"".join(held))
+            body = b"".join(held)
+            if head.ends_by_close and not is_json(body):
+                self._lose("it broke off an answer")
+            else:
+                self._finish_whole(head, body)
             return
         if stream is not None:
             try:

@@ -46,7 +46,7 @@ def choose_upstream(loads: Sequence[UpstreamLoad]) -> int | None:
     )
 
 
-class Breaker:
+class UpstreamBreaker:
     """Leaves an upstream out after a failure, until a probe was answered; `clock` gives seconds.
 
     The first probe is due after `first_s`; each failure in a row, of a request or of a probe, doubles the wait, to `longest_s`

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import ssl
 from base64 import b64encode
 from collections.abc import Callable
@@ -20,13 +21,16 @@ import msgspec
 from chaccu.errors import UsageError
 from chaccu.serve.gateway.config import Upstream
 from chaccu.serve.gateway.upstream_connection import ResponseHead, UpstreamConnection
-from chaccu.serve.gateway.upstream_routing import Breaker, UpstreamLoad
+from chaccu.serve.gateway.upstream_routing import UpstreamBreaker, UpstreamLoad
 
-_CONNECT_TIMEOUT_S = 5.0
+_CONNECT_TIMEOUT_S = 3.0
 _PROBE_TIMEOUT_S = 2.0
 # Servers and the boxes between close idle connections without a word after a minute or so.
 _IDLE_S = 30.0
 _MAX_IDLE = 1024
+# Seconds of silence before the first question to the other side's system, seconds between two, questions in vain; and
+# milliseconds that what was sent may stay unconfirmed. Not every system has all of them.
+_KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
 # Any lower status comes from a server that is there, though it may not know the probe's path.
 _FIRST_FAILURE_STATUS = 500
 _log = logging.getLogger(__name__)
@@ -78,7 +82,7 @@ class UpstreamServer:
         self._on_ready = on_ready
         # In the order in which they became idle.
         self._idle: dict[UpstreamConnection, None] = {}
-        self._breaker = Breaker(clock)
+        self._breaker = UpstreamBreaker(clock)
         self._recovering: asyncio.Task[None] | None = None
         self._outstanding = self._requests = self._failures = self._continued = 0
         self._last_given_s = 0.0
@@ -159,9 +163,10 @@ class UpstreamServer:
         """A new connection. Raises `OSError`, `TimeoutError`, or `UnicodeError` for a host's name that is none."""
         async with asyncio.timeout(_CONNECT_TIMEOUT_S):
             # asyncio and uvloop set TCP_NODELAY.
-            _, connection = await asyncio.get_running_loop().create_connection(
+            transport, connection = await asyncio.get_running_loop().create_connection(
                 lambda: UpstreamConnection(self._keep, self._forget), self._host, self._port, ssl=self._context
             )
+        _end_when_unreachable(transport.get_extra_info("socket"))
         return connection
 
     def close(self) -> None:
@@ -232,6 +237,14 @@ class _Probe:
 
     def fail(self, *, began: bool) -> None:
         self.ended.set()
+
+
+def _end_when_unreachable(connected: socket.socket) -> None:
+    """Have the system end a connection whose other side is gone without a word: a host that lost its power or its network."""
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        if hasattr(socket, name):
+            connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _key_of(upstream: Upstream) -> str:
