@@ -165,7 +165,7 @@ WRONG: dict[str, tuple[str | dict[str, Any], int, str | None, str]] = {
     "nothing": ("", 400, None, "no valid JSON"),
     "no model": ({"messages": HELLO}, 400, "model", "missing"),
     "unknown model": ({"model": "fixd", "messages": HELLO}, 404, "model", "did you mean 'fixed'?"),
-    "far model": ({"model": "gpt-4", "messages": HELLO}, 404, "model", "there are fixed, gone, mirror, words."),
+    "far model": ({"model": "gpt-4", "messages": HELLO}, 404, "model", "known: fixed, gone, mirror, words."),
     "no messages": ({"model": "fixed"}, 400, "messages", "missing"),
     "empty messages": ({"model": "fixed", "messages": []}, 400, "messages", "length"),
     "alien role": ({"model": "fixed", "messages": [{"role": "alien", "content": "Hi"}]}, 400, "messages", "alien"),

@@ -155,6 +155,7 @@ async def test_wrong_requests_do_not_reach_the_upstream(tmp_path: Path) -> None:
     async with relaying(tmp_path, echo) as relay:
         for wrong, param in (
             ({"temperature": 9}, "temperature"),
+            ({"stop": 3}, "stop"),
             ({"max_tokens": -1}, "max_tokens"),
             ({"messages": []}, "messages"),
         ):

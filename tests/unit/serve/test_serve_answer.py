@@ -421,7 +421,7 @@ async def test_lost_workers_are_remembered_and_bounded() -> None:
     [
         ([], "m", 503, "No model is served yet"),
         (["m"], "mm", 404, "'mm' does not exist; did you mean 'm'"),
-        (["m"], "other", 404, "'other' does not exist; there are m."),
+        (["m"], "other", 404, "'other' does not exist; known: m."),
     ],
 )
 def test_unknown_models(joined: list[str], asked: str, status: int, text: str) -> None:

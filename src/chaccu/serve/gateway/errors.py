@@ -75,7 +75,7 @@ def unknown_model(name: str, known: Iterable[str]) -> ApiError:
         return ApiError(503, message, kind="service_unavailable", code="no_worker", param="model")
     near = did_you_mean(name, names)
     message = (
-        f"The model {name!r} does not exist; {near if near.startswith('did') else 'there are ' + near.removeprefix('one of: ')}"
+        f"The model {name!r} does not exist; {near if near.startswith('did') else 'known: ' + near.removeprefix('one of: ')}"
     )
     return ApiError(
         404, message + ("" if near.endswith("?") else "."), kind="invalid_request_error", code="model_not_found", param="model"

@@ -31,6 +31,7 @@ class _Relayed(msgspec.Struct, frozen=True, kw_only=True):
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
     seed: int | None = None
+    stop: str | list[str] | None = None
 
 
 class RelayedChat(_Relayed, frozen=True, kw_only=True):
