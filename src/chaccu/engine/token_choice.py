@@ -1,15 +1,16 @@
-"""`TokenChooser`: from a model's logits to the next token of one answer, with its log-probability.
+"""`choose_tokens`: from a model's logits to the next token of each running answer, with its log-probability.
 
-Invariants: the answer's tokens are counted from its beginning, whoever generated them; log-probabilities are the model's own,
-taken before a bias, a penalty, a schema or the temperature; an answer that keeps to a schema is never given a token that could
-not go on to a whole one. It ignores the model and texts.
+Answers with equal settings are chosen for together. Invariants: a seed repeats, whatever is chosen for beside it; the answer's
+tokens are counted from its beginning, whoever generated them; log-probabilities are the model's own, taken before a bias, a
+penalty, a schema or the temperature; an answer that keeps to a schema is never given a token that could not go on to a whole
+one. It ignores the model and texts.
 
-Shapes: V vocabulary of the model's logits; 1 the one answer.
+Shapes: V vocabulary of the model's logits; R rows, one an answer; 1 the one answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,14 +18,18 @@ import numpy as np
 
 from chaccu.engine.json_schemas import read_schema
 from chaccu.engine.protocol import LEAST_LOGPROB, GenerationRequest, TokenLogprob, WrongRequestError
+from chaccu.errors import EngineError
 
 if TYPE_CHECKING:
     import torch
     from llguidance import LLTokenizer
 
 
+Choice = tuple[int, TokenLogprob | None]
+
+
 class TokenChooser:
-    """Chooses the tokens of the answer to `request`: greedy at temperature 0, else temperature, then top_k, top_p and min_p.
+    """What the tokens of the answer to `request` are chosen by; `choose_tokens` chooses.
 
     `vocabulary` makes llguidance's view of the tokenizer, where it is needed; `end_ids` end an answer.
     """
@@ -39,28 +44,35 @@ class TokenChooser:
         self._device = device
         self._vocabulary = vocabulary
         self._end_ids = list(end_ids)
-        self._generator = torch.Generator(device=device)
+        # On the processor: one number a token is drawn there, the same for every device, and sent with those of the others.
+        self._generator = torch.Generator()
         if request.seed is None:
             self._generator.seed()
         else:
             self._generator.manual_seed(request.seed % 2**63)
-        self._warpers = _build_warpers(request)
         self._counts_V: torch.Tensor | None = None
         self._seen_V: torch.Tensor | None = None
         self._bias_V: torch.Tensor | None = None
         self._matcher: Any = None if request.json_schema is None else _begin_matcher(request, vocabulary())
 
-    def choose(self, logits_1V: torch.Tensor) -> tuple[int, TokenLogprob | None]:
-        """The next token, and its log-probability where it is asked for."""
+    @property
+    def settings(self) -> tuple[float, int, float, float] | None:
+        """What shapes the distribution that is drawn from: temperature, top_k, top_p, min_p; None is greedy."""
+        request = self._request
+        return (request.temperature, request.top_k, request.top_p, request.min_p) if request.temperature else None
+
+    def draw(self) -> float:
+        """The next random number of this answer, in [0, 1)."""
         import torch
 
-        scores_1V = self._allow(self._penalize(logits_1V))
-        if self._request.temperature == 0:
-            token = int(scores_1V.argmax())
-        else:
-            no_ids_10 = torch.empty((1, 0), dtype=torch.long)  # none of the warpers looks at the text so far
-            shares_1V = torch.softmax(self._warpers(no_ids_10, scores_1V), -1)
-            token = int(torch.multinomial(shares_1V, 1, generator=self._generator))
+        return float(torch.rand((), generator=self._generator))
+
+    def score(self, logits_1V: torch.Tensor) -> torch.Tensor:
+        """Logits with what the request changes of them before the temperature."""
+        return self._allow(self._penalize(logits_1V))
+
+    def settle(self, token: int, logits_1V: torch.Tensor) -> Choice:
+        """Note that `token` was chosen; returns it, with its log-probability where it is asked for."""
         self._note(token)
         top = self._request.top_logprobs
         return token, None if top is None else self._logprob(logits_1V[0], token, top)
@@ -133,19 +145,67 @@ class TokenChooser:
         return TokenLogprob(vocabulary.decode_bytes([token]), max(float(logprobs_V[token]), LEAST_LOGPROB), told)
 
 
-def _build_warpers(request: GenerationRequest) -> Any:
+def choose_tokens(choosers: Sequence[TokenChooser], logits_RV: torch.Tensor) -> list[Choice | Exception]:
+    """The next token of each answer: the likeliest at temperature 0, else drawn after temperature, top_k, top_p and min_p.
+
+    Where choosing fails, the error stands in place of the choice.
+    """
+    import torch
+
+    choices: list[Choice | Exception] = [EngineError("no token was chosen.")] * len(choosers)
+    alike: dict[tuple[float, int, float, float] | None, list[tuple[int, torch.Tensor]]] = {}
+    for row, chooser in enumerate(choosers):
+        try:
+            alike.setdefault(chooser.settings, []).append((row, chooser.score(logits_RV[row : row + 1])))
+        except Exception as error:  # whatever is wrong belongs to this answer alone
+            choices[row] = error
+    for settings, scored in alike.items():
+        scores_RV = torch.cat([scores_1V for _, scores_1V in scored])
+        if settings is None:
+            tokens = scores_RV.argmax(-1).tolist()
+        else:
+            tokens = _draw(_share(scores_RV, settings), [choosers[row].draw() for row, _ in scored])
+        for (row, _), token in zip(scored, tokens, strict=True):
+            try:
+                if token is None:
+                    raise EngineError("the model gave numbers that are none (nan).", remedy="check the weights")
+                choices[row] = choosers[row].settle(token, logits_RV[row : row + 1])
+            except Exception as error:  # as above
+                choices[row] = error
+    return choices
+
+
+def _share(scores_RV: torch.Tensor, settings: tuple[float, int, float, float]) -> torch.Tensor:
+    """Probabilities after temperature, top_k, top_p and min_p, in this order."""
+    import torch
     from transformers.generation import logits_process
 
+    temperature, top_k, top_p, min_p = settings
     warpers: Any = logits_process.LogitsProcessorList()
-    if request.temperature not in (0, 1):
-        warpers.append(logits_process.TemperatureLogitsWarper(request.temperature))
-    if request.top_k > 0:
-        warpers.append(logits_process.TopKLogitsWarper(request.top_k))
-    if request.top_p < 1:
-        warpers.append(logits_process.TopPLogitsWarper(request.top_p))
-    if request.min_p > 0:
-        warpers.append(logits_process.MinPLogitsWarper(request.min_p))
-    return warpers
+    if temperature != 1:
+        warpers.append(logits_process.TemperatureLogitsWarper(temperature))
+    if top_k > 0:
+        warpers.append(logits_process.TopKLogitsWarper(top_k))
+    if top_p < 1:
+        warpers.append(logits_process.TopPLogitsWarper(top_p))
+    if min_p > 0:
+        warpers.append(logits_process.MinPLogitsWarper(min_p))
+    no_ids_R0 = torch.empty((len(scores_RV), 0), dtype=torch.long)  # none of the warpers looks at the text so far
+    return torch.softmax(warpers(no_ids_R0, scores_RV), -1)
+
+
+def _draw(shares_RV: torch.Tensor, numbers: list[float]) -> list[int | None]:
+    """The tokens at which the sums of shares pass `numbers` (inverse transform sampling); None where shares are no numbers."""
+    import torch
+
+    if shares_RV.device.type == "mps":  # which knows no doubles
+        shares_RV = shares_RV.cpu()
+    sums_RV = shares_RV.double().cumsum(-1)
+    sums_R1 = sums_RV[:, -1:]
+    marks_R1 = torch.tensor(numbers, dtype=torch.double, device=sums_RV.device)[:, None] * sums_R1
+    tokens_R1 = torch.searchsorted(sums_RV, marks_R1, right=True)
+    tokens = torch.where(sums_R1.isfinite(), tokens_R1, -1)[:, 0].tolist()
+    return [None if token < 0 else token for token in tokens]
 
 
 def _begin_matcher(request: GenerationRequest, vocabulary: LLTokenizer) -> Any:

@@ -16,21 +16,30 @@ from chaccu.errors import EngineError
 from chaccu.testing.tiny import build_llama
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 ANSWER = "Añil, 山 and 🦙 meet."
 PROMPT = "what?"
 BYTES = build_byte_tokenizer()
 
 
-class Reciter:
+class StandIn:
+    """Called as models are, through `forward`."""
+
+    def __call__(self, **inputs: Any) -> Any:
+        return self.forward(**inputs)
+
+
+class Reciter(StandIn):
     """Stands for a model: after the prompt it always gives the next byte of ANSWER, fed in one go or in steps."""
 
     def __init__(self) -> None:
-        self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=128))
+        # With states that cannot be joined: each answer is stepped by itself.
+        self.config = transformers.Lfm2Config(num_hidden_layers=1, layer_types=["conv"], max_position_embeddings=128)
         self.generation_config = SimpleNamespace(eos_token_id=BYTES.token_id("<|im_end|>"))
         self.device = torch.device("cpu")
         self.fails = False
 
-    def __call__(self, *, input_ids: Any, past_key_values: int | None, **_: Any) -> Any:
+    def forward(self, *, input_ids: Any, past_key_values: int | None, **_: Any) -> Any:
         if self.fails:
             raise RuntimeError("out of memory")
         seen = (past_key_values or 0) + input_ids.shape[1]
@@ -85,7 +94,7 @@ async def test_a_closed_engine_refuses() -> None:
         await pieces(engine)
 
 
-class Favours:
+class Favours(StandIn):
     """Stands for a model: logits that depend on the last id alone, known to the test. It writes ASCII."""
 
     def __init__(self) -> None:
@@ -96,7 +105,7 @@ class Favours:
         ascii_ids = ids_of("".join(map(chr, range(128))))
         self.logits_VV[:, ascii_ids] = torch.randn(BYTES.vocab_size, 128, generator=generator) * 2
 
-    def __call__(self, *, input_ids: Any, **_: Any) -> Any:
+    def forward(self, *, input_ids: Any, **_: Any) -> Any:
         return SimpleNamespace(logits=self.logits_VV[input_ids[:, -1:]], past_key_values=0)
 
 
@@ -162,7 +171,6 @@ async def test_a_seed_repeats_with_penalties() -> None:
 
 
 async def test_vectors_are_the_mean_of_the_last_hidden_states(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     folder = build_llama(tmp_path / "tiny")
     engine = TransformersEngine.load(resolve_model(str(folder)), EngineOptions(threads=1))
     vectors = await engine.embed([[5, 6, 7, 8], [9]])

@@ -1,0 +1,255 @@
+"""`Batcher`: rounds of work on one model, in which the steps of all running answers are one.
+
+In a round new prompts are read, a chunk of them for about `_READING_S`, so that a long one holds up the others for no longer;
+then each running answer gets one token, all by one pass of the model; then one input is embedded. An answer joins the batch
+when its prompt is read, and leaves it with its last token or in the round after it was cancelled. Models that keep more than
+keys and values (state spaces, linear attention) are stepped answer by answer.
+
+Invariants: what an answer says does not depend on the others but for the rounding of sums; one that fails leaves the others as
+they are; where memory does not suffice, the newest answer fails. It ignores texts, and who waits for the answers.
+R = rows, one an answer; T = tokens; V = vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from inspect import signature
+from typing import Any
+
+import torch
+
+from chaccu.engine.batching.aligned_cache import AlignedCache, find_windows
+from chaccu.engine.batching.tasks import Answer, Embedding, Task
+from chaccu.engine.token_choice import Choice, choose_tokens
+from chaccu.errors import ChaccuError, EngineError
+
+_READING_S = 0.25
+_FIRST_CHUNK_TOKENS = 128
+_LEAST_CHUNK_TOKENS = 16
+_LARGEST_CHUNK_TOKENS = 4096
+
+
+class Batcher:
+    """Everything is called by one thread. `clock` in seconds."""
+
+    def __init__(self, model: Any, max_rows: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._model = model
+        self._max_rows = max_rows
+        self._clock = clock
+        self._windows = _joinable_windows(model)
+        self._takes_positions = "position_ids" in signature(model.forward).parameters
+        self._chunk_tokens = _FIRST_CHUNK_TOKENS
+        self._reading: list[_Group] = []
+        self._oldest_first = False
+        self._running: list[_Group] = []
+        self._embeddings: deque[Embedding] = deque()
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether answers can be stepped in one batch."""
+        return self._windows is not None
+
+    @property
+    def tasks(self) -> list[Task]:
+        """All that is not done."""
+        answers = [answer for group in [*self._reading, *self._running] for answer in group.answers]
+        return [*answers, *self._embeddings]
+
+    def add(self, task: Task) -> None:
+        if isinstance(task, Embedding):
+            self._embeddings.append(task)
+        elif isinstance(task, Answer):
+            self._reading.append(_Group([task], self._new_cache(1)))
+
+    @torch.inference_mode()
+    def run_round(self) -> None:
+        """One round; raises nothing that belongs to a task."""
+        self._leave_cancelled()
+        self._read()
+        for group in list(self._running):
+            self._step(group)
+        self._running = [group for group in self._running if group.answers]
+        if self._embeddings:
+            self._embed(self._embeddings.popleft())
+
+    def _leave_cancelled(self) -> None:
+        self._reading = [group for group in self._reading if not group.answers[0].cancelled]
+        for group in self._running:
+            group.keep([not answer.cancelled for answer in group.answers])
+        self._running = [group for group in self._running if group.answers]
+        self._embeddings = deque(task for task in self._embeddings if not task.cancelled)
+
+    def _read(self) -> None:
+        """Read a chunk of the prompts: in one round the oldest first, in the next the shortest, so neither waits for long."""
+        budget = self._chunk_tokens
+        self._oldest_first = not self._oldest_first
+        while budget > 0 and self._reading:
+            key = _age if self._oldest_first else _unread
+            group = min(self._reading, key=key)
+            self._reading.remove(group)
+            answer = group.answers[0]
+            # States of other kinds go on from more than one token in few models: their prompts are read at once.
+            chunk = answer.unread[: budget if self.is_joint else None]
+            budget -= len(chunk)
+            began_s = self._clock()
+            try:
+                answer.chooser(self._model.device)
+                logits_1V = self._forward(group, [chunk])
+                if len(chunk) < len(answer.unread):
+                    answer.unread = answer.unread[len(chunk) :]
+                    _wait_for(logits_1V)
+                    self._reading.append(group)
+                else:
+                    self._choose(group, logits_1V)
+                    if group.answers:
+                        self._join(group)
+            except Exception as error:  # whatever the model raises must reach the answer that met it, not end the thread
+                self._fail(answer, error)
+            self._pace(len(chunk), self._clock() - began_s)
+
+    def _pace(self, tokens: int, took_s: float) -> None:
+        """Fit the chunk to the time that reading one took; small ones say little, for a pass has a cost of its own."""
+        if 2 * tokens >= self._chunk_tokens:
+            fitting = int(tokens * _READING_S / max(took_s, 1e-6))
+            self._chunk_tokens = max(_LEAST_CHUNK_TOKENS, min(fitting, 2 * self._chunk_tokens, _LARGEST_CHUNK_TOKENS))
+
+    def _join(self, group: _Group) -> None:
+        """Let an answer alone run with the others."""
+        if not self.is_joint:
+            self._running.append(group)
+            return
+        if not self._running:
+            self._running.append(_Group([], self._new_cache(self._max_rows)))
+        running = self._running[0]
+        running.cache.join(group.cache)
+        running.answers.extend(group.answers)
+
+    def _step(self, group: _Group) -> None:
+        """One token for each answer of `group`."""
+        while group.answers:
+            try:
+                logits_RV = self._forward(group, [answer.unread for answer in group.answers])
+                break
+            except Exception as error:  # as above
+                if len(group.answers) == 1 or _is_out_of_memory(error):
+                    newest = max(group.answers, key=lambda answer: answer.number)
+                    self._fail(newest, error)
+                    group.keep([answer is not newest for answer in group.answers])
+                else:
+                    self._step_apart(group)
+                    return
+        if group.answers:
+            self._choose(group, logits_RV)
+
+    def _step_apart(self, group: _Group) -> None:
+        """Step each answer alone, after a step of all has failed: the one at fault fails, the others go on together."""
+        apart = [_Group([answer], group.cache.copy_row(row)) for row, answer in enumerate(group.answers)]
+        group.keep([False] * len(apart))
+        for alone in apart:
+            self._step(alone)
+        for alone in apart:
+            for answer in alone.answers:
+                try:
+                    group.cache.join(alone.cache)
+                    group.answers.append(answer)
+                except Exception as error:  # no memory for it
+                    self._fail(answer, error)
+
+    def _choose(self, group: _Group, logits_RV: torch.Tensor) -> None:
+        choosers = [answer.chooser(self._model.device) for answer in group.answers]
+        choices = choose_tokens(choosers, logits_RV)
+        group.keep([self._take(answer, choice) for answer, choice in zip(group.answers, choices, strict=True)])
+
+    def _take(self, answer: Answer, choice: Choice | Exception) -> bool:
+        try:
+            if isinstance(choice, Exception):
+                raise choice
+            return answer.take(*choice)
+        except Exception as error:  # as above
+            self._fail(answer, error)
+            return False
+
+    def _forward(self, group: _Group, ids: Sequence[list[int]]) -> torch.Tensor:
+        """Logits behind the last of `ids`, which are as many for each row; the cache holds them then."""
+        ids_RT = torch.tensor(ids, device=self._model.device)
+        inputs: dict[str, Any] = {}
+        if isinstance(group.cache, AlignedCache):
+            positions_RT, mask_RT = group.cache.place(ids_RT)
+            # Without empty columns a model's own reckoning is right, and its masks are cheaper.
+            if mask_RT is not None:
+                inputs["attention_mask"] = mask_RT
+                if self._takes_positions:
+                    inputs["position_ids"] = positions_RT
+        output = self._model(input_ids=ids_RT, past_key_values=group.cache, use_cache=True, logits_to_keep=1, **inputs)
+        if isinstance(group.cache, AlignedCache):
+            group.cache.commit(ids_RT.shape[1])
+        else:
+            group.cache = output.past_key_values
+        logits_RV: torch.Tensor = output.logits[:, -1].float()
+        return logits_RV
+
+    def _new_cache(self, rows: int) -> Any:
+        return None if self._windows is None else AlignedCache(self._windows, rows)
+
+    def _embed(self, task: Embedding) -> None:
+        try:
+            if task.step(self._model):
+                self._embeddings.append(task)
+        except Exception as error:  # as above
+            self._fail(task, error)
+
+    def _fail(self, task: Task, error: Exception) -> None:
+        if _is_out_of_memory(error):
+            others = len(self.tasks)
+            error = EngineError(
+                f"out of memory on {self._model.device}: this request did not fit beside {others} others.",
+                remedy="fewer --slots, or a smaller --context-tokens",
+            )
+            if self._model.device.type == "cuda":
+                torch.cuda.empty_cache()
+        elif not isinstance(error, ChaccuError):
+            error = EngineError(f"transformers failed: {type(error).__name__}: {error}")
+        task.send(error)
+
+
+class _Group:
+    """Answers that are stepped together, with the cache that has a row for each; one alone may have any kind of cache."""
+
+    def __init__(self, answers: list[Answer], cache: Any) -> None:
+        self.answers = answers
+        self.cache = cache
+
+    def keep(self, wanted: Sequence[bool]) -> None:
+        """Let those rows leave that are not `wanted`."""
+        for row in [row for row, stays in enumerate(wanted) if not stays][::-1]:
+            last = self.answers.pop()
+            if row < len(self.answers):
+                self.answers[row] = last
+            if isinstance(self.cache, AlignedCache):
+                self.cache.leave(row)
+
+
+def _age(group: _Group) -> int:
+    return group.answers[0].number
+
+
+def _unread(group: _Group) -> int:
+    return len(group.answers[0].unread)
+
+
+def _joinable_windows(model: Any) -> tuple[int | None, ...] | None:
+    return find_windows(model.config) if "attention_mask" in signature(model.forward).parameters else None
+
+
+def _wait_for(logits_1V: torch.Tensor) -> None:
+    """Until the device has done what it was given: else its time is not known, and chunks would pile up."""
+    logits_1V[0, 0].item()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    told = str(error).lower()
+    return (
+        isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "out of memory" in told or "can't allocate memory" in told
+    )
