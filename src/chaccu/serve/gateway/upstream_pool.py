@@ -36,6 +36,9 @@ class UpstreamPool:
 
     def choose(self, failed: Collection[UpstreamServer]) -> UpstreamServer | None:
         """The upstream for a request that those in `failed` did not answer; None when all are left out."""
+        if len(self.servers) == 1:
+            # Most have one, and every request comes by here.
+            return None if self.servers[0].is_left_out else self.servers[0]
         chosen = choose_upstream([server.load(has_failed=server in failed) for server in self.servers])
         return None if chosen is None else self.servers[chosen]
 

@@ -32,18 +32,15 @@ class UpstreamLoad(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 def choose_upstream(loads: Sequence[UpstreamLoad]) -> int | None:
     """Index of the upstream to use, or None when all are left out.
 
-    Those of the highest priority that are not left out; of these the one with the least outstanding for its weight, and among
-    equals the one that rested longest. One that failed this request gets it again only where there is no other.
+    One that failed this request gets it again only where there is no other; of the rest those of the highest priority; of these
+    the one with the least outstanding for its weight, and among equals the one that rested longest.
     """
     able = [index for index, load in enumerate(loads) if not load.is_left_out]
-    if len(able) <= 1:
-        return able[0] if able else None
-    able = [index for index in able if not loads[index].has_failed] or able
-    highest = max(loads[index].priority for index in able)
-    return min(
-        (index for index in able if loads[index].priority == highest),
-        key=lambda index: ((loads[index].outstanding + 1) / loads[index].weight, loads[index].last_given_s),
-    )
+    return min(able, key=lambda index: _rank(loads[index]), default=None)
+
+
+def _rank(load: UpstreamLoad) -> tuple[bool, int, float, float]:
+    return load.has_failed, -load.priority, (load.outstanding + 1) / load.weight, load.last_given_s
 
 
 class UpstreamBreaker:

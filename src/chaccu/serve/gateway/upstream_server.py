@@ -89,6 +89,11 @@ class UpstreamServer:
 
     # Requests, as routing and people see them.
 
+    @property
+    def is_left_out(self) -> bool:
+        """Whether it failed, and has not answered a probe since."""
+        return self._breaker.is_left_out
+
     def load(self, *, has_failed: bool) -> UpstreamLoad:
         """What routing has to know."""
         return UpstreamLoad(
@@ -96,7 +101,7 @@ class UpstreamServer:
             last_given_s=self._last_given_s,
             weight=self._upstream.weight,
             priority=self._upstream.priority,
-            is_left_out=self._breaker.is_left_out,
+            is_left_out=self.is_left_out,
             has_failed=has_failed,
         )
 
@@ -105,7 +110,7 @@ class UpstreamServer:
         return UpstreamStatus(
             model=self._upstream.name,
             upstream=self._shown_url,
-            state="failed" if self._breaker.is_left_out else "ready",
+            state="failed" if self.is_left_out else "ready",
             weight=self._upstream.weight,
             priority=self._upstream.priority,
             outstanding=self._outstanding,
