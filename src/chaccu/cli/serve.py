@@ -83,6 +83,13 @@ _Slots = Annotated[int | None, typer.Option(min=1, help="Requests worked on at o
 _Context = Annotated[int | None, typer.Option(min=16, help="Tokens of prompt and answer together, for each request.")]
 
 
+class WithoutSharedState(StrEnum):
+    """What a gateway does while its shared state does not answer."""
+
+    LOCAL = "local"
+    REFUSE = "refuse"
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     app.command("serve", epilog="Example: chaccu serve runs/demo/tuned --port 8000")(serve_command)
@@ -173,6 +180,18 @@ def gateway_command(
     keys: _Keys = None,
     is_open: _Open = False,
     join_token: _Token = "",
+    shared_state: Annotated[
+        str,
+        typer.Option(
+            metavar="URL",
+            envvar="CHACCU_SHARED_STATE",
+            help="redis://HOST:6379 (Valkey too): several gateways keep the limits of keys together.",
+        ),
+    ] = "",
+    shared_state_down: Annotated[
+        WithoutSharedState,
+        typer.Option(help="While it does not answer: keep to the limits each gateway by itself, or refuse keys with limits."),
+    ] = WithoutSharedState.LOCAL,
     cors_origin: _CorsOrigins = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate with its chain (PEM): serve https.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM), where the certificate's file has none.")] = None,
@@ -219,6 +238,8 @@ def gateway_command(
         join_token=join_token,
         keys=keys,
         is_open=is_open,
+        shared_state=shared_state,
+        shared_state_down=shared_state_down.value,
         cors_origins=tuple(cors_origin or ()),
         tls_cert=tls_cert,
         tls_key=tls_key,

@@ -113,7 +113,7 @@ def test_estimates() -> None:
     assert [estimate_tokens(400, None), estimate_tokens(400, 50)] == [100, 150]
 
 
-def test_an_admitted_request_is_counted_until_it_is_closed_once(tmp_path: Path) -> None:
+async def test_an_admitted_request_is_counted_until_it_is_closed_once(tmp_path: Path) -> None:
     clock, metrics = Clock(), GatewayMetrics()
     file = KeyFile(tmp_path / "keys.json")
     _, key = file.create("alice", models=["m"], limits=Limits(concurrent=1, tokens_per_minute=100))
@@ -126,9 +126,10 @@ def test_an_admitted_request_is_counted_until_it_is_closed_once(tmp_path: Path) 
     admitted.use(3, 4)
     admitted.close(200)
     admitted.close(200)
-    with pytest.raises(ApiError, match="x"), admission.admitted(key, "m", 50):
-        raise bad_request("x")
-    with admission.admitted(key, "m", 5) as third:
+    with pytest.raises(ApiError, match="x"):
+        async with admission.admitted(key, "m", 50):
+            raise bad_request("x")
+    async with admission.admitted(key, "m", 5) as third:
         assert dict(third.headers)[b"x-ratelimit-remaining-tokens"] == b"88"
     text = metrics.render(WorkerRegistry(clock)).decode()
     for status, count in (("200", 2), ("400", 1), ("429", 1)):

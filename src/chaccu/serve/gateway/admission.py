@@ -8,13 +8,15 @@ everything is as open as the address is. A call costs microseconds: one pass ove
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
 from chaccu.serve.gateway.config import GatewayConfig, is_loopback
 from chaccu.serve.gateway.errors import CLIENT_LEFT, ApiError
 from chaccu.serve.gateway.keys import Key, KeyFile, KeyRing, Scope
+from chaccu.serve.gateway.leased_meter import LeasedMeter
 from chaccu.serve.gateway.limits import HeaderPairs, Meter
 from chaccu.serve.gateway.metrics import GatewayMetrics
+from chaccu.serve.gateway.shared_limits import SharedLimits
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -67,11 +69,20 @@ class Admitted:
 class Admission:
     """The check before every endpoint; one per gateway."""
 
-    def __init__(self, config: GatewayConfig, metrics: GatewayMetrics, clock: Callable[[], float]) -> None:
-        """Raises `StorageError` when the file of keys is missing or damaged."""
+    def __init__(
+        self,
+        config: GatewayConfig,
+        metrics: GatewayMetrics,
+        clock: Callable[[], float],
+        shared: SharedLimits | None = None,
+    ) -> None:
+        """With `shared` limits hold for all gateways together. Raises `StorageError` when the file of keys is missing or
+        damaged.
+        """
         self.ring = None if config.keys is None else KeyRing(KeyFile(config.keys), clock)
         self._metrics = metrics
         self._clock = clock
+        self._shared = shared
         self._meters: dict[str, Meter] = {}
         self._admin_open = is_loopback(config.host)
 
@@ -109,30 +120,55 @@ class Admission:
             raise _forbidden(f"the API key {key.id} has the scope {' and '.join(key.scopes)}; this needs {scope}.")
         return key
 
+    def decides_now(self, key: Key | None, tokens: int) -> bool:
+        """Whether `admit` knows by itself; otherwise only `admitted` may be asked."""
+        return key is None or self._meter(key).decides_now(tokens)
+
     def admit(self, key: Key | None, model: str, tokens: int) -> Admitted:
         """A request of `key` for about `tokens` of `model` may be answered, and is counted until it is closed.
 
-        Raises `ApiError`, and counts nothing: 403 when the key is not for this model, 429 when one of its limits is reached.
+        Raises `ApiError`, and counts nothing: 403 when the key is not for this model, 429 when one of its limits is reached,
+        503 when shared limits cannot be checked.
         """
+        self.check_model(key, model)
         if key is None:
             return Admitted(None, None, 0, self._metrics)
+        meter = self._meter(key)
+        with self._counting_refusals(key):
+            return Admitted(key, meter, meter.begin(tokens), self._metrics)
+
+    async def _admit_soon(self, key: Key | None, model: str, tokens: int) -> Admitted:
+        """As `admit`, after asking for what is shared."""
+        meter = None if key is None else self._meter(key)
+        if key is None or self._shared is None or not isinstance(meter, LeasedMeter):
+            return self.admit(key, model, tokens)
         self.check_model(key, model)
+        with self._counting_refusals(key):
+            return Admitted(key, meter, await self._shared.begin(meter, tokens), self._metrics)
+
+    def _meter(self, key: Key) -> Meter:
         meter = self._meters.get(key.id)
         if meter is None:
-            meter = self._meters[key.id] = Meter(key.limits, self._clock)
+            made = Meter(key.limits, self._clock) if self._shared is None else self._shared.meter(key.id, key.limits)
+            meter = self._meters[key.id] = made
         elif meter.limits != key.limits:
             meter.change(key.limits)
+        return meter
+
+    @contextlib.contextmanager
+    def _counting_refusals(self, key: Key) -> Iterator[None]:
         try:
-            reserved = meter.begin(tokens)
+            yield
         except ApiError as error:
             self._metrics.count_key(key.id, error.status)
             raise
-        return Admitted(key, meter, reserved, self._metrics)
 
-    @contextlib.contextmanager
-    def admitted(self, key: Key | None, model: str, tokens: int) -> Iterator[Admitted]:
-        """`admit` for the block, which closes it: 200 at its end, else the status of its `ApiError`, or 499."""
-        admitted = self.admit(key, model, tokens)
+    @contextlib.asynccontextmanager
+    async def admitted(self, key: Key | None, model: str, tokens: int) -> AsyncIterator[Admitted]:
+        """`admit` for the block, which closes it: 200 at its end, else the status of its `ApiError`, or 499. Limits that are
+        shared are asked for where the gateway cannot decide by itself.
+        """
+        admitted = await self._admit_soon(key, model, tokens)
         try:
             yield admitted
         except ApiError as error:

@@ -44,7 +44,7 @@ from chaccu.serve.gateway.until_disconnect import UntilDisconnect, send_piece, s
 from chaccu.serve.gateway.upstream import UpstreamRelay
 
 _UNKNOWN = "(unknown)"
-_Admit = Callable[[], contextlib.AbstractContextManager[Admitted]]
+_Admit = Callable[[], contextlib.AbstractAsyncContextManager[Admitted]]
 
 
 class AnswerApi:
@@ -128,7 +128,7 @@ class AnswerApi:
     ) -> None:
         try:
             async with asyncio.timeout(self._config.request_timeout_s or None) as limit:
-                with admit() as admitted:
+                async with admit() as admitted:
                     status = await send_relayed(self._upstreams, model, endpoint, data, send, logged, admitted.headers, note)
                     admitted.close(status)
         except TimeoutError:
@@ -145,10 +145,12 @@ class AnswerApi:
     ) -> None:
         try:
             async with asyncio.timeout(self._config.request_timeout_s or None) as limit:
-                with admit() as admitted:
-                    async with contextlib.aclosing(self._parts(job, logged, admitted, note)) as parts:
-                        write = self._send_stream if asked.streamed else self._send_whole
-                        await write(parts, asked.writer, send, admitted)
+                async with (
+                    admit() as admitted,
+                    contextlib.aclosing(self._parts(job, logged, admitted, note)) as parts,
+                ):
+                    write = self._send_stream if asked.streamed else self._send_whole
+                    await write(parts, asked.writer, send, admitted)
         except TimeoutError:
             if not limit.expired():
                 raise

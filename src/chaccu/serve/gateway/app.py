@@ -35,6 +35,7 @@ from chaccu.serve.gateway.observed_app import ObservedApp, note_of
 from chaccu.serve.gateway.openapi import describe_api, describe_dialect
 from chaccu.serve.gateway.registry import WorkerRegistry
 from chaccu.serve.gateway.request_note import Observer
+from chaccu.serve.gateway.shared_limits import SharedLimits
 from chaccu.serve.gateway.upstream import UpstreamRelay
 from chaccu.serve.link import JOIN_PATH
 from chaccu.serve.log_writer import LogWriter
@@ -54,7 +55,8 @@ def create_gateway(
 
     `app.state.fast_relay` is what a `Front` needs to answer beside the app.
 
-    Raises `UsageError` for a configuration that must not be served.
+    Raises `UsageError` for a configuration that must not be served, `MissingDependencyError` where it needs a library that is
+    not installed.
     """
     check_config(config)
     registry = WorkerRegistry(clock)
@@ -62,15 +64,23 @@ def create_gateway(
     observer = Observer(metrics, lines, CorsPolicy(config.cors_origins), clock)
     upstreams = UpstreamRelay(config, lambda model: metrics.count_event(model, "continued"), clock)
     metrics.watch_upstreams(upstreams)
-    admission = Admission(config, metrics, clock)
+    shared = None
+    if config.shared_state:
+        shared = SharedLimits(config.shared_state, config.shared_state_down, clock)
+        metrics.watch_shared_limits(shared)
+    admission = Admission(config, metrics, clock, shared)
     aliases = Aliases(config.aliases)
     queues = BackPressure(registry, size=config.queue_size, wait_s=config.queue_wait_s, clock=clock)
     api = AnswerApi(config, admission, aliases, queues, registry, upstreams, metrics, clock, log)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        if shared is not None:
+            shared.start()
         yield
         upstreams.close()
+        if shared is not None:
+            await shared.close()
 
     async def health(request: Request) -> Response:
         return _json({"status": "ok"})

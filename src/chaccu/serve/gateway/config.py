@@ -12,6 +12,7 @@ import msgspec
 
 from chaccu.errors import UsageError, did_you_mean
 from chaccu.serve.gateway.cors import ANY, check_origin
+from chaccu.serve.gateway.leased_meter import WhenDown
 
 _UPSTREAM_OPTIONS = {
     "weight": "weight",
@@ -46,6 +47,10 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     must show; may be empty on loopback only, and with keys no worker joins by an empty one. `keys`: the file of API keys; None
     asks for none, on loopback or where `is_open` says that this is meant.
 
+    `shared_state`: URL of a Redis or Valkey in which gateways keep the limits of keys together, empty for each by itself;
+    `shared_state_down`: while it does not answer, keep to the limits as if there were no other gateway, or refuse keys with
+    limits.
+
     `cors_origins`: whose pages in browsers may read answers, `*` for all. `tls_cert`, `tls_key`: PEM files that make it https;
     with `tls_client_ca` only clients and workers with a certificate of that authority are heard.
 
@@ -71,6 +76,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     join_token: str = ""
     keys: Path | None = None
     is_open: bool = False
+    shared_state: str = ""
+    shared_state_down: WhenDown = "local"
     cors_origins: tuple[str, ...] = ()
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -132,6 +139,10 @@ def check_config(config: GatewayConfig) -> None:
         raise UsageError(
             f"the gateway would listen on {config.host} with no join token, so anyone who reaches it could join as a worker.",
             remedy="set CHACCU_JOIN_TOKEN (or --join-token) here and for the workers, or listen on 127.0.0.1",
+        )
+    if config.shared_state and config.keys is None:
+        raise UsageError(
+            "--shared-state keeps the limits of API keys, and there are none.", remedy="add --keys, or leave it out"
         )
     for origin in config.cors_origins:
         check_origin(origin)

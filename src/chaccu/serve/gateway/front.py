@@ -233,11 +233,15 @@ class Front(HttpToolsProtocol):
         # An alias may stand for several models, and the body has to name the one that is chosen.
         if not relay.upstreams.serves(request.model) or request.model in relay.aliases:
             return False
+        tokens = estimate_tokens(len(body), None)
+        if not relay.admission.decides_now(key, tokens):
+            # Limits that gateways share have to be asked for, which takes a moment.
+            return False
         note = relay.observer.begin(self.headers, "POST", _SHOWN_PATHS[endpoint])
         note.relay(request.model)
         note.key_id = None if key is None else key.id
         try:
-            admitted = relay.admission.admit(key, request.model, estimate_tokens(len(body), None))
+            admitted = relay.admission.admit(key, request.model, tokens)
         except ApiError as error:
             # Counted by now, so it is told from here.
             note.fail(error)

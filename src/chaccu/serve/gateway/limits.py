@@ -58,6 +58,11 @@ class TokenBucket:
         """Take `amount`, or put a negative one back."""
         self._level = min(self.per_minute, self.level - amount)
 
+    def set_level(self, level: float) -> None:
+        """So much is in it now, as another has counted."""
+        self._level = min(self.per_minute, level)
+        self._at_s = self._clock()
+
 
 class Meter:
     """One key's use of its limits."""
@@ -73,15 +78,29 @@ class Meter:
         self.limits = limits
         self._requests, self._tokens = self._buckets()
 
+    @property
+    def under_way_everywhere(self) -> int:
+        """Requests under way, those on other gateways too where the limits are shared."""
+        return self.under_way
+
+    def decides_now(self, tokens: int) -> bool:
+        """Whether `begin` knows by itself if a request of about `tokens` may begin."""
+        return True
+
     def begin(self, tokens: int) -> int:
         """A request of about `tokens` begins; returns how many are taken for it.
 
         Raises `ApiError` (429), and takes nothing, when a limit is reached.
         """
+        self.check(tokens)
+        return self._take(tokens)
+
+    def check(self, tokens: int) -> None:
+        """Raise `ApiError` (429) when a limit is reached."""
         concurrent = self.limits.concurrent
-        if concurrent is not None and self.under_way >= concurrent:
+        if concurrent is not None and self.under_way_everywhere >= concurrent:
             raise self._refusal(
-                f"{self.under_way} requests of this key are under way; its limit is {concurrent}.", "requests", 1
+                f"{self.under_way_everywhere} requests of this key are under way; its limit is {concurrent}.", "requests", 1
             )
         if self._requests is not None and (wait_s := self._requests.wait_s(1)):
             limit = self._requests.per_minute
@@ -91,6 +110,8 @@ class Meter:
             raise self._refusal(
                 f"the limit of this key is {limit:,} tokens a minute; this request is for about {tokens:,}.", "tokens", wait_s
             )
+
+    def _take(self, tokens: int) -> int:
         self.under_way += 1
         if self._requests is not None:
             self._requests.take(1)

@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 from chaccu.serve.gateway.conversation_log import ConversationLog
 from chaccu.serve.gateway.race import AnswerEvent
 from chaccu.serve.gateway.registry import WorkerRegistry
+from chaccu.serve.gateway.shared_limits import SharedLimits
 from chaccu.serve.gateway.upstream import UpstreamRelay
 
 _FIRST_TOKEN_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -79,6 +80,10 @@ class GatewayMetrics:
     def watch_upstreams(self, upstreams: UpstreamRelay) -> None:
         """Show what `upstreams` count."""
         self._registry.register(_UpstreamCounts(upstreams))
+
+    def watch_shared_limits(self, shared: SharedLimits) -> None:
+        """Show what `shared` counts."""
+        self._registry.register(_SharedCounts(shared))
 
     def count_request(self, model: str, status: int, seconds: float) -> None:
         """A request for `model` has been answered, or its client left, after `seconds`."""
@@ -177,3 +182,16 @@ class _UpstreamCounts(Collector):
             ready.add_metric(who, 1 if status.state == "ready" else 0)
             outstanding.add_metric(who, status.outstanding)
         yield from (requests, failures, continued, ready, outstanding)
+
+
+class _SharedCounts(Collector):
+    """How the state fares that gateways share."""
+
+    def __init__(self, shared: SharedLimits) -> None:
+        self._shared = shared
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        shared = self._shared
+        yield CounterMetricFamily("chaccu_shared_state_exchanges", "Answers of the shared state.", value=shared.exchanges)
+        yield CounterMetricFamily("chaccu_shared_state_failures", "Times that it did not answer.", value=shared.failures)
+        yield GaugeMetricFamily("chaccu_shared_state_up", "1 while it answers, 0 while it does not.", value=int(shared.is_up))
