@@ -1,4 +1,4 @@
-"""The system's browser, for the tests of pages."""
+"""The system's browser, for the tests of pages, and its PostgreSQL, for those of records."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from chaccu.testing.postgres import Postgres, find_postgres, running_postgres
 
 _CHROMIUM = Path("/usr/bin/chromium")
 _ARGUMENTS = [
@@ -31,3 +33,13 @@ def browser() -> Iterator[Any]:
         started = driver.chromium.launch(executable_path=str(_CHROMIUM), args=_ARGUMENTS)
         yield started
         started.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A running PostgreSQL; the tests that use it are skipped where it is not installed."""
+    programs = find_postgres()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed (Debian's package postgresql)")
+    with running_postgres(programs) as server:
+        yield server

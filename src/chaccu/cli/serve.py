@@ -49,6 +49,15 @@ _LogFolder = Annotated[
         "they hold people's words, so this is off unless given.",
     ),
 ]
+_Records = Annotated[
+    str,
+    typer.Option(
+        "--records",
+        metavar="URL",
+        envvar="CHACCU_RECORDS",
+        help="The same in a database: sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME.",
+    ),
+]
 _Token = Annotated[
     str,
     typer.Option(envvar="CHACCU_JOIN_TOKEN", help="Secret that workers show to join; a worker may show its API key instead."),
@@ -109,6 +118,7 @@ def serve_command(
     port_file: _PortFile = None,
     upstream: _Upstreams = None,
     log_conversations: _LogFolder = None,
+    records: _Records = "",
     keys: _Keys = None,
     is_open: _Open = False,
     join_token: _Token = "",
@@ -122,6 +132,7 @@ def serve_command(
     context_tokens: _Context = None,
 ) -> None:
     """Serve models on this machine: a gateway and one worker a model, until Ctrl-C."""
+    import os
     import secrets
 
     from chaccu.engine import resolve_model
@@ -156,6 +167,9 @@ def serve_command(
         gateway_arguments += ["--keys", str(keys)]
     if is_open:
         gateway_arguments.append("--open")
+    if records:
+        # It may hold a password, and a command line can be read by everyone on the machine.
+        os.environ["CHACCU_RECORDS"] = records
     # With keys nobody joins by an empty token; our own workers get one that nobody else has.
     _share_token(join_token or ("" if keys is None else secrets.token_urlsafe()))
     told = [*_repeat("--log-format", log_format), *_repeat("--log-level", log_level)]
@@ -177,6 +191,7 @@ def gateway_command(
     upstream: _Upstreams = None,
     port_file: _PortFile = None,
     log_conversations: _LogFolder = None,
+    records: _Records = "",
     keys: _Keys = None,
     is_open: _Open = False,
     join_token: _Token = "",
@@ -255,7 +270,7 @@ def gateway_command(
         upstream_stall_s=upstream_stall_seconds,
     )
     with _open_log(log_format, log_level) as lines:
-        serve_gateway(config, lines.say, port_file=port_file, log_folder=log_conversations, lines=lines)
+        serve_gateway(config, lines.say, port_file=port_file, log_folder=log_conversations, records_url=records, lines=lines)
 
 
 def worker_command(

@@ -23,7 +23,6 @@ from chaccu.artifact import (
     atomic_folder,
     library_versions,
     read_manifest,
-    sha256_file,
     verify_files,
     write_manifest,
 )
@@ -38,7 +37,7 @@ from chaccu.data.partition import TRAIN_NAME, VALIDATION_NAME, PartitionWriter
 from chaccu.data.records import count_chars, read_conversations
 from chaccu.data.report import Sample, Samples, write_report
 from chaccu.data.show import MaskRun, mask_runs
-from chaccu.data.sources import Source, find_sources
+from chaccu.data.sources import Source, find_sources, hash_source
 from chaccu.data.stats import Stats
 from chaccu.data.steps.forks import SHORTER_FORK, ForkDigest, Forks
 from chaccu.data.steps.token_limit import TokenLimit
@@ -103,7 +102,7 @@ def clean_conversations(
         kind=KIND,
         name=out.name,
         tokenizer_sha256=tokenizer_sha256_of(config),
-        inputs={source.origin: sha256_file(source.path) for source in found},
+        inputs={source.origin: hash_source(source) for source in found},
         settings={**config.settings(), "validation_share": validation_share, "seed": seed},
         versions=library_versions(*LIBRARIES),
     )

@@ -1,16 +1,17 @@
-"""SRC arguments to open byte streams: paths, globs, `package:NAME`, `hf:OWNER/NAME[:FILE]`; gzip, zstd, zip and parquet told
-by their first bytes.
+"""SRC arguments to open byte streams: paths, globs, `package:NAME`, `hf:OWNER/NAME[:FILE]`, URLs of databases; gzip, zstd,
+zip and parquet told by their first bytes.
 
 Invariants: a source's `origin` is the name the user gave (a path, `package:NAME`, `hf:…`), which the ledger and the manifest
-carry; a member of a zip is `ZIP:MEMBER`. Nothing is unpacked to disk. A stream that is cut off or damaged ends where it can
-no longer be read and says so in `damage`; only a zip or a parquet file without its table of contents, of which nothing can
-be read, raises. This module ignores what the bytes mean.
+carry; a member of a zip is `ZIP:MEMBER`, and a database's URL is without its password. Nothing is unpacked to disk. A stream
+that is cut off or damaged ends where it can no longer be read and says so in `damage`; only a zip or a parquet file without its
+table of contents, of which nothing can be read, raises. This module ignores what the bytes mean.
 """
 
 from __future__ import annotations
 
 import glob
 import gzip
+import hashlib
 import io
 import zlib
 from collections.abc import Sequence
@@ -21,8 +22,9 @@ from typing import Protocol
 
 import msgspec
 
-from chaccu.artifact import storage_errors
+from chaccu.artifact import sha256_file, storage_errors
 from chaccu.data.archives import is_zip, list_members, open_member
+from chaccu.data.database import DatabaseStream, is_database, measure_database
 from chaccu.data.hub import download_files
 from chaccu.data.tables import PARQUET_MAGIC, TableStream
 from chaccu.errors import DataError, MissingDependencyError, StorageError
@@ -35,12 +37,15 @@ _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 class Source(msgspec.Struct, frozen=True):
-    """One input file, or one `member` of a zip. `size_bytes` is its size on disk, compressed or not."""
+    """One input file, or one `member` of a zip, or the database at `url` up to its `last_row`. `size_bytes` is its size on
+    disk, compressed or not; of a database that of its lines."""
 
     origin: str
     path: Path
     size_bytes: int
     member: str | None = None
+    url: str = ""
+    last_row: int = 0
 
 
 def find_sources(arguments: Sequence[str]) -> list[Source]:
@@ -51,6 +56,10 @@ def find_sources(arguments: Sequence[str]) -> list[Source]:
     """
     found: dict[str, Source] = {}
     for argument in arguments:
+        if is_database(argument):
+            origin, size, last = measure_database(argument)
+            found.setdefault(origin, Source(origin, Path(origin), size, url=argument, last_row=last))
+            continue
         for origin, path in _expand(argument):
             with storage_errors(path):
                 size = path.stat().st_size
@@ -63,6 +72,19 @@ def find_sources(arguments: Sequence[str]) -> list[Source]:
             else:
                 found.setdefault(origin, Source(origin, path, size))
     return list(found.values())
+
+
+def hash_source(source: Source) -> str:
+    """SHA-256 of its file, or of a database's lines."""
+    if not source.url:
+        return sha256_file(source.path)
+    hashed = hashlib.sha256()
+    with SourceStream(source) as stream:
+        while piece := stream.read(_PIECE_BYTES):
+            hashed.update(piece)
+    if stream.damage:
+        raise DataError(f"{source.origin} cannot be read: {stream.damage.splitlines()[0]}.")
+    return hashed.hexdigest()
 
 
 def _expand(argument: str) -> list[tuple[str, Path]]:
@@ -118,6 +140,11 @@ class SourceStream:
         self._files = ExitStack()
         self._stream: _Readable
         self._damage_errors: tuple[type[BaseException], ...]
+        if self._source.url:
+            database = DatabaseStream(self._source.url, self._source.last_row)
+            self._stream, self._damage_errors = database, database.damage_errors
+            self._files.callback(database.close)
+            return self
         with storage_errors(self._path):
             self._file = self._files.enter_context(self._path.open("rb"))
             if self._source.member is not None:
@@ -135,8 +162,8 @@ class SourceStream:
 
     @property
     def position_bytes(self) -> int:
-        """Bytes of the file read so far; of a table, its share of rows."""
-        if isinstance(self._stream, TableStream):
+        """Bytes of the file read so far; of a table or a database, its share of rows."""
+        if isinstance(self._stream, (TableStream, DatabaseStream)):
             return int(self._source.size_bytes * self._stream.share_read)
         return min(self._file.tell() - self._start, self._source.size_bytes)
 

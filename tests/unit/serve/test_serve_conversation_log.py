@@ -14,6 +14,7 @@ import pytest
 
 from chaccu.errors import StorageError
 from chaccu.serve.gateway.conversation_log import ConversationLog
+from chaccu.serve.gateway.log_folder import LogFolder
 from chaccu.serve.gateway.logged_answer import LogLine, UnreadableAnswerError
 from chaccu.serve.gateway.metrics import GatewayMetrics
 from chaccu.serve.gateway.registry import WorkerRegistry
@@ -56,6 +57,10 @@ class Answer:
         ]
 
 
+def open_log(folder: Path, *, clock: Clock, **limits: int) -> ConversationLog:
+    return ConversationLog(LogFolder(folder, clock), clock=clock, **limits)
+
+
 def read(path: Path) -> list[str]:
     data = path.read_bytes()
     assert data.endswith(b"\n")
@@ -64,7 +69,7 @@ def read(path: Path) -> list[str]:
 
 def test_lines_are_whole_and_in_order_and_for_their_owner(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "logs"
-    log = ConversationLog(folder, clock=Clock())
+    log = open_log(folder, clock=Clock())
     assert list(folder.iterdir()) == [], "an empty file would be no data"
     log.add(Answer("unanswered", choices=0))
     log.add(Answer("one"))
@@ -98,7 +103,7 @@ def test_each_line_is_one_write_that_appends(tmp_path: Path, monkeypatch: pytest
         written.append(data)
         return whole_write(descriptor, data)
 
-    log = ConversationLog(tmp_path, clock=Clock())
+    log = open_log(tmp_path, clock=Clock())
     monkeypatch.setattr(os, "open", open_noting)
     monkeypatch.setattr(os, "write", write_noting)
     log.add(Answer("one", choices=2))
@@ -110,7 +115,7 @@ def test_each_line_is_one_write_that_appends(tmp_path: Path, monkeypatch: pytest
 
 def test_each_day_has_its_file(tmp_path: Path) -> None:
     clock = Clock()
-    log = ConversationLog(tmp_path, clock=clock)
+    log = open_log(tmp_path, clock=clock)
     gate = threading.Event()
     log.add(Answer("before", gate=gate))
     clock.now_s = datetime(2025, 6, 1, 23, 59, 59, 999_000, tzinfo=UTC).timestamp()
@@ -125,7 +130,7 @@ def test_each_day_has_its_file(tmp_path: Path) -> None:
 
 def test_a_torn_line_costs_only_itself(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b'{"id": "whole"}\n{"id": "to')
-    log = ConversationLog(tmp_path, clock=Clock())
+    log = open_log(tmp_path, clock=Clock())
     log.add(Answer("next"))
     log.close()
     first, torn, last = (tmp_path / FILE).read_bytes().splitlines()
@@ -133,7 +138,7 @@ def test_a_torn_line_costs_only_itself(tmp_path: Path) -> None:
 
 
 def test_a_full_queue_loses_and_counts_and_says_it_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    log = ConversationLog(tmp_path, clock=Clock(), max_waiting=2, max_waiting_bytes=100)
+    log = open_log(tmp_path, clock=Clock(), max_waiting=2, max_waiting_bytes=100)
     gate = threading.Event()
     slow = Answer("slow", gate=gate)
     with caplog.at_level(logging.WARNING):
@@ -155,7 +160,7 @@ def test_a_full_queue_loses_and_counts_and_says_it_once(tmp_path: Path, caplog: 
 
 
 def test_one_answer_may_be_larger_than_all_that_may_wait(tmp_path: Path) -> None:
-    log = ConversationLog(tmp_path, clock=Clock(), max_waiting_bytes=100)
+    log = open_log(tmp_path, clock=Clock(), max_waiting_bytes=100)
     log.add(Answer("large", size=1000))
     log.close()
     assert (log.written, log.lost) == (1, 0)
@@ -163,7 +168,7 @@ def test_one_answer_may_be_larger_than_all_that_may_wait(tmp_path: Path) -> None
 
 def test_a_full_disk_is_said_once_an_outage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
-    log = ConversationLog(tmp_path, clock=clock)
+    log = open_log(tmp_path, clock=clock)
     (tmp_path / FILE).symlink_to("/dev/full")
 
     def give(*names: str) -> None:
@@ -195,7 +200,7 @@ def test_a_full_disk_is_said_once_an_outage(tmp_path: Path, caplog: pytest.LogCa
 
 def test_a_short_write_is_a_loss_and_the_next_line_stands_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole_write = os.write
-    log = ConversationLog(tmp_path, clock=Clock())
+    log = open_log(tmp_path, clock=Clock())
     monkeypatch.setattr(os, "write", lambda descriptor, data: whole_write(descriptor, data[:10]))
     log.add(Answer("torn", choices=2))
     gate = threading.Event()
@@ -211,7 +216,7 @@ def test_a_short_write_is_a_loss_and_the_next_line_stands_alone(tmp_path: Path, 
 
 
 def test_what_cannot_become_a_line_costs_only_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    log = ConversationLog(tmp_path, clock=Clock())
+    log = open_log(tmp_path, clock=Clock())
     with caplog.at_level(logging.WARNING):
         for name in ("unreadable", "unreadable", "bug", "fine"):
             log.add(Answer(name))
@@ -227,7 +232,7 @@ def test_what_cannot_become_a_line_costs_only_itself(tmp_path: Path, caplog: pyt
 
 
 def test_a_disk_that_hangs_does_not_hold_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    log = ConversationLog(tmp_path, clock=Clock())
+    log = open_log(tmp_path, clock=Clock())
     gate = threading.Event()
     log.add(Answer("slow", gate=gate))
     with caplog.at_level(logging.WARNING):
@@ -243,17 +248,17 @@ def test_a_folder_that_cannot_be_written_is_an_error_at_once(tmp_path: Path, pla
     (tmp_path / "file").touch()
     (tmp_path / "day" / FILE).mkdir(parents=True)
     with pytest.raises(StorageError, match="conversations cannot be logged in") as told:
-        ConversationLog(tmp_path / place, clock=Clock())
+        open_log(tmp_path / place, clock=Clock())
     assert "--log-conversations" in told.value.remedy
 
 
 def test_a_log_that_is_never_used_ends(tmp_path: Path) -> None:
-    ConversationLog(tmp_path, clock=Clock()).close()
+    open_log(tmp_path, clock=Clock()).close()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_metrics_show_what_was_written_and_lost(tmp_path: Path) -> None:
-    log = ConversationLog(tmp_path, clock=Clock())
+    log = open_log(tmp_path, clock=Clock())
     log.add(Answer("one"))
     log.add(Answer("unreadable"))
     log.close()

@@ -1,49 +1,41 @@
-"""`ConversationLog`: answers, each with its conversation, as JSON lines in `conversations-YYYY-MM-DD.jsonl` (UTC).
+"""`ConversationLog`: answers, each with its conversation, on their way to a store.
 
-Invariants: a line is appended whole by one write, and begins on a line of its own even where an earlier write was torn;
-requests never wait for the disk: a thread writes, what waits for it is bounded, and what cannot be written is counted in
-`lost` and said once an outage. It ignores how an answer came together.
+Invariants: requests never wait for the store: a thread writes, what waits for it is bounded, and what is not kept is counted in
+`lost` and said once an outage. It ignores how an answer came together, and where the store keeps it.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
-import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 
 import msgspec
 
-from chaccu.errors import StorageError
+from chaccu.serve.gateway.conversation_store import ConversationStore, NotKeptError, Record
 from chaccu.serve.gateway.logged_answer import LoggedAnswer, UnreadableAnswerError
 
 _MAX_WAITING = 1000
 _MAX_WAITING_BYTES = 64 * 2**20
 # Losses nearer to one another than this are one outage.
 _QUIET_S = 60.0
-_FOLDER_MODE = 0o700
-_FILE_MODE = 0o600
 _CLOSE_S = 5.0
 _log = logging.getLogger(__name__)
 
 
 class ConversationLog:
-    """The log in `folder`; its thread runs from the first answer until `close`. `clock` gives seconds since 1970.
+    """The log in `store`, which it closes; its thread runs from the first answer until `close`. `clock` gives seconds since
+    1970.
 
-    `written` counts lines, `lost` answers (or lines) that are not in the log. Raises `StorageError` when the folder cannot be
-    written.
+    `written` counts lines, `lost` answers (or lines) that are not in the log.
     """
 
     def __init__(
         self,
-        folder: Path,
+        store: ConversationStore,
         *,
         clock: Callable[[], float] = time.time,
         max_waiting: int = _MAX_WAITING,
@@ -51,7 +43,7 @@ class ConversationLog:
     ) -> None:
         self.written = 0
         self.lost = 0
-        self._folder = folder
+        self._store = store
         self._clock = clock
         self._max_waiting = max_waiting
         self._max_waiting_bytes = max_waiting_bytes
@@ -63,7 +55,6 @@ class ConversationLog:
         self._last_loss_s = 0.0
         self._unreadable_said = False
         self._thread: threading.Thread | None = None
-        self._check_folder()
 
     def add(self, answer: LoggedAnswer) -> None:
         """Have `answer` written, if it is one; returns at once, whatever the disk does."""
@@ -94,8 +85,10 @@ class ConversationLog:
             self._changed.notify()
         if self._thread is not None:
             self._thread.join(timeout_s)
-            if self._thread.is_alive():
-                _log.warning("the disk did not take the last conversations within %g s; they are not logged", timeout_s)
+        if self._thread is None or not self._thread.is_alive():
+            self._store.close()
+        else:
+            _log.warning("the disk did not take the last conversations within %g s; they are not logged", timeout_s)
         if self.lost:
             _log.warning("%d answers are missing in the conversation log", self.lost)
 
@@ -106,31 +99,28 @@ class ConversationLog:
                     self._changed.wait()
                 if not self._waiting:
                     return
-                answer, moment = self._waiting.popleft()
-                self._waiting_bytes -= answer.size
-            self._write(self._encode(answer, moment), self._file_of(moment))
+                taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._store.most_at_once))]
+                self._waiting_bytes -= sum(answer.size for answer, _ in taken)
+            self._write([record for answer, moment in taken for record in self._encode(answer, moment)])
 
-    def _write(self, lines: list[bytes], path: Path) -> None:
-        if not lines:
+    def _write(self, records: list[Record]) -> None:
+        if not records:
             return
-        written = 0
+        lost = 0
         try:
-            # Opened anew each time: a file that was moved away, or a folder that is gone, is noticed.
-            with _open_for_lines(path) as descriptor:
-                for line in lines:
-                    _append_line(descriptor, line)
-                    written += 1
-        except OSError as error:
+            self._store.write(records)
+        except NotKeptError as error:
+            lost = error.count
             with self._changed:
-                self._lose(f"{path}: {error.strerror or error}", len(lines) - written)
-        self.written += written
-        if written == len(lines):
+                self._lose(error.message, lost)
+        self.written += len(records) - lost
+        if not lost:
             self._say_recovery()
 
-    def _encode(self, answer: LoggedAnswer, moment: datetime) -> list[bytes]:
+    def _encode(self, answer: LoggedAnswer, moment: datetime) -> list[Record]:
         stamp = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         try:
-            return [msgspec.json.encode(line) + b"\n" for line in answer.lines(stamp)]
+            return [Record(line, msgspec.json.encode(line), moment) for line in answer.lines(stamp)]
         except UnreadableAnswerError as error:
             why = error.message
         except Exception:
@@ -157,41 +147,3 @@ class ConversationLog:
             if self._lost_before is not None and self._clock() - self._last_loss_s >= _QUIET_S:
                 _log.warning("conversations are logged again; %d answers are missing", self.lost - self._lost_before)
                 self._lost_before = None
-
-    def _file_of(self, moment: datetime) -> Path:
-        return self._folder / f"conversations-{moment:%Y-%m-%d}.jsonl"
-
-    def _check_folder(self) -> None:
-        """Make the folder, and try it, without leaving a file there."""
-        today = self._file_of(datetime.fromtimestamp(self._clock(), UTC))
-        try:
-            self._folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self._folder) as file:
-                file.write(b"\n")
-            if today.exists():
-                with _open_for_lines(today):
-                    pass
-        except OSError as error:
-            raise StorageError(
-                f"conversations cannot be logged in {self._folder}: {error.strerror or error}.",
-                remedy="--log-conversations with a folder that you may write to",
-            ) from error
-
-
-@contextmanager
-def _open_for_lines(path: Path) -> Iterator[int]:
-    """A descriptor for appending to `path`, which only its owner may read."""
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, _FILE_MODE)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _append_line(descriptor: int, line: bytes) -> None:
-    """Append `line` by one write, behind a newline where the file does not end with one. Raises `OSError`."""
-    size = os.fstat(descriptor).st_size
-    if size and os.pread(descriptor, 1, size - 1) != b"\n":
-        line = b"\n" + line
-    if os.write(descriptor, line) < len(line):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

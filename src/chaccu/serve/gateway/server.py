@@ -23,6 +23,7 @@ from chaccu.errors import ServeError, explain_listening
 from chaccu.serve.gateway.app import create_gateway
 from chaccu.serve.gateway.config import GatewayConfig, check_config
 from chaccu.serve.gateway.conversation_log import ConversationLog
+from chaccu.serve.gateway.conversation_store import open_store
 from chaccu.serve.gateway.front import Front
 from chaccu.serve.link import MAX_FRAME_BYTES, PING_INTERVAL_S, PING_TIMEOUT_S
 from chaccu.serve.log_writer import LogWriter
@@ -42,10 +43,11 @@ def serve_gateway(
     *,
     port_file: Path | None = None,
     log_folder: Path | None = None,
+    records_url: str = "",
     lines: LogWriter | None = None,
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C; `announce` gets the line that says where. With a `log_folder` chat answers are logged
-    there, each with its conversation; `lines` gets one line a request.
+    """Serve until SIGTERM or Ctrl-C; `announce` gets the line that says where. With a `log_folder`, or the URL of a
+    database, chat answers are logged there, each with its conversation; `lines` gets one line a request.
 
     Raises `ServeError` when the address cannot be listened on, `UsageError` for a configuration that must not be served,
     `StorageError` when the log cannot be written.
@@ -55,11 +57,12 @@ def serve_gateway(
     if config.tls_cert is not None:
         context = build_server_context(config.tls_cert, config.tls_key, config.tls_client_ca)
     _allow_files(_FILES_A_CONNECTION * config.max_connections)
-    log = None if log_folder is None else ConversationLog(log_folder)
+    store = open_store(log_folder, records_url)
+    log = None if store is None else ConversationLog(store[0])
     app = create_gateway(config, log=log, lines=lines)
     listener = listen(config.host, config.port)
-    if log_folder is not None:
-        announce(f"conversations are logged in {log_folder}")
+    if store is not None:
+        announce(f"conversations are logged in {store[1]}")
     if port_file is not None:
         port_file.unlink(missing_ok=True)
     shown_host = f"[{config.host}]" if ":" in config.host else config.host
