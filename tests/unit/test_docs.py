@@ -36,7 +36,7 @@ def test_commands_are_found() -> None:
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS)
 def test_a_shown_command_exists_with_its_options(page: str, line: str) -> None:
-    words = shlex.split(line)[1:]
+    words = shlex.split(line.partition(" -- ")[0])[1:]  # what is behind -- is for another program
     command = typer.main.get_command(app)
     while words and words[0] in getattr(command, "commands", {}):
         command = command.commands[words.pop(0)]  # type: ignore[attr-defined]

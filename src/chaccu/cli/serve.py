@@ -69,7 +69,16 @@ _Keys = Annotated[
     ),
 ]
 _Open = Annotated[bool, typer.Option("--open", help="Let everyone who reaches the address use it, without keys.")]
-_Engine = Annotated[str, typer.Option(help="llamacpp, transformers, scripted, or auto: by what the weights are.")]
+_Engine = Annotated[
+    str,
+    typer.Option(
+        help="llamacpp, transformers, vllm, openai, scripted, or auto: by what the weights are and what is installed."
+    ),
+]
+_VllmPython = Annotated[
+    str | None,
+    typer.Option(metavar="PATH", help="Python or vllm executable of the environment that has vLLM; default: vllm on the PATH."),
+]
 _Format = Annotated[str | None, typer.Option("--format", help="Chat format, if the model's manifest names none.")]
 _CorsOrigins = Annotated[
     list[str] | None,
@@ -126,6 +135,7 @@ def serve_command(
     log_format: _LogFormatOption = None,
     log_level: _LogLevel = None,
     engine: _Engine = "auto",
+    vllm_python: _VllmPython = None,
     chat_format: _Format = None,
     threads: _Threads = None,
     slots: _Slots = None,
@@ -153,6 +163,7 @@ def serve_command(
         raise UsageError(f"two models would be served as {twice[0]!r}.", remedy="tell them apart with --name, once a MODEL")
     options = {
         "--engine": engine,
+        "--vllm-python": vllm_python,
         "--format": chat_format,
         "--threads": threads,
         "--slots": slots,
@@ -274,13 +285,24 @@ def gateway_command(
 
 
 def worker_command(
-    model: Annotated[str, typer.Option(help="Model folder, .gguf file, hub id or scripted:NAME.")],
+    model: Annotated[str, typer.Option(help="Model folder, .gguf file, hub id or scripted:NAME; with --url a server's name.")],
     gateway: Annotated[
         list[str],
         typer.Option(help="URL of a gateway to join; repeat for more. dns+http://NAME:PORT joins every address of NAME."),
     ],
+    engine_flags: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FLAGS", help="Flags for vLLM, as they are; write them behind --.", show_default=False),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name to serve under; default: the model's own.")] = None,
     engine: _Engine = "auto",
+    url: Annotated[
+        str | None,
+        typer.Option(
+            help="An OpenAI-compatible server that has the model (http://HOST:PORT/v1); CHACCU_ENGINE_KEY is its key."
+        ),
+    ] = None,
+    vllm_python: _VllmPython = None,
     chat_format: _Format = None,
     threads: _Threads = None,
     slots: _Slots = None,
@@ -311,7 +333,14 @@ def worker_command(
         name=name,
         engine=engine,
         chat_format=chat_format,
-        options=EngineOptions(threads=threads, slots=slots, context_tokens=context_tokens),
+        model_url=url,
+        options=EngineOptions(
+            threads=threads,
+            slots=slots,
+            context_tokens=context_tokens,
+            program=vllm_python,
+            arguments=tuple(engine_flags or ()),
+        ),
         join_token=join_token,
         drain_s=drain,
         weight=weight,

@@ -39,6 +39,7 @@ from chaccu.engine.protocol import (
     check_inputs,
     room_for_answer,
 )
+from chaccu.engine.server_text import read_lines, tell_error
 from chaccu.errors import EngineError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -169,11 +170,11 @@ class LlamaCppEngine:
 
     async def _events(self, body: dict[str, Any]) -> AsyncGenerator[_Chunk, None]:
         async with self._post("/completion", body) as response:
-            async for line in _lines(response.content.iter_any()):
+            async for line in read_lines(response.content.iter_any()):
                 if line.startswith(_DATA):
                     yield msgspec.json.decode(line[len(_DATA) :], type=_Chunk)
                 elif line.startswith(b"error: "):
-                    raise EngineError(f"llama.cpp failed while generating: {_error_text(line[len(b'error: ') :])}")
+                    raise EngineError(f"llama.cpp failed while generating: {tell_error(line[len(b'error: ') :])}")
 
     @contextlib.asynccontextmanager
     async def _post(self, path: str, body: dict[str, Any]) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -191,7 +192,7 @@ class LlamaCppEngine:
         try:
             async with self._session.post(self._url + path, json=body) as response:
                 if response.status != 200:
-                    raise EngineError(f"llama.cpp refused the request: {_error_text(await response.read())}")
+                    raise EngineError(f"llama.cpp refused the request: {tell_error(await response.read())}")
                 yield response
         except aiohttp.ClientError as error:
             raise EngineError(f"the connection to llama.cpp broke: {error}.", remedy="ask again") from error
@@ -275,17 +276,6 @@ def _logprob(chunk: _Chunk, top: int | None) -> TokenLogprob | None:
     return TokenLogprob(bytes(chosen.bytes), max(chosen.logprob, LEAST_LOGPROB), likeliest)
 
 
-async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Whole lines of a byte stream, however long (aiohttp's own reader refuses long ones)."""
-    rest = b""
-    async for piece in pieces:
-        *lines, rest = (rest + piece).split(b"\n")
-        for line in lines:
-            yield line
-    if rest:
-        yield rest
-
-
 def _check_gguf(source: ModelSource) -> Path:
     path = source.gguf
     if path is None:
@@ -315,15 +305,6 @@ def _default_threads() -> int:
     """All cores this process may use, up to eight: generation is bound by memory, so more of them only compete."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     return max(1, min(usable, _MAX_AUTO_THREADS))
-
-
-def _error_text(body: bytes) -> str:
-    try:
-        fields = msgspec.json.decode(body)
-    except msgspec.DecodeError:
-        return body[:200].decode("utf-8", "replace")
-    error = fields.get("error", fields) if isinstance(fields, dict) else fields
-    return str(error.get("message", error) if isinstance(error, dict) else error)
 
 
 def _free(owners: list[Any]) -> None:

@@ -1,7 +1,8 @@
 """`ModelSource`: what a model's name on the command line stands for.
 
 Accepted: an artifact folder (its manifest names the chat format), any Hugging Face folder or hub id, a `.gguf` file beside a
-tokenizer.json, and `scripted:NAME` for the scripted engine. Invariant: a chat format is named by the manifest or by the caller,
+tokenizer.json, `scripted:NAME` for the scripted engine, and, with the URL of a server that has it, a mere name or a folder with
+the model's tokenizer. Invariant: a chat format is named by the manifest or by the caller,
 never guessed from a path or a tokenizer.
 """
 
@@ -26,7 +27,7 @@ class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
     """A model that is there: `name` to serve it under, its chat format's name, and the weights it holds.
 
     `gguf`: a GGUF file; `hf`: a folder with config.json and weights; `folder`: where tokenizer.json lies (None for a scripted
-    model). `spec`: as it was named.
+    model, and for one that a server has under a mere name). `url`: where that server's API is. `spec`: as it was named.
     """
 
     spec: str
@@ -35,14 +36,15 @@ class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
     folder: Path | None = None
     gguf: Path | None = None
     hf: Path | None = None
+    url: str | None = None
 
     @property
     def is_scripted(self) -> bool:
-        return self.folder is None
+        return self.folder is None and self.url is None
 
 
-def resolve_model(spec: str, *, chat_format: str | None = None, name: str | None = None) -> ModelSource:
-    """Find the model that `spec` names.
+def resolve_model(spec: str, *, chat_format: str | None = None, name: str | None = None, url: str | None = None) -> ModelSource:
+    """Find the model that `spec` names; with `url` the one that the server there has.
 
     `chat_format` overrides the manifest's. Raises `EngineError` when nothing is there or it holds no weights, `UsageError`
     when no chat format is named or it is unknown, `ArtifactError` for a damaged manifest.
@@ -55,10 +57,12 @@ def resolve_model(spec: str, *, chat_format: str | None = None, name: str | None
             raise UsageError(f"{spec!r} names no scripted model.", remedy="write scripted:NAME")
         return ModelSource(spec=spec, name=name or given, chat_format=chat_format or _SCRIPTED_FORMAT)
     path = Path(spec).expanduser()
+    if url is not None and not path.is_dir():
+        return ModelSource(spec=spec, name=name or spec, chat_format=chat_format or _declared_format(spec, None), url=url)
     if not path.exists():
         path = _fetch_from_hub(spec, chat_format)
     folder = path if path.is_dir() else path.parent
-    gguf, hf = _find_weights(path)
+    gguf, hf = _find_weights(path) if url is None else (None, None)
     manifest = read_manifest(folder, kind=_SERVABLE_KINDS) if (folder / MANIFEST_NAME).is_file() else None
     named_format = chat_format or _declared_format(spec, manifest)
     resolve_format(named_format, folder)
@@ -69,6 +73,7 @@ def resolve_model(spec: str, *, chat_format: str | None = None, name: str | None
         folder=folder,
         gguf=gguf,
         hf=hf,
+        url=url,
     )
 
 

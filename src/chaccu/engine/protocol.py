@@ -10,7 +10,7 @@ It ignores chat formats and tokenizers' texts: prompts come in as token ids, so 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -106,11 +106,16 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How to load an engine; None leaves the choice to it. `context_tokens` is what one request may use."""
+    """How to load an engine; None leaves the choice to it. `context_tokens` is what one request may use.
+
+    For an engine that is a program of its own: `program` to start instead of the one that is found, and `arguments` for it.
+    """
 
     threads: int | None = None
     slots: int | None = None
     context_tokens: int | None = None
+    program: str | None = None
+    arguments: tuple[str, ...] = ()
 
 
 class Engine(Protocol):
@@ -141,6 +146,19 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """End all work and free the weights."""
+        ...
+
+
+class EngineLostError(EngineError):
+    """An engine is gone as a whole, with all that it worked on. Loading it again may help."""
+
+
+@runtime_checkable
+class WatchedEngine(Protocol):
+    """An engine that may be lost while nobody asks it anything."""
+
+    def check(self) -> None:
+        """Raise `EngineLostError` when it is."""
         ...
 
 

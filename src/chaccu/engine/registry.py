@@ -7,6 +7,7 @@ says why.
 from __future__ import annotations
 
 from importlib import import_module, util
+from pathlib import Path
 from types import MappingProxyType
 from typing import cast
 
@@ -18,8 +19,10 @@ AUTO = "auto"
 _ENGINES = MappingProxyType(
     {
         "llamacpp": "chaccu.engine.llamacpp:LlamaCppEngine",
+        "openai": "chaccu.engine.openai:OpenAIEngine",
         "scripted": "chaccu.engine.scripted:ScriptedEngine",
         "transformers": "chaccu.engine.transformers:TransformersEngine",
+        "vllm": "chaccu.engine.vllm:VllmEngine",
     }
 )
 
@@ -38,8 +41,8 @@ def load_engine(name: str) -> type[Engine]:
     return cast(type[Engine], getattr(import_module(module), attribute))
 
 
-def choose_engine(source: ModelSource, wanted: str = AUTO) -> tuple[str, str]:
-    """The engine for `source` and the reason for it.
+def choose_engine(source: ModelSource, wanted: str = AUTO, *, program: str | None = None) -> tuple[str, str]:
+    """The engine for `source` and the reason for it; `program` is the vLLM to look for.
 
     Raises `UsageError` for an unknown engine, `EngineError` for one that cannot read these weights, `MissingDependencyError`
     when what these weights need is not installed.
@@ -51,27 +54,58 @@ def choose_engine(source: ModelSource, wanted: str = AUTO) -> tuple[str, str]:
         return wanted, "it was asked for"
     if source.is_scripted:
         return "scripted", f"{source.spec} is a scripted model"
+    if source.url is not None:
+        return "openai", "a server has the model"
     if source.gguf is not None and (source.hf is None or _installed("xllamacpp")):
         if not _installed("xllamacpp"):
             raise MissingDependencyError("xllamacpp", extra="cpu-engine", needed_for=f"serving {source.gguf.name}")
         return "llamacpp", f"it holds {source.gguf.name}, a GGUF file"
+    return _choose_for_safetensors(source, program)
+
+
+def _choose_for_safetensors(source: ModelSource, program: str | None) -> tuple[str, str]:
+    from chaccu.engine.vllm import find_vllm
+
+    held = "it holds config.json with safetensors"
+    without = "there is no CUDA GPU for vllm"
+    if _has_cuda_gpu():
+        if find_vllm(program) is not None:
+            return "vllm", f"{held}, and there are a CUDA GPU and vLLM"
+        without = "vLLM is not installed"
     if not (_installed("torch") and _installed("transformers")):
         raise MissingDependencyError("torch with transformers", extra="train", needed_for=f"serving {source.spec}")
-    return "transformers", "it holds config.json with safetensors"
+    return "transformers", f"{held}; {without}"
+
+
+_NEEDS = MappingProxyType(
+    {
+        "llamacpp": "a .gguf file",
+        "openai": "--url, where a server has the model",
+        "scripted": "a model named scripted:NAME",
+        "transformers": "config.json with *.safetensors",
+        "vllm": "config.json with *.safetensors",
+    }
+)
 
 
 def _check_fits(source: ModelSource, name: str) -> None:
-    fits = {"scripted": source.is_scripted, "llamacpp": source.gguf is not None, "transformers": source.hf is not None}[name]
+    fits = {
+        "llamacpp": source.gguf is not None,
+        "openai": source.url is not None,
+        "scripted": source.is_scripted,
+        "transformers": source.hf is not None,
+        "vllm": source.hf is not None,
+    }[name]
     if not fits:
-        needs = {
-            "scripted": "a model named scripted:NAME",
-            "llamacpp": "a .gguf file",
-            "transformers": "config.json with *.safetensors",
-        }
         raise EngineError(
-            f"the engine {name} needs {needs[name]}; {source.spec} is none.", remedy="--engine auto chooses by the weights"
+            f"the engine {name} needs {_NEEDS[name]}; {source.spec} is none.", remedy="--engine auto chooses by the weights"
         )
 
 
 def _installed(module: str) -> bool:
     return util.find_spec(module) is not None
+
+
+def _has_cuda_gpu() -> bool:
+    """By the driver's devices: torch is not loaded for it, and need not be installed beside vLLM."""
+    return any(Path("/dev").glob("nvidia[0-9]*"))

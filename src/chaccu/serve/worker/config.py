@@ -11,7 +11,7 @@ from chaccu.engine import EngineOptions
 
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """`model`: a model spec; `gateways`: http(s) URLs, each of which is joined, `dns+http://…` for every address of a name;
-    `name` and `chat_format` override the model's own.
+    `name` and `chat_format` override the model's own. `model_url`: where a server has the model.
 
     `drain_s`: how long a worker that was told to end may finish what it has. `weight`, `priority`: its share of the model's
     requests among other workers, as in `ModelOffer`. `tls_ca`: PEM file of the authority to trust instead of the system's;
@@ -23,6 +23,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     name: str | None = None
     engine: str = "auto"
     chat_format: str | None = None
+    model_url: str | None = None
     options: EngineOptions = EngineOptions()
     join_token: str = ""
     drain_s: float = 30.0

@@ -1,7 +1,8 @@
 """`run_worker`: load an engine, join the gateways, serve; join again whenever one of them comes back.
 
 Invariants: whatever is wrong with the model is said before a gateway hears of it; a lost gateway never ends the worker, a
-refusal does where it is the only one; SIGTERM drains, Ctrl-C ends at once. It ignores which engine serves.
+refusal does where it is the only one; a lost engine makes it leave all of them until it has loaded it again; SIGTERM drains,
+Ctrl-C ends at once. It ignores which engine serves.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import os
 import signal
 import socket
 import ssl
+import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from websockets.asyncio.client import ClientConnection
 
 from chaccu.conversation import TextTokenizer, check_format, resolve_format
-from chaccu.engine import Engine, ModelSource, choose_engine, load_engine, resolve_model
+from chaccu.engine import Engine, EngineLostError, ModelSource, choose_engine, load_engine, resolve_model
 from chaccu.engine.scripted import build_byte_tokenizer
+from chaccu.errors import EngineError, UsageError
 from chaccu.serve.link import PROTOCOL_VERSION, Join, ModelOffer
 from chaccu.serve.log_writer import LogWriter
 from chaccu.serve.tls import build_client_context
@@ -28,6 +32,9 @@ from chaccu.serve.worker.membership import Membership
 from chaccu.serve.worker.prompt import PromptBuilder
 from chaccu.serve.worker.session import WorkerSession
 from chaccu.serve.worker.sharing import GatewayShares
+
+_FIRST_LOAD_DELAY_S = 0.5
+_LONGEST_LOAD_DELAY_S = 30.0
 
 
 def run_worker(config: WorkerConfig, announce: Callable[[str], None], *, lines: LogWriter | None = None) -> None:
@@ -40,19 +47,44 @@ def run_worker(config: WorkerConfig, announce: Callable[[str], None], *, lines: 
     context = None
     if any(gateway.url.startswith("wss:") for gateway in gateways):
         context = build_client_context(config.tls_ca, config.tls_cert, config.tls_key)
-    source = resolve_model(config.model, chat_format=config.chat_format, name=config.name)
-    engine_name, reason = choose_engine(source, config.engine)
+    source = resolve_model(config.model, chat_format=config.chat_format, name=config.name, url=config.model_url)
+    engine_name, reason = choose_engine(source, config.engine, program=config.options.program)
+    if config.options.arguments and engine_name != "vllm":
+        raise UsageError(
+            f"{config.options.arguments[0]!r} is a flag for vLLM, and the engine is {engine_name} ({reason}).",
+            remedy="--engine vllm, or no flags behind --",
+        )
     builder = _build_prompts(source)
     announce(f"loading {source.name} with the engine {engine_name}: {reason}")
     # Loaded before the event loop starts, so Ctrl-C ends a long load as it ends any program.
-    engine = load_engine(engine_name).load(source, config.options)
-    asyncio.run(_serve(config, gateways, context, source, engine, builder, announce, lines))
+    load = partial(load_engine(engine_name).load, source, config.options)
+    engine = load()
+    while True:
+        try:
+            asyncio.run(_serve(config, gateways, context, source, engine, builder, announce, lines))
+        except EngineLostError as error:
+            announce(f"{source.name} has lost its engine and leaves: {error.message}")
+            engine = _load_again(load, announce)
+        else:
+            return
+
+
+def _load_again(load: Callable[[], Engine], announce: Callable[[str], None]) -> Engine:
+    """However often it takes: what is lost by a fault of a machine or a network may be back in an hour."""
+    delay_s = _FIRST_LOAD_DELAY_S
+    while True:
+        time.sleep(delay_s)
+        delay_s = min(2 * delay_s, _LONGEST_LOAD_DELAY_S)
+        try:
+            return load()
+        except EngineError as error:
+            announce(f"the engine cannot be loaded again; next try in {delay_s:g} s: {error.message}")
 
 
 def _build_prompts(source: ModelSource) -> PromptBuilder:
     """Raises `FormatError` or `TokenizerError` when format and tokenizer cannot keep the promise of token identity."""
     chat_format, tokenizer = resolve_format(source.chat_format, source.folder), _load_tokenizer(source)
-    if not source.is_scripted:
+    if source.folder is not None:
         check_format(chat_format, tokenizer)
     return PromptBuilder(chat_format, tokenizer)
 

@@ -1,8 +1,9 @@
 """`WorkerSession`: the requests of one connection to a gateway.
 
 Invariants: each request that came in ends with exactly one piece with an `end`, sent after the engine has stopped working on
-it; when the connection goes, all its requests are ended in the engine, for nobody reads them any more. Pieces that are ready
-at the same time leave in one frame. It ignores how the connection was made.
+it; when the connection goes, all its requests are ended in the engine, for nobody reads them any more; when the engine is lost,
+nothing is said of them, so that the gateway goes on with them elsewhere. Pieces that are ready at the same time leave in one
+frame. It ignores how the connection was made.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from chaccu.engine import ContextOverflowError, Engine, GenerationRequest, WrongRequestError
+from chaccu.engine import ContextOverflowError, Engine, EngineLostError, GenerationRequest, WatchedEngine, WrongRequestError
 from chaccu.errors import ChaccuError, ConversationError, FormatError
 from chaccu.serve.link import (
     Cancel,
@@ -38,6 +39,7 @@ from chaccu.serve.worker.work_log import WorkLog
 
 # Longer texts are tokenised on a thread: below this the thread costs more than the work.
 _INLINE_CHARS = 20_000
+_CHECK_S = 0.5
 
 
 class Connection(Protocol):
@@ -68,18 +70,20 @@ class WorkerSession:
         self._pieces: list[Piece] = []
         self._is_asked = False
         self._has_news = asyncio.Event()
+        self._loss: asyncio.Future[EngineLostError] = asyncio.get_running_loop().create_future()
         self._shares = shares or GatewayShares()
         self._place: Place | None = None
         # What the gateway knows of the others: as if there were none, until it is told.
         self._told = Share()
 
     async def run(self, draining: asyncio.Event, drain_s: float) -> None:
-        """Serve. Raises what the connection raises when it is lost, and `LinkError` for a wrong frame."""
+        """Serve. Raises what the connection raises when it is lost, `LinkError` for a wrong frame, and `EngineLostError`."""
         self._place = self._shares.join(self._has_news.set)
         parts = [
             asyncio.create_task(self._receive(self._place)),
             asyncio.create_task(self._send()),
             asyncio.create_task(self._drain(draining, drain_s)),
+            asyncio.create_task(self._watch_engine()),
         ]
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
@@ -143,6 +147,14 @@ class WorkerSession:
             await asyncio.wait(self._tasks.values(), timeout=drain_s)
         await self._flush()
 
+    async def _watch_engine(self) -> None:
+        """Raise `EngineLostError` when the engine is lost, be it with no request in it."""
+        while not self._loss.done():
+            if isinstance(self._engine, WatchedEngine):
+                self._engine.check()
+            await asyncio.wait([self._loss], timeout=_CHECK_S)
+        raise self._loss.result()
+
     async def _send_frame(self, frame: FromWorker) -> None:
         await self._connection.send(encode_frame(frame))
 
@@ -157,6 +169,9 @@ class WorkerSession:
             await self._generate(request)
         except asyncio.CancelledError:
             self._put(Piece(request.request, end="cancelled"))
+        except EngineLostError as error:
+            if not self._loss.done():
+                self._loss.set_result(error)
         except Exception as error:  # one request's failure must reach its client and leave the others alone
             self._put(Piece(request.request, end="failed", failure=_explain(error)))
             if not isinstance(error, (ContextOverflowError, ConversationError, FormatError, WrongRequestError)):
@@ -201,6 +216,8 @@ class WorkerSession:
                     # A chat format's own stop strings are no business of the client.
                     named = delta.stopped_by if delta.stopped_by in sampling.stop else None
                     end = delta.finish_reason
+                    if delta.usage is not None:
+                        prompt_tokens = delta.usage.prompt_tokens
                     self._put(Piece(request.request, text, tokens, prompt_tokens, end, stopped_by=named, logprobs=logprobs))
                 elif text:
                     self._put(Piece(request.request, text, tokens, prompt_tokens, logprobs=logprobs))
