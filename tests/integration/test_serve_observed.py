@@ -97,7 +97,7 @@ def test_an_id_goes_with_a_request_everywhere(observed: Observed, model: str, st
     }
     assert 0 < line["first_text_seconds"] <= line["seconds"] < 10
     if model == "up":
-        assert line["upstream"] == "up"
+        assert (line["upstream"], line["attempts"]) == (f"{observed.upstream.url}/v1", 1)
         assert observed.upstream.request_headers[-1]["x-request-id"] == request_id
     else:
         (work,) = observed.lines(observed.worker, request_id)

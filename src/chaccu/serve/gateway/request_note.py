@@ -32,7 +32,7 @@ _FIRST_ERROR, _FIRST_SERVER_ERROR = 400, 500
 
 class RequestLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A request in the log. `seconds` to the end of the answer, `first_text_seconds` to its first text. `end`: the answer's
-    finish reason, or an error's code, or `client_left`. `attempts`: how often a worker was given it."""
+    finish reason, or an error's code, or `client_left`. `attempts`: how often a worker or an upstream was given it."""
 
     request_id: str
     method: str
@@ -88,6 +88,7 @@ class RequestNote:
         "_first_s",
         "_has_failed",
         "_is_open",
+        "_is_relayed",
         "_method",
         "_observer",
         "_path",
@@ -122,6 +123,7 @@ class RequestNote:
         self._first_s: float | None = None
         self._has_failed = False
         self._is_open = True
+        self._is_relayed = False
 
     @property
     def id(self) -> str:
@@ -139,9 +141,15 @@ class RequestNote:
             if self.model is not None:
                 self._observer.metrics.time_first_text(self.model, self._first_s)
 
+    def try_upstream(self, url: str) -> None:
+        """An upstream was given the request, or what was left to answer of it."""
+        self.upstream = url
+        self.attempts += 1
+
     def relay(self, model: str) -> None:
-        """The upstream of `model` gets the request."""
-        self.model = self.upstream = model
+        """The request is for the upstreams of `model`."""
+        self.model = model
+        self._is_relayed = True
         relayed = self._observer.relayed
         relayed[model] = relayed.get(model, 0) + 1
 
@@ -167,8 +175,8 @@ class RequestNote:
             self.end = "client_left"
         if self.model is not None:
             observer.metrics.count_request(self.model, status, seconds)
-            if self.upstream is not None:
-                observer.relayed[self.upstream] -= 1
+            if self._is_relayed:
+                observer.relayed[self.model] -= 1
             elif status == CLIENT_LEFT and self.worker is not None and self.usage is None:
                 observer.metrics.count_answer(self.model, "abort")
         if observer.log is not None:

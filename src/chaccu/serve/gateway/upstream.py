@@ -43,9 +43,19 @@ class UpstreamRelay:
     def serves(self, model: str) -> bool:
         return model in self._pools
 
-    def start(self, model: str, endpoint: str, body: bytes, receiver: AnswerReceiver, request_id: bytes) -> Exchange:
-        """Send a request to an upstream of `model`, with its id; `receiver` gets the answer, or hears that there is none."""
-        exchange = Exchange(self._pools[model], endpoint, body, receiver, request_id, self._open.discard)
+    def start(
+        self,
+        model: str,
+        endpoint: str,
+        body: bytes,
+        receiver: AnswerReceiver,
+        request_id: bytes,
+        on_tried: Callable[[str], None] = lambda upstream: None,
+    ) -> Exchange:
+        """Send a request to an upstream of `model`, with its id; `receiver` gets the answer, or hears that there is none, and
+        `on_tried` the URL of each upstream that is asked.
+        """
+        exchange = Exchange(self._pools[model], endpoint, body, receiver, request_id, on_tried, self._open.discard)
         self._open.add(exchange)
         if self._look is None and self._stall_s:
             self._look_later()

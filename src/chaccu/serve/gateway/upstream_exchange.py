@@ -50,7 +50,8 @@ class AnswerReceiver(Protocol):
 
 
 class Exchange:
-    """Made by `UpstreamRelay.start`; `on_end(exchange)` is called when it has ended."""
+    """Made by `UpstreamRelay.start`; `on_tried` gets the URL of each upstream that is asked, `on_end(exchange)` is called when
+    it has ended."""
 
     def __init__(
         self,
@@ -59,6 +60,7 @@ class Exchange:
         body: bytes,
         receiver: AnswerReceiver,
         request_id: bytes,
+        on_tried: Callable[[str], None],
         on_end: Callable[[Exchange], None],
     ) -> None:
         self._pool = pool
@@ -66,6 +68,7 @@ class Exchange:
         self._body = body
         self._receiver = receiver
         self._request_id = request_id
+        self._on_tried = on_tried
         self._on_end = on_end
         # The present upstream, and what it is asked.
         self._server: UpstreamServer | None = None
@@ -205,6 +208,7 @@ class Exchange:
             return
         self._server = server
         server.take_on()
+        self._on_tried(server.shown_url)
         self._request = server.write_request(self._endpoint, self._body, self._request_id)
         self._replaced = False
         connection = server.take()

@@ -68,7 +68,7 @@ class UpstreamServer:
         self._host, self._port = parts.hostname or "", parts.port or (443 if tls else 80)
         self._context = ssl.create_default_context() if tls else None
         shown_host = f"[{self._host}]" if ":" in self._host else self._host.encode("idna").decode("ascii")
-        self._shown_url = f"{parts.scheme}://{shown_host}:{self._port}{parts.path}"
+        self.shown_url = f"{parts.scheme}://{shown_host}:{self._port}{parts.path}"
         headers = [f"host: {shown_host}:{self._port}", "content-type: application/json", "accept-encoding: identity"]
         if upstream.key_env:
             headers.append(f"authorization: Bearer {_key_of(upstream)}")
@@ -109,7 +109,7 @@ class UpstreamServer:
         """What people are shown."""
         return UpstreamStatus(
             model=self._upstream.name,
-            upstream=self._shown_url,
+            upstream=self.shown_url,
             state="failed" if self.is_left_out else "ready",
             weight=self._upstream.weight,
             priority=self._upstream.priority,
@@ -139,7 +139,7 @@ class UpstreamServer:
         """It did not answer, or not to the end: leave it out until it does."""
         self._failures += 1
         if self._breaker.fail():
-            _log.warning("the upstream %s of %r is left out: %s", self._shown_url, self._upstream.name, why)
+            _log.warning("the upstream %s of %r is left out: %s", self.shown_url, self._upstream.name, why)
             self._recovering = asyncio.ensure_future(self._recover())
 
     # Bytes and connections.
@@ -202,7 +202,7 @@ class UpstreamServer:
             await asyncio.sleep(self._breaker.probe_in_s)
             self._breaker.end_probe(await self._answers())
         self._recovering = None
-        _log.warning("the upstream %s of %r is used again", self._shown_url, self._upstream.name)
+        _log.warning("the upstream %s of %r is used again", self.shown_url, self._upstream.name)
         self._on_ready()
 
     async def _answers(self) -> bool:
