@@ -6,14 +6,16 @@ import json
 import logging
 import os
 import threading
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from chaccu.errors import StorageError
 from chaccu.serve.gateway.conversation_log import ConversationLog
+from chaccu.serve.gateway.conversation_store import Record
 from chaccu.serve.gateway.log_folder import LogFolder
 from chaccu.serve.gateway.logged_answer import LogLine, UnreadableAnswerError
 from chaccu.serve.gateway.metrics import GatewayMetrics
@@ -250,6 +252,35 @@ def test_a_folder_that_cannot_be_written_is_an_error_at_once(tmp_path: Path, pla
     with pytest.raises(StorageError, match="conversations cannot be logged in") as told:
         open_log(tmp_path / place, clock=Clock())
     assert "--log-conversations" in told.value.remedy
+
+
+def test_a_store_that_fails_in_an_unknown_way_costs_what_it_was_given(caplog: pytest.LogCaptureFixture) -> None:
+    class Store:
+        most_at_once = 10
+        kept: ClassVar[list[str]] = []
+
+        def write(self, records: Sequence[Record]) -> None:
+            if records[0].line.id == "bad-0":
+                raise RuntimeError("somebody's words")
+            self.kept += [record.line.id for record in records]
+
+        def close(self) -> None:
+            self.kept.append("closed")
+
+    log = ConversationLog(Store(), clock=Clock())
+    gate = threading.Event()
+    bad = Answer("bad", choices=2, gate=gate)
+    with caplog.at_level(logging.WARNING):
+        log.add(bad)
+        assert bad.encoding.wait(5)
+        for name in "abc":
+            log.add(Answer(name))
+        gate.set()
+        log.close()
+    assert Store.kept == ["a-0", "b-0", "c-0", "closed"]
+    assert (log.written, log.lost) == (3, 2)
+    assert "RuntimeError" in caplog.text
+    assert "words" not in caplog.text
 
 
 def test_a_log_that_is_never_used_ends(tmp_path: Path) -> None:

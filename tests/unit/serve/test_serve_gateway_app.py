@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from chaccu.errors import StorageError, UsageError
 from chaccu.serve.gateway import GatewayConfig, Upstream, create_gateway, parse_upstream
+from chaccu.serve.gateway.cors import CorsPolicy
 from chaccu.serve.gateway.keys import KeyFile
+from chaccu.serve.gateway.metrics import GatewayMetrics
+from chaccu.serve.gateway.observed_app import ObservedApp, note_of
+from chaccu.serve.gateway.registry import WorkerRegistry
+from chaccu.serve.gateway.request_note import Observer
 from chaccu.serve.link import MAX_FRAME_BYTES, Generate, LinkError, Output, Piece, Sampling, decode_from_worker, encode_frame
+from chaccu.serve.worker import WorkerConfig, run_worker
 from chaccu.serve.worker.gateways import join_url
 
 
@@ -72,3 +80,25 @@ def test_frames_are_bounded_and_checked() -> None:
     for wrong in (b"", b"\x80", encode_frame(frame)[:-2]):
         with pytest.raises(LinkError, match="malformed"):
             decode_from_worker(wrong)
+
+
+def test_a_worker_with_an_authority_is_told_that_there_is_no_tls(tmp_path: Path) -> None:
+    config = WorkerConfig(model="scripted:m", gateways=("http://127.0.0.1:9",), tls_ca=tmp_path / "ca.pem")
+    with pytest.raises(UsageError, match=r"no TLS to http://127\.0\.0\.1:9"):
+        run_worker(config, print)
+
+
+async def test_a_crash_in_mid_answer_is_noted_as_one() -> None:
+    async def crash(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        note_of(scope).model = "m"
+        raise ZeroDivisionError
+
+    async def send(message: Message) -> None:
+        pass
+
+    metrics = GatewayMetrics()
+    app = ObservedApp(crash, Observer(metrics, None, CorsPolicy(()), time.monotonic))
+    with pytest.raises(ZeroDivisionError):
+        await app({"type": "http", "headers": [], "method": "GET", "path": "/"}, None, send)  # type: ignore[arg-type]
+    assert 'chaccu_requests_total{model="m",status="500"} 1.0' in metrics.render(WorkerRegistry(time.monotonic)).decode()

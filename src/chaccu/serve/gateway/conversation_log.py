@@ -113,6 +113,11 @@ class ConversationLog:
             lost = error.count
             with self._changed:
                 self._lose(error.message, lost)
+        except Exception as error:
+            # Whatever is wrong with these, the thread goes on with the next; what an error says may be people's words.
+            lost = len(records)
+            with self._changed:
+                self._lose(f"the store failed ({type(error).__name__})", lost)
         self.written += len(records) - lost
         if not lost:
             self._say_recovery()

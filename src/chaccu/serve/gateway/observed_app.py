@@ -44,6 +44,9 @@ class ObservedApp:
             return
         try:
             await self._app(scope, receive, send_noted)
+        except Exception:
+            note.status, note.end = 500, "internal_error"
+            raise
         finally:
             # Without its last piece the answer has broken off; as a rule the client did.
             note.close(note.status if note.status and note.end is not None else CLIENT_LEFT)

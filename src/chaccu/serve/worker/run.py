@@ -44,9 +44,7 @@ def run_worker(config: WorkerConfig, announce: Callable[[str], None], *, lines: 
     last gateway refuses.
     """
     gateways = [parse_gateway(gateway) for gateway in config.gateways]
-    context = None
-    if any(gateway.url.startswith("wss:") for gateway in gateways):
-        context = build_client_context(config.tls_ca, config.tls_cert, config.tls_key)
+    context = _build_context(config, is_tls=any(gateway.url.startswith("wss:") for gateway in gateways))
     source = resolve_model(config.model, chat_format=config.chat_format, name=config.name, url=config.model_url)
     engine_name, reason = choose_engine(source, config.engine, program=config.options.program)
     if config.options.arguments and engine_name != "vllm":
@@ -79,6 +77,14 @@ def _load_again(load: Callable[[], Engine], announce: Callable[[str], None]) -> 
             return load()
         except EngineError as error:
             announce(f"the engine cannot be loaded again; next try in {delay_s:g} s: {error.message}")
+
+
+def _build_context(config: WorkerConfig, *, is_tls: bool) -> ssl.SSLContext | None:
+    if is_tls:
+        return build_client_context(config.tls_ca, config.tls_cert, config.tls_key)
+    if config.tls_ca is not None or config.tls_cert is not None:
+        raise UsageError(f"there is no TLS to {config.gateways[0]}.", remedy="write the gateway's URL as https://HOST:PORT")
+    return None
 
 
 def _build_prompts(source: ModelSource) -> PromptBuilder:
