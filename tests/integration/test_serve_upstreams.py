@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import time
@@ -16,7 +17,7 @@ import pytest
 from counting_upstream import Upstream, answer
 
 from chaccu.serve.gateway.keys import KeyFile
-from chaccu.testing.processes import Service, start_gateway
+from chaccu.testing.processes import Service, start_gateway, start_worker
 
 TOKENS = 50
 
@@ -86,6 +87,28 @@ async def stream(client: openai.AsyncOpenAI, prompt: str, *, seen: Seen | None =
 async def kill_when_under_way(gateway: Service, seen: list[Seen], victim: Upstream) -> None:
     await until(lambda: all(len(one.text) > 20 for one in seen))
     victim.kill()
+
+
+async def test_gateways_as_upstreams_of_a_gateway_go_on_with_one_another_s_answers(tmp_path: Path) -> None:
+    model = "scripted:up?tokens=60&tokens_per_s=40"
+    backs = [tmp_path / "first", tmp_path / "second"]
+    with contextlib.ExitStack() as stack:
+        first, second = (stack.enter_context(start_gateway(back)) for back in backs)
+        for back, gateway in zip(backs, (first, second), strict=True):
+            stack.enter_context(start_worker(back, gateway, model))
+        urls = [f"up={gateway.url}/v1" for gateway in (first, second)]
+        front = stack.enter_context(start_gateway(tmp_path, "--upstream", urls[0], "--upstream", urls[1]))
+        client = client_of(front)
+        undisturbed = [await stream(client, prompt) for prompt in ("one", "two")]
+        seen = [Seen() for _ in undisturbed]
+        answers = asyncio.gather(*(stream(client, prompt, seen=one) for prompt, one in zip(("one", "two"), seen, strict=True)))
+        await until(lambda: all(len(one.text) > 20 for one in seen))
+        first.kill()
+        await answers
+        assert [one.text for one in seen] == [one.text for one in undisturbed]
+        assert [one.usage and one.usage[1] for one in seen] == [one.usage and one.usage[1] for one in undisturbed]
+        assert [(len(one.heads), one.finishes, one.roles) for one in seen] == [(1, ["stop"], ["assistant"])] * 2
+        assert sum(state["continued"] for state in states(front)) == 1
 
 
 @pytest.mark.parametrize("chat", [True, False])

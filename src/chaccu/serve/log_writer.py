@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import queue
-import sys
 import threading
 import time
 import traceback
@@ -23,6 +22,8 @@ import msgspec
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
+# The process's own, whatever stands for it in Python.
+_STDERR = 2
 _MAX_WAITING = 10_000
 # So that a busy gateway's thread wakes for many lines, not for each.
 _GATHER_S = 0.05
@@ -45,11 +46,11 @@ class LogWriter:
     runs; within it the log records of all modules go here too.
     """
 
-    def __init__(self, log_format: str = "text", level: str = "warning", *, descriptor: int | None = None) -> None:
+    def __init__(self, log_format: str = "text", level: str = "warning", *, descriptor: int = _STDERR) -> None:
         self.level = LEVELS[level]
         self.dropped = 0
         self._encode = _encode_json if log_format == "json" else _encode_text
-        self._descriptor = sys.stderr.fileno() if descriptor is None else descriptor
+        self._descriptor = descriptor
         self._waiting: queue.SimpleQueue[_Entry | logging.LogRecord | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="log writer", daemon=True)
         self._handler = _Handler(self)

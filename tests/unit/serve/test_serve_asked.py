@@ -57,5 +57,15 @@ def test_no_system_block_is_no_system_text() -> None:
         assert conversation.system == text
 
 
+def test_flags_of_other_servers_may_say_what_is_done_anyway() -> None:
+    begun = [USER, {"role": "assistant", "content": "The "}]
+    asked = CHAT.read({"model": "m", "messages": begun, "continue_final_message": True, "add_generation_prompt": False})
+    assert asked.job.begun == "The "
+    assert CHAT.read({"model": "m", "messages": [USER], "continue_final_message": False}).job.begun == ""
+    for messages, flag in ((begun, {"continue_final_message": False}), ([USER], {"add_generation_prompt": False})):
+        with pytest.raises(ApiError, match=f"{next(iter(flag))} = false is not supported"):
+            CHAT.read({"model": "m", "messages": messages, **flag})
+
+
 def test_paths_are_all_different() -> None:
     assert len({dialect.path for dialect in DIALECTS}) == len(DIALECTS)

@@ -111,11 +111,16 @@ class ChatBody(_Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
 
     def job(self) -> Job:
         """The job. A last message of the assistant is a reply to go on with. Raises `ApiError` for messages that cannot be
-        one.
+        one, and for flags of other servers that ask for the contrary.
         """
+        goes_on = self.messages[-1].get("role") == "assistant"
+        _check_flag("continue_final_message", self.continue_final_message, goes_on)
+        _check_flag("add_generation_prompt", self.add_generation_prompt, not goes_on)
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         # To ask for the likeliest tokens is to ask for logprobs.
         top = (self.top_logprobs or 0) if self.logprobs or self.top_logprobs else None
@@ -140,6 +145,17 @@ class CompletionBody(_Body, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         # Sixteen is the API's own default for this endpoint.
         sampling = self.sampling(self.max_tokens or 16, self.logprobs)
         return Job(model=self.model, prompt=prompts[0], sampling=sampling, n=self.choices)
+
+
+def _check_flag(name: str, value: bool | None, done: bool) -> None:
+    """Raise `ApiError` where a flag asks for another thing than what is `done`, by who spoke last."""
+    if value is not None and value != done:
+        raise bad_request(
+            f"{name} = {str(value).lower()} is not supported here: an answer goes on with a last message of the assistant, and "
+            "begins anew after any other.",
+            code="unsupported_parameter",
+            param=name,
+        )
 
 
 def _read_bias(bias: dict[str, Any]) -> dict[int, float]:
