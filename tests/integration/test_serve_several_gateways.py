@@ -50,6 +50,8 @@ async def test_one_worker_serves_two_gateways_and_each_sees_what_is_free(tmp_pat
         again = start_gateway(tmp_path, port=int(left.url.rpartition(":")[2]))
         with again:
             await until(lambda: seen(again) == [(0, 0)])
+            assert worker.stop() == 0
+            assert "drained and stopped" in worker.log
 
 
 def test_every_address_of_a_name_is_joined(tmp_path: Path) -> None:

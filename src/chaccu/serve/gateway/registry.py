@@ -88,8 +88,9 @@ class WorkerRegistry:
 
     def note_share(self, worker: RemoteWorker, share: Share) -> None:
         """Other gateways give `worker` more or less than before."""
-        worker.share = share
-        self.on_more_room()
+        former, worker.share = worker.share, share
+        if share.elsewhere < former.elsewhere or share.gateways < former.gateways:
+            self.on_more_room()
 
     def hold(self, identity: str, held: bool) -> bool:
         """Give a worker nothing new, also when it joins again, or give it requests as before; False when it is not joined."""

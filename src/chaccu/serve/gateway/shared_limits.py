@@ -132,13 +132,14 @@ class SharedLimits:
                 async with asyncio.timeout(_SETTLE_S):
                     await self._has_work.wait()
             self._has_work.clear()
+            if not self.is_up:
+                await asyncio.sleep(_RETRY_S)
+                await self._exchange(())
+                continue
             if self._clock() - settled_s >= _SETTLE_S:
                 settled_s = self._clock()
                 self._urgent.update((meter, None) for meter in self._meters.values() if meter.has_lease)
             await self._talk()
-            if not self.is_up:
-                await asyncio.sleep(_RETRY_S)
-                await self._look_whether_it_is_back()
 
     async def _talk(self) -> None:
         asks, self._asks = self._asks, []
@@ -151,9 +152,12 @@ class SharedLimits:
         calls += [(meter, meter.settle()) for meter in urgent if meter not in seen]
         if not calls:
             return
-        await self._exchange(calls)
-        for ask in asks:
-            self._decide(ask)
+        try:
+            await self._exchange(calls)
+        finally:
+            # Whatever goes wrong, nobody is left waiting.
+            for ask in asks:
+                self._decide(ask)
 
     def _decide(self, ask: _Ask) -> None:
         if ask.reserved.cancelled():
@@ -170,7 +174,7 @@ class SharedLimits:
             ask.reserved.set_exception(error)
 
     async def _exchange(self, calls: Sequence[tuple[LeasedMeter, Asked]]) -> None:
-        """Say and ask all of it; without an answer leases are lost."""
+        """Say and ask all of it; without an answer leases are lost. With no calls it only looks whether the server answers."""
         from redis.exceptions import RedisError
 
         try:
@@ -185,6 +189,9 @@ class SharedLimits:
             self._go_down(error)
             return
         self.exchanges += 1
+        if not self.is_up:
+            _log.warning("the shared state at %s answers again", self._shown)
+            self._state.is_up = True
         for (meter, _), reply in zip(calls, replies, strict=True):
             meter.take_lease(msgspec.convert(dict(zip(Lent.__struct_fields__, reply, strict=True)), Lent, strict=False))
 
@@ -207,18 +214,6 @@ class SharedLimits:
         self._state.is_up = False
         for meter in self._meters.values():
             meter.lose_lease()
-
-    async def _look_whether_it_is_back(self) -> None:
-        from redis.exceptions import RedisError
-
-        try:
-            async with asyncio.timeout(_TIMEOUT_S):
-                self._sha = await self._redis.script_load(self._script)
-        except (RedisError, OSError, TimeoutError) as error:
-            self._go_down(error)
-            return
-        _log.warning("the shared state at %s answers again", self._shown)
-        self._state.is_up = True
 
 
 def _connect(url: str) -> Redis:

@@ -46,8 +46,12 @@ class Membership:
                 await asyncio.wait(
                     {told, *self._tasks.values()}, timeout=self._look_again_s, return_when=asyncio.FIRST_COMPLETED
                 )
-                self._note_ended()
-            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+                if not draining.is_set():
+                    self._note_ended()
+            for ended in await asyncio.gather(*self._tasks.values(), return_exceptions=True):
+                # It ends in any case.
+                if isinstance(ended, Exception):
+                    self._announce(f"while the worker ended: {ended}")
         finally:
             tasks = [told, *self._tasks.values()]
             for task in tasks:

@@ -34,7 +34,7 @@ from chaccu.serve.link import (
 )
 from chaccu.serve.log_writer import LogWriter
 from chaccu.serve.worker.prompt import Prompt, PromptBuilder
-from chaccu.serve.worker.sharing import GatewayShares, Place
+from chaccu.serve.worker.sharing import GatewayShares
 from chaccu.serve.worker.work_log import WorkLog
 
 # Longer texts are tokenised on a thread: below this the thread costs more than the work.
@@ -71,16 +71,14 @@ class WorkerSession:
         self._is_asked = False
         self._has_news = asyncio.Event()
         self._loss: asyncio.Future[EngineLostError] = asyncio.get_running_loop().create_future()
-        self._shares = shares or GatewayShares()
-        self._place: Place | None = None
+        self._place = (shares or GatewayShares()).join(self._has_news.set)
         # What the gateway knows of the others: as if there were none, until it is told.
         self._told = Share()
 
     async def run(self, draining: asyncio.Event, drain_s: float) -> None:
         """Serve. Raises what the connection raises when it is lost, `LinkError` for a wrong frame, and `EngineLostError`."""
-        self._place = self._shares.join(self._has_news.set)
         parts = [
-            asyncio.create_task(self._receive(self._place)),
+            asyncio.create_task(self._receive()),
             asyncio.create_task(self._send()),
             asyncio.create_task(self._drain(draining, drain_s)),
             asyncio.create_task(self._watch_engine()),
@@ -96,7 +94,7 @@ class WorkerSession:
             await asyncio.gather(*tasks, return_exceptions=True)
             self._place.leave()
 
-    async def _receive(self, place: Place) -> None:
+    async def _receive(self) -> None:
         while True:
             data = await self._connection.recv()
             frame = decode_to_worker(data if isinstance(data, bytes) else data.encode())
@@ -105,8 +103,8 @@ class WorkerSession:
                     self._log.begin(frame)
                 task = asyncio.create_task(self._serve(frame))
                 self._tasks[frame.request] = task
-                place.begin()
-                task.add_done_callback(partial(self._forget, frame.request, place))
+                self._place.begin()
+                task.add_done_callback(partial(self._forget, frame.request))
             elif isinstance(frame, Cancel):
                 # A request that is unknown has ended while this frame was on its way.
                 if frame.request in self._tasks:
@@ -118,9 +116,9 @@ class WorkerSession:
             else:
                 raise LinkError(f"the gateway sent an unexpected {type(frame).__name__} frame.")
 
-    def _forget(self, request: int, place: Place, _: asyncio.Task[None]) -> None:
+    def _forget(self, request: int, _: asyncio.Task[None]) -> None:
         del self._tasks[request]
-        place.end()
+        self._place.end()
 
     async def _send(self) -> None:
         while True:
@@ -132,7 +130,7 @@ class WorkerSession:
         if self._is_asked:
             self._is_asked = False
             await self._send_frame(Pong())
-        if self._place is not None and self._place.share != self._told:
+        if self._place.share != self._told:
             self._told = self._place.share
             await self._send_frame(self._told)
         pieces, self._pieces = self._pieces, []
