@@ -184,10 +184,8 @@ class CompletionsServer:
             "stream_options": {"include_usage": True},
             **_SETTINGS.get(self._kind, {}),
         }
-        optional = {"top_k": request.top_k, "min_p": request.min_p, "seed": request.seed}
-        body.update({name: value for name, value in optional.items() if value})
-        if request.seed == 0:
-            body["seed"] = 0
+        optional = {"top_k": request.top_k or None, "min_p": request.min_p or None, "seed": request.seed}
+        body.update({name: value for name, value in optional.items() if value is not None})
         if self._kind == "vllm":
             body["stream_options"]["continuous_usage_stats"] = True
         if self._takes_ids and self._kind in ("vllm", "sglang"):

@@ -1,11 +1,12 @@
 """`GuardedChild`: a program that an engine runs, which does not outlive this process.
 
 Invariants: whatever ends this process, SIGKILL included, ends the program with its whole process group (`guard.py`); what it
-says goes on to our stderr, and its last words are kept. It ignores what the program does.
+says goes to our log line by line, and its last words are kept. It ignores what the program does.
 """
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+_log = logging.getLogger(__name__)
 _GRACE_S = 10.0
 _KEPT_LINES = 40
 _TOLD_LINES = 6
@@ -59,4 +61,5 @@ class GuardedChild:
                 text = line.decode("utf-8", "replace").rstrip()
                 if text:
                     self._lines.append(text)
-                    print(text, file=sys.stderr, flush=True)  # noqa: T201
+                    # Its own levels stand in its lines; operators need all of them while it loads.
+                    _log.warning("%s", text)

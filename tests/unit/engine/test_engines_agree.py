@@ -106,6 +106,7 @@ async def test_llamacpp_answers_the_same_as_a_server_of_the_engine_openai(
     source = resolve_model(str(folder), name=str(folder / "model.gguf"), url=f"{llamacpp._url}/v1")
     openai = await asyncio.to_thread(load_engine("openai").load, source, EngineOptions())
     assert openai.info.context_tokens == 256
+    assert openai._server.takes_ids  # type: ignore[attr-defined]
     request = GenerationRequest(id="r", prompt_ids=PROMPT, reply_ids=REPLY, temperature=0.0, max_tokens=20)
     answers = [[delta async for delta in engine.generate(request)] for engine in (llamacpp, openai)]
     await openai.close()

@@ -71,12 +71,12 @@ async def test_a_child_that_dies_at_its_start_is_one_error_with_its_last_words(t
         await load(source, program, "--fail-at-start")
 
 
-async def test_flags_go_on_to_vllm_as_they_are(tmp_path: Path, source: ModelSource, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_flags_go_on_to_vllm_as_they_are(tmp_path: Path, source: ModelSource, caplog: pytest.LogCaptureFixture) -> None:
     program = write_fake_vllm(tmp_path, "scripted:a")
     with pytest.raises(EngineError, match="unrecognized arguments: --tensor-parallel-size 2"):
         await load(source, program, "--tensor-parallel-size", "2", context_tokens=99, slots=3)
     # What it says is seen while it starts.
-    assert "--tensor-parallel-size" in capfd.readouterr().err
+    assert "--tensor-parallel-size" in caplog.text
 
 
 async def test_closing_ends_it_with_all_that_it_has_started(tmp_path: Path, source: ModelSource) -> None:
