@@ -267,3 +267,11 @@ async def test_an_upstream_is_relayed_and_a_dead_one_is_said(
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == ANSWER
         with pytest.raises(openai.BadRequestError, match="temperature = 9"):
             await client.chat.completions.create(model="fixed", messages=HELLO, temperature=9)
+        assert (await client.embeddings.create(model="fixed", input=["a", "b"])).usage.prompt_tokens == 2
+        with pytest.raises(openai.BadRequestError, match="input"):
+            await client.embeddings.create(model="fixed", input=5)  # type: ignore[arg-type]
+        async with aiohttp.ClientSession(front.url) as before:
+            for path, fields in (("/tokenize", {"prompt": "x"}), ("/detokenize", {"tokens": [1]})):
+                async with before.post(path, json={"model": "fixed", **fields}) as response:
+                    error = (await response.json())["error"]
+                assert (response.status, error["code"]) == (400, "unsupported_endpoint")

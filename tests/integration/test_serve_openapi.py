@@ -36,16 +36,20 @@ def test_requests_made_from_the_description_are_answered_as_it_says(tmp_path: Pa
             if "model" in schema["properties"] and schema["title"].endswith("Body"):
                 schema["properties"]["model"] = {"enum": ["fixed"]}
             # Its vocabulary is one of bytes.
+            if schema["title"] in ("DetokenizeBody", "EmbeddingsBody"):
+                schema["properties"] = json.loads(json.dumps(schema["properties"]).replace(str(2**31 - 1), "257"))
             for form in schema["properties"].get("logit_bias", {}).get("anyOf", []):
                 if form["type"] == "object":
                     form["propertyNames"]["pattern"] = "^[0-9]{1,2}$"
-        (tmp_path / "openapi.json").write_text(json.dumps(description))
+        # To make arrays beyond the longest takes minutes; another test sends them.
+        text = json.dumps(description).replace('"maxItems": 10000', '"maxItems": 1000000')
+        (tmp_path / "openapi.json").write_text(text)
         command = [schemathesis, "run", "openapi.json", "--url", gateway.url, "--header", f"Authorization: Bearer {shown}"]
         # Any 5xx is a failure to it, and /ready answers 503 by design.
         command += ["--exclude-path", "/ready", "--phases", "coverage,fuzzing", "--max-examples", "15"]
         command += ["--generation-deterministic", "--continue-on-failure", "--no-color"]
         checked = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert checked.returncode == 0, checked.stdout
-        assert "6 passed" in checked.stdout
+        assert "9 passed" in checked.stdout
         assert gateway.exit_code is None
         assert "Traceback" not in gateway.log

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import openai
 import pytest
 
@@ -149,3 +150,58 @@ def test_what_is_wrong_or_not_possible_is_said_with_its_value(client: openai.Ope
         client.chat.completions.create(**{"model": "words", "messages": HELLO, **fields})
     assert caught.value.param == param
     assert text in caught.value.message
+
+
+@pytest.mark.parametrize("model", [*MODELS, "words"])
+def test_embeddings_in_every_form(client: openai.OpenAI, model: str) -> None:
+    found = client.embeddings.create(model=model, input=["The sky", "a herd", "The sky"], encoding_format="float")
+    assert [entry.index for entry in found.data] == [0, 1, 2]
+    vectors = [entry.embedding for entry in found.data]
+    assert vectors[0] == vectors[2] != vectors[1]
+    assert math.hypot(*vectors[0]) == pytest.approx(1, abs=1e-3)
+    # The client asks for base64 by itself, and decodes it.
+    assert client.embeddings.create(model=model, input="The sky").data[0].embedding == pytest.approx(vectors[0], abs=1e-6)
+    assert found.usage.prompt_tokens == found.usage.total_tokens > 3
+    by_ids = client.embeddings.create(model=model, input=[[65, 66], [67]])
+    assert (len(by_ids.data), by_ids.usage.prompt_tokens) == (2, 3)
+    with pytest.raises(openai.BadRequestError, match="no token 99,999") as unknown:
+        client.embeddings.create(model=model, input=[99_999])
+    assert unknown.value.param == "input"
+    with pytest.raises(openai.BadRequestError, match="an input to embed has 90,000 tokens") as long:
+        client.embeddings.create(model=model, input=[65] * 90_000)
+    assert (long.value.code, long.value.param) == ("context_length_exceeded", "input")
+
+
+def test_both_engines_give_the_same_vectors(client: openai.OpenAI) -> None:
+    one, other = [client.embeddings.create(model=model, input="The sky is blue.").data[0].embedding for model in MODELS]
+    assert one == pytest.approx(other, abs=1e-3)
+
+
+async def test_tokens_of_prompts_and_back(gateway: Service, folder: Path) -> None:
+    async with aiohttp.ClientSession(gateway.url) as http:
+
+        async def ask(path: str, **fields: Any) -> dict[str, Any]:
+            async with http.post(path, json={"model": "llamacpp", **fields}) as response:
+                return {"status": response.status, **await response.json()}
+
+        tokenizer = TextTokenizer.load(folder)
+        raw = await ask("/tokenize", prompt="The sky<|im_end|>")
+        assert raw["tokens"] == [*tokenizer.encode_texts(["The sky"], first=[True])[0], tokenizer.token_id("<|im_end|>")]
+        assert (raw["count"], raw["max_model_len"]) == (len(raw["tokens"]), 512)
+        assert (await ask("/detokenize", tokens=raw["tokens"]))["prompt"] == "The sky<|im_end|>"
+        chat = await ask("/tokenize", messages=HELLO)
+        closed = await ask("/tokenize", messages=HELLO, add_generation_prompt=False)
+        assert chat["tokens"][: closed["count"]] == closed["tokens"]
+        assert (await ask("/detokenize", tokens=chat["tokens"]))["prompt"].endswith("<|im_start|>assistant\n")
+        begun = await ask("/tokenize", messages=[*HELLO, {"role": "assistant", "content": "Blue"}])
+        assert begun["tokens"][: chat["count"]] == chat["tokens"]
+        assert begun["count"] > chat["count"]
+        # It counts what an answer's usage counts.
+        client = openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0, http_client=None)
+        usage = (await client.chat.completions.create(model="llamacpp", messages=HELLO, max_tokens=1)).usage
+        assert usage is not None
+        assert usage.prompt_tokens == chat["count"]
+        wrong = await ask("/detokenize", tokens=[99_999])
+        assert (wrong["status"], wrong["error"]["param"]) == (400, "tokens")
+        unknown = await ask("/tokenize", model="nobody", prompt="x")
+        assert (unknown["status"], unknown["error"]["code"]) == (404, "model_not_found")

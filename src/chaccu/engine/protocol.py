@@ -140,7 +140,8 @@ class Engine(Protocol):
     async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
         """A vector of length 1 for each input's token ids; equal inputs have equal vectors.
 
-        Raises `ContextOverflowError` for an input that is too long, `EngineError` for an empty one and when the engine fails.
+        Raises `ContextOverflowError` for an input that is too long, `WrongRequestError` for an empty one, `EngineError` when it
+        fails.
         """
         ...
 
@@ -183,10 +184,10 @@ class ContextOverflowError(EngineError):
 
 
 def check_inputs(inputs: list[list[int]], context_tokens: int) -> None:
-    """Raise `EngineError` for an empty input of an embedding, `ContextOverflowError` for one that is too long."""
+    """Raise `WrongRequestError` for an empty input of an embedding, `ContextOverflowError` for one that is too long."""
     for ids in inputs:
         if not ids:
-            raise EngineError("an input is empty (0 tokens).", remedy="send at least one token")
+            raise WrongRequestError("an input is empty (0 tokens).", parameter="input", remedy="send at least one token")
         if len(ids) > context_tokens:
             raise ContextOverflowError(len(ids), context_tokens, "an input to embed has")
 

@@ -92,9 +92,17 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     top: list[tuple[bytes, float]] = []
 
 
+class Found(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What answers a question that is not for a text: token `ids`, or `vectors` as 32-bit floats, lowest byte first."""
+
+    ids: list[int] = []
+    vectors: list[bytes] = []
+
+
 class Piece(msgspec.Struct, frozen=True, array_like=True):
     """Text of one request with the tokens it accounts for, and their `logprobs` where they are asked for; the last piece has an
-    `end`, and a `failure` if that is why, or the stop string of the request that it was `stopped_by`.
+    `end`, and a `failure` if that is why, or the stop string of the request that it was `stopped_by`. A `Question` is answered
+    in one piece, by its text or by what was `found`.
     """
 
     request: int
@@ -104,7 +112,8 @@ class Piece(msgspec.Struct, frozen=True, array_like=True):
     end: End | None = None
     failure: Failure | None = None
     stopped_by: str | None = None
-    logprobs: list[TokenLogprob] = []
+    logprobs: tuple[TokenLogprob, ...] = ()
+    found: Found | None = None
 
 
 class Output(msgspec.Struct, frozen=True, tag="output"):
@@ -174,6 +183,40 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate", omit_d
         return needs
 
 
+class Tokenize(msgspec.Struct, frozen=True, kw_only=True, tag="tokenize", omit_defaults=True):
+    """The token ids that `asked` is answered behind; of a conversation those without the beginning of a reply, where it
+    `awaits_reply` not; of a raw prompt those without the tokenizer's own BOS, where it `adds_bos` not.
+    """
+
+    request: int
+    model: str
+    asked: Generate
+    awaits_reply: bool = True
+    adds_bos: bool = True
+    request_id: str = ""
+
+
+class Detokenize(msgspec.Struct, frozen=True, kw_only=True, tag="detokenize", omit_defaults=True):
+    """The text of token `ids`."""
+
+    request: int
+    model: str
+    ids: list[int]
+    request_id: str = ""
+
+
+class Embed(msgspec.Struct, frozen=True, kw_only=True, tag="embed", omit_defaults=True):
+    """A vector for each input, which is a text or token ids."""
+
+    request: int
+    model: str
+    inputs: list[str | list[int]]
+    request_id: str = ""
+
+
+Question = Tokenize | Detokenize | Embed
+
+
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     """Nobody waits for this request any more."""
 
@@ -189,7 +232,7 @@ class Pong(msgspec.Struct, frozen=True, tag="pong"):
 
 
 FromWorker = Join | Output | Share | Drain | Pong
-ToWorker = Welcome | Refused | Generate | Cancel | Ping
+ToWorker = Welcome | Refused | Generate | Question | Cancel | Ping
 
 
 class LinkError(ServeError):

@@ -14,14 +14,18 @@ from chaccu.engine import EngineInfo, EngineLostError, GenerationDelta, Generati
 from chaccu.engine.scripted import Script, ScriptedEngine, build_byte_tokenizer
 from chaccu.serve.link import (
     Cancel,
+    Detokenize,
     Drain,
+    Embed,
     Generate,
     LinkError,
     Output,
     Piece,
     Ping,
     Pong,
+    Question,
     Sampling,
+    Tokenize,
     ToWorker,
     Welcome,
     decode_from_worker,
@@ -272,3 +276,45 @@ async def test_logprobs_are_those_of_the_pieces_tokens(benches: list[Bench]) -> 
     pieces = await bench.wire.answer_to(1)
     assert b"".join(one.token for piece in pieces for one in piece.logprobs) == b"one two three"
     assert all(len(one.top) == 2 for piece in pieces for one in piece.logprobs)
+
+
+async def test_questions_are_answered_in_one_piece(benches: list[Bench]) -> None:
+    bench = Bench(ScriptedEngine(Script(context_tokens=50)))
+    benches.append(bench)
+
+    async def answer(question: Question) -> Piece:
+        bench.wire.give(question)
+        (piece,) = await bench.wire.answer_to(question.request)
+        return piece
+
+    prompt = await answer(Tokenize(request=1, model="m", asked=ask(0, "hi")))
+    assert prompt.found is not None
+    text = (await answer(Detokenize(request=2, model="m", ids=prompt.found.ids))).text
+    assert text.endswith("<|im_start|>assistant\n")
+    assert "<|im_start|>user\nhi<|im_end|>" in text
+    ended = await answer(Tokenize(request=3, model="m", asked=ask(0, "hi"), awaits_reply=False))
+    assert ended.found is not None
+    assert prompt.found.ids[: len(ended.found.ids)] == ended.found.ids
+    vectors = await answer(Embed(request=4, model="m", inputs=["<|im_end|>", [1, 2], [1, 2]]))
+    assert vectors.found is not None
+    assert vectors.found.vectors[1] == vectors.found.vectors[2] != vectors.found.vectors[0]
+    # The text of a control token is text: ten bytes.
+    assert vectors.prompt_tokens == 14
+    unknown = await answer(Detokenize(request=5, model="m", ids=[3, 999]))
+    assert unknown.failure is not None
+    assert (unknown.failure.kind, unknown.failure.parameter) == ("invalid_request", "tokens")
+    assert "no token 999; the vocabulary has 258" in unknown.failure.message
+    long = await answer(Embed(request=6, model="m", inputs=["x" * 60]))
+    assert long.failure is not None
+    assert (long.failure.kind, long.failure.parameter, long.failure.wanted_tokens) == ("context_overflow", "input", 60)
+
+
+async def test_an_answer_beyond_a_frame_is_refused(benches: list[Bench]) -> None:
+    bench = Bench(ScriptedEngine(Script()))
+    benches.append(bench)
+    control = [257] * 2_000_000
+    bench.wire.give(Detokenize(request=1, model="m", ids=control))
+    (piece,) = await bench.wire.answer_to(1)
+    assert piece.failure is not None
+    assert (piece.failure.kind, piece.failure.parameter) == ("invalid_request", "tokens")
+    assert "exceeds the limit" in piece.failure.message

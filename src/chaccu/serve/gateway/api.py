@@ -33,17 +33,15 @@ from chaccu.serve.gateway.hedging import Hedging
 from chaccu.serve.gateway.logged_answer import WorkerAnswer
 from chaccu.serve.gateway.metrics import GatewayMetrics
 from chaccu.serve.gateway.models import list_models
-from chaccu.serve.gateway.observed_app import note_of
+from chaccu.serve.gateway.reception import Received, Reception
 from chaccu.serve.gateway.registry import WorkerRegistry
 from chaccu.serve.gateway.relayed_answer import RelayedAnswer
 from chaccu.serve.gateway.relayed_request import check_relayed
 from chaccu.serve.gateway.relayed_response import send_relayed
 from chaccu.serve.gateway.request_note import RequestNote
-from chaccu.serve.gateway.requests import model_of, read_fields
 from chaccu.serve.gateway.until_disconnect import UntilDisconnect, send_piece, send_start
 from chaccu.serve.gateway.upstream import UpstreamRelay
 
-_UNKNOWN = "(unknown)"
 _Admit = Callable[[], contextlib.AbstractAsyncContextManager[Admitted]]
 
 
@@ -53,6 +51,7 @@ class AnswerApi:
     def __init__(
         self,
         config: GatewayConfig,
+        reception: Reception,
         admission: Admission,
         aliases: Aliases,
         queues: BackPressure,
@@ -63,6 +62,7 @@ class AnswerApi:
         log: ConversationLog | None,
     ) -> None:
         self._config = config
+        self._reception = reception
         self._admission = admission
         self._aliases = aliases
         self._queues = queues
@@ -86,35 +86,26 @@ class AnswerApi:
         return partial(self._endpoint, dialect)
 
     async def _endpoint(self, dialect: Dialect, request: Request) -> UntilDisconnect:
-        note = note_of(request.scope)
-        note.model = _UNKNOWN
+        received = await self._reception.receive(request)
         is_logged = self._log is not None and dialect.is_chat
-        key = self._admission.identify(request.scope["headers"])
-        note.key_id = None if key is None else key.id
-        data, fields = await read_fields(request.stream(), self._config.max_body_bytes)
-        asked_model = model_of(fields)
-        self._admission.check_model(key, asked_model)
-        named = self._aliases.resolve(asked_model, self._is_served)
-        if named != asked_model:
-            fields["model"] = named
-            data = msgspec.json.encode(fields)
-        if self._upstreams.serves(named):
-            note.relay(named)
-            check_relayed(fields, dialect.path, dialect.relayed)
-            # An upstream's tokens are not counted, for its bytes are not read: the estimate stays.
-            admit = partial(self._admission.admitted, key, asked_model, estimate_tokens(len(data), None))
-            relayed = RelayedAnswer(named, data) if is_logged else None
-            endpoint = dialect.path.removeprefix("/v1/")
-            return UntilDisconnect(lambda send: self._relay(admit, named, endpoint, data, send, relayed, note))
-        self._registry.check_known(named, self._upstreams.names)
-        note.model = named
-        asked = dialect.read(fields)
-        check_abilities(asked.job.request(), self._registry.offers(named))
+        if received.is_upstream:
+            check_relayed(received.fields, dialect.path, dialect.relayed)
+            return self.relay(received, dialect.path, RelayedAnswer(received.model, received.data) if is_logged else None)
+        note = received.note
+        asked = dialect.read(received.fields)
+        check_abilities(asked.job.request(), self._registry.offers(received.model))
         job = msgspec.structs.replace(asked.job, request_id=note.id)
-        tokens = estimate_tokens(len(data), (job.sampling.max_tokens or 0) * job.n)
-        admit = partial(self._admission.admitted, key, asked_model, tokens)
+        tokens = estimate_tokens(len(received.data), (job.sampling.max_tokens or 0) * job.n)
+        admit = partial(received.admit, tokens)
         logged = WorkerAnswer(asked.answer_id, job, asked.user) if is_logged else None
         return UntilDisconnect(lambda send: self._answer(admit, asked, job, send, logged, note))
+
+    def relay(self, received: Received, path: str, logged: RelayedAnswer | None = None) -> UntilDisconnect:
+        """The answer of an upstream to what was received at `path`."""
+        # An upstream's tokens are not counted, for its bytes are not read: the estimate stays.
+        admit = partial(received.admit, estimate_tokens(len(received.data), None))
+        endpoint, data = path.removeprefix("/v1/"), received.data
+        return UntilDisconnect(lambda send: self._relay(admit, received.model, endpoint, data, send, logged, received.note))
 
     async def _relay(
         self,
@@ -170,9 +161,6 @@ class AnswerApi:
         if not note.status:
             raise late
         return late
-
-    def _is_served(self, model: str) -> bool:
-        return model in self._upstreams.names or self._registry.room(model) > 0
 
     async def _parts(
         self, job: Job, logged: WorkerAnswer | None, admitted: Admitted, note: RequestNote

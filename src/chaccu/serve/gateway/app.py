@@ -33,6 +33,8 @@ from chaccu.serve.gateway.joining import WorkerDoor
 from chaccu.serve.gateway.metrics import GatewayMetrics
 from chaccu.serve.gateway.observed_app import ObservedApp, note_of
 from chaccu.serve.gateway.openapi import describe_api, describe_dialect
+from chaccu.serve.gateway.question_api import QUESTIONS, QuestionApi
+from chaccu.serve.gateway.reception import Reception
 from chaccu.serve.gateway.registry import WorkerRegistry
 from chaccu.serve.gateway.request_note import Observer
 from chaccu.serve.gateway.shared_limits import SharedLimits
@@ -71,7 +73,8 @@ def create_gateway(
     admission = Admission(config, metrics, clock, shared)
     aliases = Aliases(config.aliases)
     queues = BackPressure(registry, size=config.queue_size, wait_s=config.queue_wait_s, clock=clock)
-    api = AnswerApi(config, admission, aliases, queues, registry, upstreams, metrics, clock, log)
+    reception = Reception(config, admission, aliases, registry, upstreams)
+    api = AnswerApi(config, reception, admission, aliases, queues, registry, upstreams, metrics, clock, log)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -86,7 +89,7 @@ def create_gateway(
         return _json({"status": "ok"})
 
     described = msgspec.json.encode(
-        describe_api([describe_dialect(dialect) for dialect in DIALECTS], with_keys=config.keys is not None)
+        describe_api([*map(describe_dialect, DIALECTS), *QUESTIONS], with_keys=config.keys is not None)
     )
 
     async def description(request: Request) -> Response:
@@ -108,6 +111,7 @@ def create_gateway(
         routes=[
             Route("/v1/models", api.models),
             *(Route(dialect.path, api.endpoint(dialect), methods=["POST"]) for dialect in DIALECTS),
+            *QuestionApi(config, reception, queues, registry, api.relay).routes(),
             Route("/openapi.json", description),
             Route("/health", health),
             Route("/ready", ready),

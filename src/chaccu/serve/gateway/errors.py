@@ -110,7 +110,7 @@ def upstream_lost(model: str, why: str) -> ApiError:
 def from_failure(failure: Failure) -> ApiError:
     """What a worker reported."""
     if failure.kind == "context_overflow":
-        return bad_request(failure.message, code="context_length_exceeded", param="messages")
+        return bad_request(failure.message, code="context_length_exceeded", param=failure.parameter or "messages")
     if failure.kind == "invalid_request":
         return bad_request(failure.message, code="invalid_value", param=failure.parameter or "messages")
     return ApiError(500, failure.message, kind="server_error", code="engine_failed")

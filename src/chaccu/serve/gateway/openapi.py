@@ -31,7 +31,8 @@ Schema = dict[str, Any]
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """A path that a client posts to, as it is described: the types of its `body`, its `answer` (None: some object) and its
-    `error`, the parameters that its body takes besides; `streams`: its answers may be events.
+    `error`, the parameters that its body takes besides, and those of which it takes exactly `one_of`; `streams`: its answers
+    may be events.
     """
 
     path: str
@@ -40,6 +41,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     answer: type[msgspec.Struct] | None = None
     error: type[msgspec.Struct] = ErrorBody
     unused: Unused | None = None
+    one_of: tuple[str, ...] = ()
     streams: bool = False
 
 
@@ -65,6 +67,9 @@ def describe_api(endpoints: Sequence[Endpoint], *, with_keys: bool) -> dict[str,
     for endpoint in endpoints:
         if endpoint.unused is not None:
             _add_unused(components[endpoint.body.__name__]["properties"], endpoint.unused)
+        if endpoint.one_of:
+            given = [{"required": [name], "properties": {name: {"not": {"type": "null"}}}} for name in endpoint.one_of]
+            components[endpoint.body.__name__]["oneOf"] = given
     keyed: dict[str, Any] = {"security": [{name: []} for name in _SECURITY]} if with_keys else {}
     described: dict[str, Any] = {
         "openapi": "3.1.0",

@@ -14,7 +14,7 @@ from chaccu.serve.gateway.hedging import FirstTextWait
 from chaccu.serve.gateway.prefix_table import Prefix
 from chaccu.serve.gateway.registry import WorkerRegistry
 from chaccu.serve.gateway.remote_worker import AnswerStream, RemoteWorker, WorkerLostError
-from chaccu.serve.link import Generate, Piece
+from chaccu.serve.link import Generate, Piece, Question
 
 # Another worker goes on: after one was lost, after its engine failed, after a client that had not read. A second one is asked
 # for the first text; it is the first to have it.
@@ -62,7 +62,7 @@ class Hedge:
 class Race:
     """`request` at `worker`, and at the worker that `hedge` gives where no text has come in its time."""
 
-    def __init__(self, worker: RemoteWorker, request: Generate, due_tokens: float, hedge: Hedge | None) -> None:
+    def __init__(self, worker: RemoteWorker, request: Generate | Question, due_tokens: float, hedge: Hedge | None) -> None:
         self._first = worker
         self._request = request
         self._due_tokens = due_tokens

@@ -47,7 +47,14 @@ class RelayedCompletion(_Relayed, frozen=True, kw_only=True):
     prompt: str | list[Any] | None = None
 
 
-def check_relayed(fields: dict[str, Any], path: str, body_type: type[RelayedChat] | type[RelayedCompletion] | None) -> None:
+class RelayedEmbeddings(msgspec.Struct, frozen=True, kw_only=True):
+    """Embeddings that an upstream gives."""
+
+    model: str
+    input: str | list[Any]
+
+
+def check_relayed(fields: dict[str, Any], path: str, body_type: type[msgspec.Struct] | None) -> None:
     """Raise `ApiError`, naming the parameter, for a request that no upstream need hear of, or may: there is no `body_type`
     for a `path` that upstreams are not asked by.
     """

@@ -18,7 +18,7 @@ from chaccu.serve.gateway.breaker import Breaker
 from chaccu.serve.gateway.pulse import Pulse
 from chaccu.serve.gateway.rate import RateMeter, SpeedMeter
 from chaccu.serve.gateway.routing import WorkerLoad, slots_beside
-from chaccu.serve.link import Cancel, Generate, ModelOffer, Piece, Share, ToWorker
+from chaccu.serve.link import Cancel, Generate, ModelOffer, Piece, Question, Share, ToWorker
 
 _MOST_UNREAD = 4096
 
@@ -126,7 +126,7 @@ class RemoteWorker:
             is_resting=not self.breaker.takes(offer.slots),
         )
 
-    def open(self, request: Generate, due_tokens: float, changed: asyncio.Event) -> AnswerStream:
+    def open(self, request: Generate | Question, due_tokens: float, changed: asyncio.Event) -> AnswerStream:
         """Give the worker a request, under a number of its own, whose answer is expected to have `due_tokens`; returns its
         pieces to come, of which `changed` tells."""
         self._number += 1

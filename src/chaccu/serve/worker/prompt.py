@@ -10,7 +10,8 @@ from __future__ import annotations
 import msgspec
 
 from chaccu.conversation import ChatFormat, Conversation, Message, TextTokenizer, encode_conversation, guard_tokenizer
-from chaccu.serve.link import Generate
+from chaccu.engine import WrongRequestError
+from chaccu.serve.link import Generate, Tokenize
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +46,40 @@ class PromptBuilder:
         """Ids of tokens are below it."""
         return self._tokenizer.vocab_size
 
+    def tokenize(self, question: Tokenize) -> list[int]:
+        """The ids of a prompt. Raises as `build` does."""
+        conversation = question.asked.conversation
+        if conversation is None:
+            return self._encode_raw(question.asked.prompt, adds_bos=question.adds_bos)
+        if question.awaits_reply:
+            prompt = self.build(question.asked)
+            return prompt.prompt_ids + prompt.reply_ids
+        if conversation.messages[-1].content is None:
+            # A reply that is not awaited is one that the client gave in full.
+            given = Message("assistant", question.asked.begun)
+            conversation = msgspec.structs.replace(conversation, messages=(*conversation.messages[:-1], given))
+        return encode_conversation(conversation, self._format, self._tokenizer, pending=False).ids
+
+    def detokenize(self, ids: list[int]) -> str:
+        """The text of `ids`, control tokens included. Raises `WrongRequestError` for one that is no token's."""
+        return self._tokenizer.decode(self._check_ids(ids, "tokens"))
+
+    def encode_inputs(self, inputs: list[str | list[int]]) -> list[list[int]]:
+        """The ids of texts to embed; text never becomes a control token. Raises `WrongRequestError` for ids that are none."""
+        return [self._encode_text(one) if isinstance(one, str) else self._check_ids(one, "input") for one in inputs]
+
+    def _encode_text(self, text: str) -> list[int]:
+        bos_id = self._tokenizer.bos_id
+        bos = [bos_id] if self._tokenizer.adds_bos and bos_id is not None else []
+        return bos + self._tokenizer.encode_texts([text], first=[True])[0]
+
+    def _check_ids(self, ids: list[int], parameter: str) -> list[int]:
+        unknown = [token for token in ids if not 0 <= token < self.vocab_size]
+        if unknown:
+            message = f"there is no token {unknown[0]:,}; the vocabulary has {self.vocab_size:,}, from 0."
+            raise WrongRequestError(message, parameter=parameter)
+        return ids
+
     def build(self, request: Generate) -> Prompt:
         """The prompt of `request`. Raises `FormatError` or `ConversationError` when the format refuses the conversation."""
         if request.conversation is None:
@@ -61,15 +96,19 @@ class PromptBuilder:
 
     def _raw(self, request: Generate) -> Prompt:
         """A prompt given as text: the client writes the control tokens itself."""
+        ids = self._encode_raw(request.prompt, adds_bos=True)
+        begun = self._encode_parts("", request.begun) if request.begun else []
+        return Prompt(prompt_ids=ids, reply_ids=begun, stop=request.sampling.stop, stop_ids=tuple(sorted(self._eos_ids)))
+
+    def _encode_raw(self, text: str, *, adds_bos: bool) -> list[int]:
         ids: list[int] = []
-        parts = self._tokenizer.split_control(request.prompt)
+        parts = self._tokenizer.split_control(text)
         bos_id = self._tokenizer.bos_id
-        if self._tokenizer.adds_bos and bos_id is not None and parts[:1] != [bos_id]:
+        if adds_bos and self._tokenizer.adds_bos and bos_id is not None and parts[:1] != [bos_id]:
             ids.append(bos_id)
         for index, part in enumerate(parts):
             ids.extend([part] if isinstance(part, int) else self._tokenizer.encode_texts([part], first=[index == 0])[0])
-        begun = self._encode_parts("", request.begun) if request.begun else []
-        return Prompt(prompt_ids=ids, reply_ids=begun, stop=request.sampling.stop, stop_ids=tuple(sorted(self._eos_ids)))
+        return ids
 
     def _encode_parts(self, prefix: str, content: str) -> list[int]:
         """Ids of a reply's text after the format's own `prefix`; only the prefix may hold control tokens."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import struct
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
@@ -18,8 +19,11 @@ from chaccu.engine import ContextOverflowError, Engine, EngineLostError, Generat
 from chaccu.errors import ChaccuError, ConversationError, FormatError
 from chaccu.serve.link import (
     Cancel,
+    Detokenize,
     Drain,
+    Embed,
     Failure,
+    Found,
     FromWorker,
     Generate,
     LinkError,
@@ -27,7 +31,9 @@ from chaccu.serve.link import (
     Piece,
     Ping,
     Pong,
+    Question,
     Share,
+    Tokenize,
     TokenLogprob,
     decode_to_worker,
     encode_frame,
@@ -98,7 +104,7 @@ class WorkerSession:
         while True:
             data = await self._connection.recv()
             frame = decode_to_worker(data if isinstance(data, bytes) else data.encode())
-            if isinstance(frame, Generate):
+            if isinstance(frame, Generate | Question):
                 if self._log is not None:
                     self._log.begin(frame)
                 task = asyncio.create_task(self._serve(frame))
@@ -162,25 +168,56 @@ class WorkerSession:
         self._pieces.append(piece)
         self._has_news.set()
 
-    async def _serve(self, request: Generate) -> None:
+    async def _serve(self, request: Generate | Question) -> None:
         try:
-            await self._generate(request)
+            if isinstance(request, Generate):
+                await self._generate(request)
+            else:
+                await self._find(request)
         except asyncio.CancelledError:
             self._put(Piece(request.request, end="cancelled"))
         except EngineLostError as error:
             if not self._loss.done():
                 self._loss.set_result(error)
         except Exception as error:  # one request's failure must reach its client and leave the others alone
-            self._put(Piece(request.request, end="failed", failure=_explain(error)))
+            self._put(
+                Piece(request.request, end="failed", failure=_explain(error, "input" if isinstance(request, Embed) else ""))
+            )
             if not isinstance(error, (ContextOverflowError, ConversationError, FormatError, WrongRequestError)):
                 self._announce(f"the request {request.request_id} failed: {type(error).__name__}: {error}")
 
-    async def _generate(self, request: Generate) -> None:
-        sampling = request.sampling
-        for ability, parameter in request.needs().items():
+    async def _find(self, question: Question) -> None:
+        """Answer a question, in one piece."""
+        number = question.request
+        if isinstance(question, Tokenize):
+            ids = await asyncio.to_thread(self._builder.tokenize, question)
+            answer = Piece(number, end="stop", prompt_tokens=len(ids), found=Found(ids=ids))
+        elif isinstance(question, Detokenize):
+            answer = Piece(number, self._builder.detokenize(question.ids), end="stop")
+        else:
+            self._check_can({"embeddings": "input"})
+            inputs = await asyncio.to_thread(self._builder.encode_inputs, question.inputs)
+            vectors = [struct.pack(f"<{len(vector)}f", *vector) for vector in await self._engine.embed(inputs)]
+            answer = Piece(number, end="stop", prompt_tokens=sum(map(len, inputs)), found=Found(vectors=vectors))
+        try:
+            # In a frame of its own: it may be long.
+            await self._send_frame(Output([answer]))
+        except LinkError as error:
+            parameter = {Tokenize: "prompt", Detokenize: "tokens", Embed: "input"}[type(question)]
+            raise WrongRequestError(f"the answer is too long: {error.message}", parameter=parameter) from error
+        if self._log is not None:
+            self._log.take(answer)
+
+    def _check_can(self, needs: dict[str, str]) -> None:
+        """Raise `WrongRequestError` where the engine lacks one of the abilities, each with the parameter that asks for it."""
+        for ability, parameter in needs.items():
             if ability not in self._engine.info.abilities:
                 message = f"the engine {self._engine.info.engine} does not carry out {parameter}."
                 raise WrongRequestError(message, parameter=parameter)
+
+    async def _generate(self, request: Generate) -> None:
+        sampling = request.sampling
+        self._check_can(request.needs())
         prompt = await self._build(request)
         generation = GenerationRequest(
             id=str(request.request),
@@ -213,12 +250,12 @@ class WorkerSession:
                     text += prefix.flush()
                     # A chat format's own stop strings are no business of the client.
                     named = delta.stopped_by if delta.stopped_by in sampling.stop else None
-                    end = delta.finish_reason
+                    end, told = delta.finish_reason, tuple(logprobs)
                     if delta.usage is not None:
                         prompt_tokens = delta.usage.prompt_tokens
-                    self._put(Piece(request.request, text, tokens, prompt_tokens, end, stopped_by=named, logprobs=logprobs))
+                    self._put(Piece(request.request, text, tokens, prompt_tokens, end, stopped_by=named, logprobs=told))
                 elif text:
-                    self._put(Piece(request.request, text, tokens, prompt_tokens, logprobs=logprobs))
+                    self._put(Piece(request.request, text, tokens, prompt_tokens, logprobs=tuple(logprobs)))
                     tokens, logprobs = 0, []
 
     async def _build(self, request: Generate) -> Prompt:
@@ -251,13 +288,15 @@ class _PrefixCutter:
         return held
 
 
-def _explain(error: Exception) -> Failure:
+def _explain(error: Exception, parameter: str) -> Failure:
+    """What `error` tells a client; `parameter` is the one that may be too long, where it is not the messages."""
     if isinstance(error, ContextOverflowError):
         return Failure(
             kind="context_overflow",
             message=error.message,
             wanted_tokens=error.wanted_tokens,
             context_tokens=error.context_tokens,
+            parameter=parameter,
         )
     if isinstance(error, WrongRequestError):
         return Failure(kind="invalid_request", message=error.message, parameter=error.parameter)

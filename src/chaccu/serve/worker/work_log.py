@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from chaccu.serve.link import Generate, Piece
+from chaccu.serve.link import Generate, Piece, Question
 from chaccu.serve.log_writer import LogWriter
 
 
@@ -45,7 +45,7 @@ class WorkLog:
         self._clock = clock
         self._under_way: dict[int, _Work] = {}
 
-    def begin(self, request: Generate) -> None:
+    def begin(self, request: Generate | Question) -> None:
         """A request has come."""
         self._under_way[request.request] = _Work(request.request_id, request.model, self._clock())
 

@@ -1,0 +1,169 @@
+"""What clients send to `/tokenize`, `/detokenize` and `/v1/embeddings`, and what they get.
+
+The first two are as vLLM's server has them, the third is OpenAI's. Invariant: every refusal is an `ApiError` that names the
+parameter. It ignores models and workers.
+"""
+
+from __future__ import annotations
+
+import base64
+import struct
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from chaccu.serve.gateway.errors import bad_request
+from chaccu.serve.gateway.parameters import AnyMessages, Unused, chat_job
+from chaccu.serve.link import Detokenize, Embed, Generate, Sampling, Tokenize
+
+MAX_INPUTS = 2048
+_MAX_ID = 2**31 - 1
+# So many vectors fit into a frame, however wide they are; and other requests have their turns between.
+_INPUTS_AT_ONCE = 32
+_ID = {"type": "integer", "minimum": 0, "maximum": _MAX_ID}
+_IDS = {"type": "array", "minItems": 1, "items": _ID}
+_TEXT = {"type": "string", "minLength": 1}
+# What makes a question of a body checks its inputs.
+_INPUT = {
+    "anyOf": [
+        _TEXT,
+        _IDS,
+        *({"type": "array", "minItems": 1, "maxItems": MAX_INPUTS, "items": form} for form in (_TEXT, _IDS)),
+    ]
+}
+
+TOKENIZE_UNUSED = Unused(
+    neutral=MappingProxyType({"return_token_strs": (False,), "continue_final_message": (False,)}), about=frozenset()
+)
+EMBEDDINGS_UNUSED = Unused(neutral=MappingProxyType({"dimensions": ()}), about=frozenset({"user"}))
+
+
+class TokenizeBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A raw prompt, or messages; one of both."""
+
+    model: str
+    prompt: str | None = None
+    messages: AnyMessages | None = None
+    add_generation_prompt: bool = True
+    add_special_tokens: bool = True
+
+    def questions(self) -> list[Tokenize]:
+        """The one question. Raises `ApiError` unless there is one of prompt and messages."""
+        if (self.prompt is None) == (self.messages is None):
+            which = "both a prompt and messages" if self.messages is not None else "neither a prompt nor messages"
+            raise bad_request(f"there are {which}; send one of them.", code="invalid_value", param="prompt")
+        if self.messages is None:
+            asked = Generate(request=0, model=self.model, sampling=Sampling(), prompt=self.prompt or "")
+            return [Tokenize(request=0, model=self.model, asked=asked, adds_bos=self.add_special_tokens)]
+        asked = chat_job(self.model, self.messages, Sampling()).request()
+        return [Tokenize(request=0, model=self.model, asked=asked, awaits_reply=self.add_generation_prompt)]
+
+
+class TokenizeAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """Ids of the tokens, how many, and how many the model's context holds."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class DetokenizeBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Ids of tokens."""
+
+    model: str
+    tokens: Annotated[list[Any], msgspec.Meta(extra_json_schema={"items": _ID})]
+
+    def questions(self) -> list[Detokenize]:
+        """The one question. Raises `ApiError` for what is no id."""
+        ids = _read_ids(self.tokens)
+        if ids is None:
+            wrong = next(one for one in self.tokens if _read_ids([one]) is None)
+            raise bad_request(f"tokens has {wrong!r:.80}; ids are integers from 0.", code="invalid_value", param="tokens")
+        return [Detokenize(request=0, model=self.model, ids=ids)]
+
+
+class DetokenizeAnswer(msgspec.Struct, frozen=True):
+    """Their text, control tokens included."""
+
+    prompt: str
+
+
+class EmbeddingsBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One or several texts, or lists of token ids."""
+
+    model: str
+    input: Annotated[Any, msgspec.Meta(extra_json_schema=_INPUT)]
+    encoding_format: Literal["float", "base64"] | None = None
+
+    def questions(self) -> list[Embed]:
+        """The questions, of a few inputs each. Raises `ApiError` for an input that is none."""
+        inputs = _read_inputs(self.input)
+        starts = range(0, len(inputs), _INPUTS_AT_ONCE)
+        return [Embed(request=0, model=self.model, inputs=inputs[start : start + _INPUTS_AT_ONCE]) for start in starts]
+
+
+class EmbeddingsUsage(msgspec.Struct, frozen=True):
+    """Tokens of all inputs."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One input's vector, or its values as 32-bit floats in base64, lowest byte first."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingsAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """Vectors in the order of the inputs."""
+
+    object: Literal["list"] = "list"
+    data: list[EmbeddingEntry]
+    model: str
+    usage: EmbeddingsUsage
+
+
+def write_embeddings(body: EmbeddingsBody, vectors: list[bytes], prompt_tokens: int) -> EmbeddingsAnswer:
+    """The answer to `body`; `vectors` as `Found` has them."""
+    write = _encode if body.encoding_format == "base64" else _unpack
+    return EmbeddingsAnswer(
+        data=[EmbeddingEntry(index=index, embedding=write(vector)) for index, vector in enumerate(vectors)],
+        model=body.model,
+        usage=EmbeddingsUsage(prompt_tokens, prompt_tokens),
+    )
+
+
+def _encode(vector: bytes) -> str:
+    return base64.b64encode(vector).decode("ascii")
+
+
+def _unpack(vector: bytes) -> list[float]:
+    return list(struct.unpack(f"<{len(vector) // 4}f", vector))
+
+
+def _read_inputs(given: Any) -> list[str | list[int]]:
+    """The inputs, each a text or token ids; a list of integers is one input. Raises `ApiError`."""
+    several = given if isinstance(given, list) and not (given and _read_ids(given)) else [given]
+    if not 1 <= len(several) <= MAX_INPUTS:
+        raise bad_request(f"there are {len(several):,} inputs; send 1 to {MAX_INPUTS:,}.", code="invalid_value", param="input")
+    inputs: list[str | list[int]] = []
+    for index, one in enumerate(several):
+        read = one if isinstance(one, str) else _read_ids(one)
+        if not read:
+            message = f"input {index} = {one!r:.80} is neither a text nor a list of token ids, or it is empty."
+            raise bad_request(message, code="invalid_value", param="input")
+        inputs.append(read)
+    return inputs
+
+
+def _read_ids(value: Any) -> list[int] | None:
+    """Token ids, None for what is none. JSON has one kind of number: 5.0 is 5."""
+    if not isinstance(value, list):
+        return None
+    ids = [int(one) if isinstance(one, float) and one.is_integer() else one for one in value]
+    return ids if all(type(one) is int and 0 <= one <= _MAX_ID for one in ids) else None
