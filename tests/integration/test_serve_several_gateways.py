@@ -54,6 +54,23 @@ async def test_one_worker_serves_two_gateways_and_each_sees_what_is_free(tmp_pat
             assert "drained and stopped" in worker.log
 
 
+async def test_a_gateway_with_a_long_queue_leaves_the_other_its_part(tmp_path: Path) -> None:
+    model = "scripted:m?tokens=20&tokens_per_s=40&slots=2"
+    with (
+        start_gateway(tmp_path) as left,
+        start_gateway(tmp_path) as right,
+        start_worker(tmp_path, left, model, "--gateway", right.url),
+    ):
+        await until(lambda: seen(left) == seen(right) == [(0, 0)])
+        crowd = [asyncio.create_task(stream(left, [])) for _ in range(12)]
+        await until(lambda: seen(right) == [(0, 2)])
+        # It is before those that wait on the left, though no slot is free when it comes.
+        await stream(right, [])
+        assert sum(task.done() for task in crowd) <= 6
+        await asyncio.gather(*crowd)
+        await until(lambda: seen(left) == seen(right) == [(0, 0)])
+
+
 def test_every_address_of_a_name_is_joined(tmp_path: Path) -> None:
     with start_gateway(tmp_path) as gateway:
         by_name = gateway.url.replace("http://127.0.0.1", "dns+http://localhost")
