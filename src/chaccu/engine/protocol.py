@@ -151,7 +151,11 @@ class Engine(Protocol):
 
 
 class EngineLostError(EngineError):
-    """An engine is gone as a whole, with all that it worked on. Loading it again may help."""
+    """An engine is gone as a whole, with all that it worked on. Loading it again may help, in a new process where needed."""
+
+    def __init__(self, message: str, *, remedy: str = "", needs_new_process: bool = False) -> None:
+        super().__init__(message, remedy=remedy)
+        self.needs_new_process = needs_new_process
 
 
 @runtime_checkable

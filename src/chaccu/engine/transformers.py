@@ -25,6 +25,7 @@ from chaccu.engine.model_source import ModelSource
 from chaccu.engine.protocol import (
     Ability,
     EngineInfo,
+    EngineLostError,
     EngineOptions,
     GenerationDelta,
     GenerationRequest,
@@ -64,6 +65,7 @@ class TransformersEngine:
         self._waiting: deque[Task] = deque()
         self._wake = threading.Condition()
         self._closing = False
+        self._loss: EngineLostError | None = None
         self._thread = threading.Thread(target=self._work, name="chaccu-generate", daemon=True)
         self._thread.start()
 
@@ -119,6 +121,7 @@ class TransformersEngine:
         with self._wake:
             if self._closing:
                 raise EngineError("the engine is closing.", remedy="ask another worker")
+            self.check()
             self._waiting.append(task)
             self._wake.notify()
         try:
@@ -129,6 +132,11 @@ class TransformersEngine:
                 yield result
         finally:
             task.cancelled = True
+
+    def check(self) -> None:
+        """Raise `EngineLostError` when the device has failed, or the thread."""
+        if self._loss is not None:
+            raise self._loss
 
     async def close(self) -> None:
         with self._wake:
@@ -150,9 +158,23 @@ class TransformersEngine:
                 self._waiting.clear()
                 if self._closing:
                     break
-            batcher.run_round()
+            try:
+                batcher.run_round()
+            except Exception as error:  # a thread that is gone in silence would leave all waiting
+                self._lose(error, batcher)
+                return
         for task in batcher.tasks:
             task.send(EngineError("the engine closed while it generated.", remedy="ask again"))
+
+    def _lose(self, error: Exception, batcher: Batcher) -> None:
+        loss = error
+        if not isinstance(loss, EngineLostError):
+            loss = EngineLostError(f"the model's thread has failed: {type(error).__name__}: {error}.", needs_new_process=True)
+        with self._wake:
+            self._loss = loss
+            left = [*batcher.tasks, *self._waiting]
+        for task in left:
+            task.send(loss)
 
 
 def _pick_device() -> torch.device:

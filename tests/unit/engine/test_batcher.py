@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from chaccu.engine import GenerationRequest
+from chaccu.engine import EngineLostError, GenerationRequest
 from chaccu.engine.batching.tasks import Answer, Task, Words
 from chaccu.engine.scripted import build_byte_backend
 from chaccu.errors import EngineError
@@ -251,6 +251,17 @@ async def test_out_of_memory_fails_the_newest_answer_alone(load: Callable[..., A
     for answer in answers[:2]:
         assert not errors_of(answer)
         check_greedy(model, answer)
+
+
+async def test_a_device_that_fails_is_a_lost_engine(load: Callable[..., Any]) -> None:
+    model = load("llama")
+    alone = Recorded(prompt(20))
+    await run(make_batcher(model), [(0, alone)])
+    failure = torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors …")
+    batcher = make_batcher(Fragile(model, failure, alone.tokens[5]))
+    with pytest.raises(EngineLostError, match="cpu has failed: CUDA error: an illegal memory access was encountered") as caught:
+        await run(batcher, [(0, Recorded(prompt(length))) for length in (31, 20)])
+    assert caught.value.needs_new_process
 
 
 async def test_models_with_other_states_are_stepped_one_by_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from chaccu.engine import EngineOptions, GenerationRequest, WrongRequestError, resolve_model
+from chaccu.engine import EngineLostError, EngineOptions, GenerationRequest, WrongRequestError, resolve_model
 from chaccu.engine.scripted import build_byte_backend, build_byte_tokenizer
 from chaccu.engine.transformers import TransformersEngine
 from chaccu.errors import EngineError
@@ -84,6 +85,20 @@ async def test_a_failing_model_fails_its_request_and_not_the_engine() -> None:
         await pieces(engine)
     model.fails = False
     assert "".join(await pieces(engine)) == ANSWER
+    await engine.close()
+
+
+async def test_a_thread_that_fails_is_a_lost_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    from chaccu.engine.batching.batcher import Batcher
+
+    engine = TransformersEngine(Reciter(), build_byte_backend(), EngineOptions())
+    engine.check()
+    monkeypatch.setattr(Batcher, "run_round", lambda _: 1 // 0)
+    for _ in range(2):  # the one that meets it, and who comes after
+        with pytest.raises(EngineLostError, match="the model's thread has failed: ZeroDivisionError"):
+            await asyncio.wait_for(pieces(engine), 5)
+    with pytest.raises(EngineLostError):
+        engine.check()
     await engine.close()
 
 

@@ -22,6 +22,7 @@ import torch
 
 from chaccu.engine.batching.aligned_cache import AlignedCache, find_windows
 from chaccu.engine.batching.tasks import Answer, Embedding, Task
+from chaccu.engine.protocol import EngineLostError
 from chaccu.engine.token_choice import Choice, choose_tokens
 from chaccu.errors import ChaccuError, EngineError
 
@@ -65,7 +66,7 @@ class Batcher:
 
     @torch.inference_mode()
     def run_round(self) -> None:
-        """One round; raises nothing that belongs to a task."""
+        """One round. What is wrong with one task ends this task; raises `EngineLostError` when the device is lost."""
         self._leave_cancelled()
         self._read()
         for group in list(self._running):
@@ -201,6 +202,12 @@ class Batcher:
             self._fail(task, error)
 
     def _fail(self, task: Task, error: Exception) -> None:
+        """Let `task` end with `error`. Raises `EngineLostError` for one that is the end of all."""
+        if isinstance(error, EngineLostError):
+            raise error
+        # No kernel runs in this process after such an error.
+        if isinstance(error, torch.AcceleratorError) and not _is_out_of_memory(error):
+            raise EngineLostError(f"{self._model.device} has failed: {_first_line(error)}.", needs_new_process=True) from error
         if _is_out_of_memory(error):
             others = len(self.tasks)
             error = EngineError(
@@ -246,6 +253,10 @@ def _joinable_windows(model: Any) -> tuple[int | None, ...] | None:
 def _wait_for(logits_1V: torch.Tensor) -> None:
     """Until the device has done what it was given: else its time is not known, and chunks would pile up."""
     logits_1V[0, 0].item()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -41,7 +41,7 @@ def run_worker(config: WorkerConfig, announce: Callable[[str], None], *, lines: 
     """Serve one model until SIGTERM or Ctrl-C; `announce` gets one line an event, `lines` one a request.
 
     Raises `EngineError`, `UsageError`, `TokenizerError` or `MissingDependencyError` before joining, `ServeError` when the
-    last gateway refuses.
+    last gateway refuses, `EngineLostError` when only a new process can load the engine again.
     """
     gateways = [parse_gateway(gateway) for gateway in config.gateways]
     context = _build_context(config, is_tls=any(gateway.url.startswith("wss:") for gateway in gateways))
@@ -61,6 +61,8 @@ def run_worker(config: WorkerConfig, announce: Callable[[str], None], *, lines: 
         try:
             asyncio.run(_serve(config, gateways, context, source, engine, builder, announce, lines))
         except EngineLostError as error:
+            if error.needs_new_process:
+                raise
             announce(f"{source.name} has lost its engine and leaves: {error.message}")
             engine = _load_again(load, announce)
         else:
