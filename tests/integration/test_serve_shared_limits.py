@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -14,7 +14,7 @@ import pytest
 
 from chaccu.serve.gateway.errors import ApiError
 from chaccu.serve.gateway.keys import KeyFile
-from chaccu.serve.gateway.leased_meter import LeasedMeter
+from chaccu.serve.gateway.leased_meter import Asked, LeasedMeter
 from chaccu.serve.gateway.limits import Limits
 from chaccu.serve.gateway.shared_limits import SharedLimits
 from chaccu.testing.processes import Service, start_gateway, start_worker
@@ -75,6 +75,24 @@ async def test_slots_are_shared_and_free_at_once(url: str) -> None:
         assert not await begin(right, two)
         began = await asyncio.gather(*(begin(right, two) for _ in range(5)))
         assert not any(began)
+
+
+async def test_a_slot_that_was_left_a_moment_ago_is_not_held_against_the_next(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with sharing(url, url) as (left, right):
+        limits = Limits(concurrent=1)
+        one, two = left.meter("moment", limits), right.meter("moment", limits)
+        assert await begin(left, one)
+        exchange = left._exchange
+
+        async def exchange_late(calls: Sequence[tuple[LeasedMeter, Asked]]) -> None:
+            await asyncio.sleep(0.01)
+            await exchange(calls)
+
+        monkeypatch.setattr(left, "_exchange", exchange_late)
+        one.end(0, None)
+        assert await begin(right, two)
 
 
 async def test_slots_of_a_gateway_that_died_come_back(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
