@@ -57,6 +57,16 @@ def test_a_whole_answer(client: anthropic.Anthropic) -> None:
     assert answer.id.startswith("msg_")
 
 
+def test_the_tokens_of_a_prompt_are_counted_as_an_answer_counts_them(client: anthropic.Anthropic) -> None:
+    for more in ({}, {"system": "Be brief."}, {"messages": [*HELLO, {"role": "assistant", "content": "One"}, *HELLO]}):
+        counted = client.messages.count_tokens(**{"model": "fixed", "messages": HELLO, **more})
+        assert counted.input_tokens == ask(client, **more).usage.input_tokens
+    for model, error in (("nobody", anthropic.NotFoundError), ("gone", anthropic.BadRequestError)):
+        with pytest.raises(error) as caught:
+            client.messages.count_tokens(model=model, messages=HELLO)
+        assert caught.value.body["type"] == "error"
+
+
 def test_a_streamed_answer(client: anthropic.Anthropic) -> None:
     with client.messages.stream(model="fixed", max_tokens=100, messages=HELLO) as stream:
         assert "".join(stream.text_stream) == ANSWER

@@ -18,7 +18,6 @@ from chaccu.serve.gateway.question_bodies import (
     TOKENIZE_UNUSED,
     EmbeddingsBody,
     TokenizeBody,
-    write_embeddings,
 )
 from chaccu.serve.gateway.questions import ask_worker
 from chaccu.serve.gateway.registry import WorkerRegistry
@@ -78,10 +77,11 @@ def test_other_wrong_values() -> None:
 
 def test_vectors_as_numbers_and_as_base64() -> None:
     packed = struct.pack("<3f", 0.5, -1.0, 0.25)
-    plain = json.loads(msgspec.json.encode(write_embeddings(embeddings("a"), [packed], 4)))
+    piece = Piece(1, prompt_tokens=4, end="stop", found=Found(vectors=[packed]))
+    plain = json.loads(msgspec.json.encode(embeddings("a").write([piece], 9)))
     assert plain["data"] == [{"object": "embedding", "index": 0, "embedding": [0.5, -1.0, 0.25]}]
     assert plain["usage"] == {"prompt_tokens": 4, "total_tokens": 4}
-    coded = write_embeddings(embeddings("a", encoding_format="base64"), [packed], 4).data[0].embedding
+    coded = embeddings("a", encoding_format="base64").write([piece], 9).data[0].embedding
     assert base64.b64decode(str(coded)) == packed
 
 

@@ -12,8 +12,8 @@ DIALECTS: tuple[Dialect, ...] = (CHAT, COMPLETIONS, RESPONSES, MESSAGES)
 
 
 def write_error(path: str, error: ApiError) -> bytes:
-    """The body that tells a client of `path` of `error`; OpenAI's object where the path is no dialect's."""
+    """The body that tells a client of `path` of `error`; OpenAI's object where the path is none of a dialect's."""
     for dialect in DIALECTS:
-        if path == dialect.path:
+        if path == dialect.path or path.startswith(f"{dialect.path}/"):
             return dialect.write_error(error)
     return error.to_json()

@@ -18,9 +18,9 @@ from chaccu.serve.gateway.dialect import Asked, Dialect
 from chaccu.serve.gateway.errors import ApiError
 from chaccu.serve.gateway.event_stream import TEXT, event_around_text, write_event
 from chaccu.serve.gateway.parameters import MAX_MESSAGES, Count, Share, StopTexts, Unused, chat_job
-from chaccu.serve.link import Sampling
+from chaccu.serve.link import Piece, Sampling, Tokenize
 
-_UNUSED = Unused(
+UNUSED = Unused(
     neutral=MappingProxyType(
         {
             "tools": ([],),
@@ -83,6 +83,29 @@ class MessagesBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     top_k: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] | None = None
     stop_sequences: StopTexts | None = None
     metadata: Metadata | None = None
+
+
+class CountTokensBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of a request for the size of a prompt."""
+
+    model: str
+    messages: Annotated[list[Turn], msgspec.Meta(min_length=1, max_length=MAX_MESSAGES)]
+    system: str | list[TextBlock] | None = None
+
+    def questions(self) -> list[Tokenize]:
+        """The one question: the prompt of the answer, or of what follows its beginning."""
+        asked = chat_job(self.model, _turns_of(self), Sampling()).request()
+        return [Tokenize(request=0, model=self.model, asked=asked)]
+
+    def write(self, pieces: list[Piece], context_tokens: int) -> CountTokensAnswer:
+        """What the worker found."""
+        return CountTokensAnswer(sum(len(piece.found.ids) for piece in pieces if piece.found is not None))
+
+
+class CountTokensAnswer(msgspec.Struct, frozen=True):
+    """Tokens of the prompt."""
+
+    input_tokens: int
 
 
 class MessageUsage(msgspec.Struct, frozen=True):
@@ -199,17 +222,21 @@ def _ask(body: MessagesBody, fields: dict[str, Any]) -> Asked:
         top_k=body.top_k or 0,
         stop=tuple(body.stop_sequences or ()),
     )
-    # No block at all is no system text; an empty text is one.
-    system = [] if body.system is None or body.system == [] else [{"role": "system", "content": _text_of(body.system)}]
-    turns = [{"role": turn.role, "content": _text_of(turn.content)} for turn in body.messages]
     answer_id = f"msg_{secrets.token_hex(12)}"
     return Asked(
         answer_id=answer_id,
-        job=chat_job(body.model, system + turns, sampling),
+        job=chat_job(body.model, _turns_of(body), sampling),
         writer=MessageWriter(answer_id, body.model),
         streamed=bool(body.stream),
         user=(body.metadata.user_id or "") if body.metadata else "",
     )
+
+
+def _turns_of(body: MessagesBody | CountTokensBody) -> list[dict[str, Any]]:
+    """The messages in OpenAI's form."""
+    # No block at all is no system text; an empty text is one.
+    system = [] if body.system is None or body.system == [] else [{"role": "system", "content": _text_of(body.system)}]
+    return system + [{"role": turn.role, "content": _text_of(turn.content)} for turn in body.messages]
 
 
 def _text_of(content: str | list[TextBlock]) -> str:
@@ -231,7 +258,7 @@ MESSAGES = Dialect(
     path="/v1/messages",
     summary="Anthropic's Messages, for text.",
     body=MessagesBody,
-    unused=_UNUSED,
+    unused=UNUSED,
     ask=_ask,
     is_chat=True,
     answer=AnswerMessage,

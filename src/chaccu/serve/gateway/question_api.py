@@ -1,4 +1,4 @@
-"""`QuestionApi`: `/tokenize`, `/detokenize` and `/v1/embeddings`.
+"""`QuestionApi`: what is asked of a model and is no answer: token ids, their text and number, vectors.
 
 Invariants: a wrong request is answered with an error object before any worker hears of it; embeddings take their turn at the
 workers as answers do, questions to a tokenizer take none. It ignores how a question reaches a worker.
@@ -23,6 +23,8 @@ from chaccu.serve.gateway.back_pressure import BackPressure
 from chaccu.serve.gateway.client_limits import answer_late
 from chaccu.serve.gateway.config import GatewayConfig
 from chaccu.serve.gateway.keys import Key
+from chaccu.serve.gateway.messages import UNUSED as MESSAGES_UNUSED
+from chaccu.serve.gateway.messages import CountTokensAnswer, CountTokensBody, MessagesErrorBody
 from chaccu.serve.gateway.openapi import Endpoint
 from chaccu.serve.gateway.parameters import Unused, parse_body
 from chaccu.serve.gateway.question_bodies import (
@@ -34,7 +36,6 @@ from chaccu.serve.gateway.question_bodies import (
     EmbeddingsBody,
     TokenizeAnswer,
     TokenizeBody,
-    write_embeddings,
 )
 from chaccu.serve.gateway.questions import ask_worker
 from chaccu.serve.gateway.reception import Received, Reception
@@ -46,7 +47,7 @@ from chaccu.serve.link import Embed, Piece, Question
 _NOTHING = Unused(neutral={}, about=frozenset())
 _EMBEDS = {"embeddings": "input"}
 _TOKENIZE, _DETOKENIZE, _EMBEDDINGS = "/tokenize", "/detokenize", "/v1/embeddings"
-_Body = TokenizeBody | DetokenizeBody | EmbeddingsBody
+_Body = TokenizeBody | DetokenizeBody | EmbeddingsBody | CountTokensBody
 _Relay = Callable[[Received, str], UntilDisconnect]
 
 QUESTIONS = (
@@ -71,11 +72,19 @@ QUESTIONS = (
         answer=EmbeddingsAnswer,
         unused=EMBEDDINGS_UNUSED,
     ),
+    Endpoint(
+        path="/v1/messages/count_tokens",
+        summary="How many tokens the prompt of a message has.",
+        body=CountTokensBody,
+        answer=CountTokensAnswer,
+        error=MessagesErrorBody,
+        unused=MESSAGES_UNUSED,
+    ),
 )
 
 
 class QuestionApi:
-    """The three endpoints over workers; embeddings over upstreams too, by `relay`."""
+    """The endpoints over workers; embeddings over upstreams too, by `relay`."""
 
     def __init__(
         self, config: GatewayConfig, reception: Reception, queues: BackPressure, registry: WorkerRegistry, relay: _Relay
@@ -119,7 +128,8 @@ class QuestionApi:
                 received.note.finish(prompt_tokens, 0, "stop")
             else:
                 admitted.use(0, 0)
-            answer = msgspec.json.encode(self._write(body, pieces, prompt_tokens))
+            context_tokens = min((offer.context_tokens for offer in self._registry.offers(received.model)), default=0)
+            answer = msgspec.json.encode(body.write(pieces, context_tokens))
             await send_start(send, b"application/json", more=admitted.headers)
             await send_piece(send, answer, last=True)
 
@@ -135,16 +145,3 @@ class QuestionApi:
                 max_attempts=self._config.max_attempts,
                 on_tried=received.note.try_worker,
             )
-
-    def _write(
-        self, body: _Body, pieces: list[Piece], prompt_tokens: int
-    ) -> TokenizeAnswer | DetokenizeAnswer | EmbeddingsAnswer:
-        found = [piece.found for piece in pieces if piece.found is not None]
-        if isinstance(body, EmbeddingsBody):
-            return write_embeddings(body, [vector for one in found for vector in one.vectors], prompt_tokens)
-        if isinstance(body, DetokenizeBody):
-            return DetokenizeAnswer(pieces[0].text)
-        ids = [token for one in found for token in one.ids]
-        offers = self._registry.offers(body.model)
-        context_tokens = min((offer.context_tokens for offer in offers), default=0)
-        return TokenizeAnswer(count=len(ids), max_model_len=context_tokens, tokens=ids)

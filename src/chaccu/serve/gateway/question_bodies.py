@@ -15,7 +15,7 @@ import msgspec
 
 from chaccu.serve.gateway.errors import bad_request
 from chaccu.serve.gateway.parameters import AnyMessages, Unused, chat_job
-from chaccu.serve.link import Detokenize, Embed, Generate, Sampling, Tokenize
+from chaccu.serve.link import Detokenize, Embed, Generate, Piece, Sampling, Tokenize
 
 MAX_INPUTS = 2048
 _MAX_ID = 2**31 - 1
@@ -59,6 +59,11 @@ class TokenizeBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         asked = chat_job(self.model, self.messages, Sampling()).request()
         return [Tokenize(request=0, model=self.model, asked=asked, awaits_reply=self.add_generation_prompt)]
 
+    def write(self, pieces: list[Piece], context_tokens: int) -> TokenizeAnswer:
+        """What the worker found."""
+        ids = [token for piece in pieces if piece.found is not None for token in piece.found.ids]
+        return TokenizeAnswer(count=len(ids), max_model_len=context_tokens, tokens=ids)
+
 
 class TokenizeAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """Ids of the tokens, how many, and how many the model's context holds."""
@@ -83,6 +88,10 @@ class DetokenizeBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             raise bad_request(f"tokens has {wrong!r:.80}; ids are integers from 0.", code="invalid_value", param="tokens")
         return [Detokenize(request=0, model=self.model, ids=ids)]
 
+    def write(self, pieces: list[Piece], context_tokens: int) -> DetokenizeAnswer:
+        """What the worker found."""
+        return DetokenizeAnswer(pieces[0].text)
+
 
 class DetokenizeAnswer(msgspec.Struct, frozen=True):
     """Their text, control tokens included."""
@@ -102,6 +111,17 @@ class EmbeddingsBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         inputs = _read_inputs(self.input)
         starts = range(0, len(inputs), _INPUTS_AT_ONCE)
         return [Embed(request=0, model=self.model, inputs=inputs[start : start + _INPUTS_AT_ONCE]) for start in starts]
+
+    def write(self, pieces: list[Piece], context_tokens: int) -> EmbeddingsAnswer:
+        """What the workers found, each vector's values as numbers or as base64."""
+        vectors = [vector for piece in pieces if piece.found is not None for vector in piece.found.vectors]
+        prompt_tokens = sum(piece.prompt_tokens for piece in pieces)
+        write = _encode if self.encoding_format == "base64" else _unpack
+        return EmbeddingsAnswer(
+            data=[EmbeddingEntry(index=index, embedding=write(vector)) for index, vector in enumerate(vectors)],
+            model=self.model,
+            usage=EmbeddingsUsage(prompt_tokens, prompt_tokens),
+        )
 
 
 class EmbeddingsUsage(msgspec.Struct, frozen=True):
@@ -126,16 +146,6 @@ class EmbeddingsAnswer(msgspec.Struct, frozen=True, kw_only=True):
     data: list[EmbeddingEntry]
     model: str
     usage: EmbeddingsUsage
-
-
-def write_embeddings(body: EmbeddingsBody, vectors: list[bytes], prompt_tokens: int) -> EmbeddingsAnswer:
-    """The answer to `body`; `vectors` as `Found` has them."""
-    write = _encode if body.encoding_format == "base64" else _unpack
-    return EmbeddingsAnswer(
-        data=[EmbeddingEntry(index=index, embedding=write(vector)) for index, vector in enumerate(vectors)],
-        model=body.model,
-        usage=EmbeddingsUsage(prompt_tokens, prompt_tokens),
-    )
 
 
 def _encode(vector: bytes) -> str:
