@@ -87,8 +87,9 @@ class Stage:
 
 @contextlib.contextmanager
 def open_stage(folder: Path, environments: Path | None) -> Iterator[Stage]:
-    """A stage whose processes end with the block."""
+    """A stage whose processes end with the block, also when this process is told to end."""
     stage = Stage(folder, environments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield stage
     finally:
