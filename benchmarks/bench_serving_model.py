@@ -5,7 +5,7 @@ many slots, asked directly; runs of it and of ours take turns, and the median of
 weights before they were quantised (`--base`), in an environment of its own (`--environments DIR`, with `DIR/fschat`); it is
 given fewer questions.
 
-    python benchmarks/bench_serving_model.py --gguf base.gguf --tokenizer base --format gemma-3
+    python benchmarks/bench_serving_model.py --gguf base.gguf --tokenizer base --format gemma-3 --never 1 106
     python benchmarks/bench_serving_model.py --gguf base.gguf --tokenizer base --format gemma-3 --environments E --base base
 """
 
@@ -18,7 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,11 @@ def build_prompt(number: int) -> str:
     return f"Chapter {number + 1}. A few words on {TOPICS[number % len(TOPICS)]}, for readers who are new to it.\n\n"
 
 
-async def ask_all(running: Running, *, clients: int, questions: int, max_tokens: int, stream: bool) -> dict[str, float]:
-    """Tokens a second and the median seconds to the first text (of the whole answer where it is not streamed)."""
+async def ask_all(
+    running: Running, *, clients: int, questions: int, max_tokens: int, stream: bool, never: Sequence[int] = ()
+) -> dict[str, float]:
+    """Tokens a second and the median seconds to the first text (of the whole answer where it is not streamed). `never`: tokens
+    that no answer has, so that all are equally long."""
     headers = {"Authorization": f"Bearer {running.api_key}"} if running.api_key else {}
     numbers = iter(range(questions))
     tokens, waits = 0, []
@@ -55,6 +58,8 @@ async def ask_all(running: Running, *, clients: int, questions: int, max_tokens:
         nonlocal tokens
         for number in numbers:
             body: dict[str, Any] = {"model": MODEL, "prompt": build_prompt(number), "max_tokens": max_tokens, "temperature": 0}
+            if never:
+                body["logit_bias"] = {str(token): -100 for token in never}
             if stream:
                 body |= {"stream": True, "stream_options": {"include_usage": True}}
             begun, first = time.perf_counter(), None
@@ -156,12 +161,13 @@ def main() -> None:
     cli.add_argument("--clients", type=int, default=8)
     cli.add_argument("--questions", type=int, default=24)
     cli.add_argument("--max-tokens", type=int, default=128)
+    cli.add_argument("--never", type=int, nargs="*", default=[], help="tokens that would end an answer early, by id")
     cli.add_argument("--threads", type=int, default=2)
     cli.add_argument("--runs", type=int, default=3)
     cli.add_argument("--out", type=Path, default=RESULTS / "serving-model.json")
     options = cli.parse_args()
     make_absolute(options)
-    load = {"clients": options.clients, "questions": options.questions, "max_tokens": options.max_tokens}
+    load: dict[str, Any] = {name: getattr(options, name) for name in ("clients", "questions", "max_tokens", "never")}
     runs: dict[str, list[dict[str, float]]] = {}
     with serve_bare(options) as bare, serve_ours(options) as ours:
         for running in (bare, ours):
