@@ -123,8 +123,9 @@ def serve_ours(options: argparse.Namespace) -> Iterator[Running]:
         folder.mkdir()
         (folder / "model.gguf").symlink_to(options.gguf.resolve())
         (folder / "tokenizer.json").symlink_to((options.tokenizer / "tokenizer.json").resolve())
-        running = start_ours(stage, [])
+        # Before the gateway: one that runs knows of a new key a second or two later.
         key = create_key(stage.folder / "keys.json", "--name", "worker", "--scope", "worker")
+        running = start_ours(stage, [])
         size = ["--slots", str(options.clients), "--threads", str(options.threads), "--context-tokens", "2048"]
         command = ["worker", "--model", str(folder), "--name", MODEL, "--format", options.format, *size]
         stage.start([*OURS, *command, "--gateway", running.url.removesuffix("/v1")], "worker", CHACCU_JOIN_TOKEN=key)

@@ -148,12 +148,14 @@ def start_chaccu(stage: Stage, engines: Sequence[int]) -> Running:
 
 def start_chaccu_workers(stage: Stage, engines: Sequence[int]) -> Running:
     """Ours with as many workers dialled in, each with the scripted engine; the harness's engines are not used."""
+    # Before the gateway: one that runs knows of a new key a second or two later.
+    keys = [
+        create_key(stage.folder / "keys.json", "--name", f"w{number}", "--scope", "worker", "--model", MODEL)
+        for number, _ in enumerate(engines)
+    ]
     running = start_ours(stage, [])
-    gateway = running.url.removesuffix("/v1")
-    for number, _ in enumerate(engines):
-        keys = stage.folder / "keys.json"
-        key = create_key(keys, "--name", f"w{number}", "--scope", "worker", "--model", MODEL)
-        command = ["worker", "--model", f"scripted:{MODEL}", "--gateway", gateway, "--slots", "256"]
+    for key in keys:
+        command = ["worker", "--model", f"scripted:{MODEL}", "--gateway", running.url.removesuffix("/v1"), "--slots", "256"]
         stage.start([*OURS, *command], "worker", CHACCU_JOIN_TOKEN=key)
     wait_for(stage, f"{running.url}/models", running.api_key, until=lambda body: MODEL.encode() in body)
     return running
