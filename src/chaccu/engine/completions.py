@@ -18,7 +18,15 @@ import msgspec
 
 from chaccu.conversation import TextTokenizer
 from chaccu.engine.deltas import DeltaBuilder
-from chaccu.engine.protocol import EngineLostError, FinishReason, GenerationDelta, GenerationRequest, Usage, room_for_answer
+from chaccu.engine.protocol import (
+    EngineLostError,
+    FinishReason,
+    GenerationDelta,
+    GenerationRequest,
+    Usage,
+    check_prompt,
+    room_for_answer,
+)
 from chaccu.engine.server_text import read_lines, tell_error
 from chaccu.errors import EngineError, UsageError
 
@@ -172,6 +180,7 @@ class CompletionsServer:
         if self._counts_tokens:
             limit = room_for_answer(request, context_tokens)
         else:
+            check_prompt(request)
             # A byte is a token at most; servers give few tokens where no limit is named.
             limit = request.max_tokens or max(context_tokens - len(ids), context_tokens // 2)
         body: dict[str, Any] = {

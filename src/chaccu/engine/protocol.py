@@ -196,14 +196,19 @@ def check_inputs(inputs: list[list[int]], context_tokens: int) -> None:
             raise ContextOverflowError(len(ids), context_tokens, "an input to embed has")
 
 
+def check_prompt(request: GenerationRequest) -> None:
+    """Raise `EngineError` for an empty prompt."""
+    if not request.prompt_ids:
+        raise EngineError("the prompt is empty (0 tokens).", remedy="send at least one token")
+
+
 def room_for_answer(request: GenerationRequest, context_tokens: int) -> int:
     """How many new tokens `request` may get: its `max_tokens`, cut to what its prompt leaves of the context.
 
     Raises `ContextOverflowError` when not one token fits, or when `max_tokens` alone exceeds the context; `EngineError` for an
     empty prompt.
     """
-    if not request.prompt_ids:
-        raise EngineError("the prompt is empty (0 tokens).", remedy="send at least one token")
+    check_prompt(request)
     used = len(request.prompt_ids) + len(request.reply_ids)
     if used >= context_tokens:
         raise ContextOverflowError(used + 1, context_tokens, "the prompt and one token of answer need")

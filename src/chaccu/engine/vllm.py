@@ -18,7 +18,6 @@ import socket
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncGenerator
 from importlib import util
 from pathlib import Path
 
@@ -26,7 +25,8 @@ from chaccu.conversation import TextTokenizer
 from chaccu.engine.completions import CompletionsServer
 from chaccu.engine.guarded_child import GuardedChild
 from chaccu.engine.model_source import ModelSource
-from chaccu.engine.protocol import EngineInfo, EngineLostError, EngineOptions, GenerationDelta, GenerationRequest
+from chaccu.engine.protocol import EngineInfo, EngineLostError, EngineOptions
+from chaccu.engine.server_engine import ServerEngine, describe_server
 from chaccu.engine.server_text import hide_paths
 from chaccu.errors import EngineError, MissingDependencyError
 
@@ -35,14 +35,12 @@ _POLL_S = 0.1
 _HEALTH_S = 5.0
 
 
-class VllmEngine:
+class VllmEngine(ServerEngine):
     """One model in one child."""
 
     def __init__(self, child: GuardedChild, server: CompletionsServer, info: EngineInfo) -> None:
+        super().__init__(server, info)
         self._child = child
-        self._server = server
-        self._info = info
-        self._slots = asyncio.Semaphore(info.slots)
 
     @classmethod
     def load(cls, source: ModelSource, options: EngineOptions) -> VllmEngine:
@@ -71,33 +69,16 @@ class VllmEngine:
         except BaseException:
             child.close()
             raise
-        context_tokens = min(options.context_tokens or server.context_tokens, server.context_tokens)
-        slots = options.slots or _DEFAULT_SLOTS
-        return cls(child, server, EngineInfo(engine="vllm", context_tokens=context_tokens, slots=slots, device="cuda"))
-
-    @property
-    def info(self) -> EngineInfo:
-        return self._info
+        info = describe_server(server, options, engine="vllm", default_slots=_DEFAULT_SLOTS, device="cuda")
+        return cls(child, server, info)
 
     def check(self) -> None:
         """Raise `EngineLostError` when the child has ended."""
         if self._child.exit_code is not None:
             raise EngineLostError(f"vLLM ended with exit code {self._child.exit_code}: {hide_paths(self._child.last_words())}")
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
-        async with self._slots:
-            deltas = self._server.generate(request, self._info.context_tokens)
-            try:
-                async for delta in deltas:
-                    yield delta
-            finally:
-                await deltas.aclose()
-
-    async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
-        raise EngineError("the engine vllm makes no embeddings.", remedy="serve the model with another engine for them")
-
     async def close(self) -> None:
-        await self._server.close()
+        await super().close()
         await asyncio.to_thread(self._child.close)
 
 
