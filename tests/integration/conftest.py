@@ -1,14 +1,17 @@
-"""The system's browser, for the tests of pages, and its PostgreSQL, for those of records."""
+"""The system's browser, for the tests of pages, and its PostgreSQL, for those of records; a client of a module's gateway."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
+import pytest_asyncio
 
 from chaccu.testing.postgres import Postgres, find_postgres, running_postgres
+from chaccu.testing.processes import Service
 
 _CHROMIUM = Path("/usr/bin/chromium")
 _ARGUMENTS = [
@@ -43,3 +46,10 @@ def postgres() -> Iterator[Postgres]:
         pytest.skip("PostgreSQL is not installed (Debian's package postgresql)")
     with running_postgres(programs) as server:
         yield server
+
+
+@pytest_asyncio.fixture
+async def http(gateway: Service) -> AsyncIterator[aiohttp.ClientSession]:
+    """A client of the gateway that the test's module starts."""
+    async with aiohttp.ClientSession(gateway.url) as session:
+        yield session

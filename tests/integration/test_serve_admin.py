@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-import pytest_asyncio
 
 from chaccu.serve.gateway.keys import KeyFile
-from chaccu.testing.processes import Service, start_gateway, start_worker
+from chaccu.testing.processes import start_gateway, start_worker
 
 HELLO = [{"role": "user", "content": "Hi"}]
 
@@ -40,12 +38,6 @@ def gateway(folder: Path) -> Any:
         start_worker(folder, service, "scripted:two?text=2"),
     ):
         yield service
-
-
-@pytest_asyncio.fixture
-async def http(gateway: Service) -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession(gateway.url) as session:
-        yield session
 
 
 async def test_an_alias_answers_with_its_model_and_is_listed(http: aiohttp.ClientSession) -> None:

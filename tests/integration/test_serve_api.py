@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import openai
 import pytest
-import pytest_asyncio
 
 from chaccu.serve.link import PROTOCOL_VERSION, Join, ModelOffer, Refused, decode_to_worker, encode_frame
 from chaccu.testing.processes import Service, start_gateway, start_worker
@@ -36,12 +35,6 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 @pytest.fixture
 def client(gateway: Service) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0)
-
-
-@pytest_asyncio.fixture
-async def http(gateway: Service) -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession(gateway.url) as session:
-        yield session
 
 
 def test_models_are_listed(client: openai.OpenAI) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import anthropic
 import pytest
-import pytest_asyncio
 
 from chaccu.serve.gateway.keys import KeyFile
 from chaccu.serve.gateway.limits import Limits
@@ -35,12 +34,6 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 @pytest.fixture
 def client(gateway: Service) -> anthropic.Anthropic:
     return anthropic.Anthropic(base_url=gateway.url, api_key="none", max_retries=0)
-
-
-@pytest_asyncio.fixture
-async def http(gateway: Service) -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession(gateway.url) as session:
-        yield session
 
 
 def ask(client: anthropic.Anthropic, model: str = "fixed", **more: Any) -> anthropic.types.Message:

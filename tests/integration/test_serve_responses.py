@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import aiohttp
 import openai
 import pytest
-import pytest_asyncio
 
 from chaccu.testing.processes import Service, start_gateway, start_worker
 
@@ -31,12 +30,6 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 @pytest.fixture
 def client(gateway: Service) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0)
-
-
-@pytest_asyncio.fixture
-async def http(gateway: Service) -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession(gateway.url) as session:
-        yield session
 
 
 def ask(client: openai.OpenAI, model: str = "fixed", **more: Any) -> Any:

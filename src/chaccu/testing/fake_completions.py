@@ -11,25 +11,20 @@ import asyncio
 import contextlib
 import json
 import os
-import socket
 import stat
 import subprocess
 import sys
-import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
-import uvicorn
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from chaccu.engine.protocol import ContextOverflowError, GenerationRequest
 from chaccu.engine.scripted import ScriptedEngine, build_byte_tokenizer, parse_script
-from chaccu.errors import ServeError
+from chaccu.testing.http_thread import HttpThread
 
 Fault = Literal["refuse", "event", "cut", "unfinished", "exit"]
 _FAULTY_TOKENS = 3
@@ -37,7 +32,7 @@ _WORDS = "failed in /opt/server/engine/core.py: no memory"
 _SOURCES = Path(__file__).parents[2]
 
 
-class FakeCompletions:
+class FakeCompletions(HttpThread):
     """The server, in a thread. Use it as a context manager; `url` is what comes before `/completions`.
 
     `fault` happens after some tokens of an answer, "refuse" before.
@@ -59,31 +54,13 @@ class FakeCompletions:
         self._engine = ScriptedEngine(script)
         self._tokenizer = build_byte_tokenizer()
         self._prompts: list[list[int]] = []
-        self._listener = socket.create_server(("127.0.0.1", port))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/v1"
         routes = [
             Route("/health", self._health),
             Route("/v1/models", self._list_models),
             Route("/v1/completions", self._complete, methods=["POST"]),
         ]
-        settings = uvicorn.Config(Starlette(routes=routes), log_config=None, timeout_graceful_shutdown=1)
-        self._server = uvicorn.Server(settings)
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]}, daemon=True)
-
-    def __enter__(self) -> FakeCompletions:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._server.should_exit = True
-        self._thread.join(timeout=10)
-        self._listener.close()
-        if self._thread.is_alive():
-            raise ServeError(f"the fake server at {self.url} did not end within 10 s.")
-
-    def wait(self) -> None:
-        """Until the server ends."""
-        self._thread.join()
+        super().__init__(routes, port)
+        self.url = f"{self.root}/v1"
 
     async def _health(self, request: Request) -> Response:
         return PlainTextResponse("")

@@ -10,20 +10,15 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import socket
-import threading
 from collections.abc import AsyncIterator, Callable
-from types import TracebackType
 from typing import Any, Literal
 
 import msgspec
-import uvicorn
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from chaccu.errors import ServeError
+from chaccu.testing.http_thread import HttpThread
 
 Failure = Literal["worker_lost", "no_worker", "limit", "failed", "context", "garbage", "half", "cut", "silent", "denied"]
 AnswerRule = Callable[[list[dict[str, Any]]], str]
@@ -50,7 +45,7 @@ class FakeModel(msgspec.Struct, kw_only=True):
     fail_after: int = 0
 
 
-class FakeOpenAI:
+class FakeOpenAI(HttpThread):
     """The server, in a thread. Use it as a context manager; `url` is its address."""
 
     def __init__(self, models: dict[str, FakeModel]) -> None:
@@ -58,26 +53,12 @@ class FakeOpenAI:
         self.requests: list[dict[str, Any]] = []
         self.request_headers: list[dict[str, str]] = []
         self.cancelled = 0
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         routes = [
             Route("/v1/models", self._list_models),
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
         ]
-        settings = uvicorn.Config(Starlette(routes=routes), log_config=None, timeout_graceful_shutdown=1)
-        self._server = uvicorn.Server(settings)
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]}, daemon=True)
-
-    def __enter__(self) -> FakeOpenAI:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._server.should_exit = True
-        self._thread.join(timeout=10)
-        self._listener.close()
-        if self._thread.is_alive():
-            raise ServeError(f"the fake server at {self.url} did not end within 10 s.")
+        super().__init__(routes)
+        self.url = self.root
 
     async def _list_models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]})
