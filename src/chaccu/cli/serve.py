@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -161,34 +162,42 @@ def serve_command(
     twice = sorted({one for one in served if served.count(one) > 1})
     if twice:
         raise UsageError(f"two models would be served as {twice[0]!r}.", remedy="tell them apart with --name, once a MODEL")
-    options = {
-        "--engine": engine,
-        "--vllm-python": vllm_python,
-        "--format": chat_format,
-        "--threads": threads,
-        "--slots": slots,
-        "--context-tokens": context_tokens,
-    }
-    shared = [text for option, value in options.items() if value is not None for text in (option, str(value))]
-    gateway_arguments = ["--host", host, "--port", str(port), *(text for one in upstream or [] for text in ("--upstream", one))]
-    if log_conversations is not None:
-        gateway_arguments += ["--log-conversations", str(log_conversations)]
-    gateway_arguments += [text for one in cors_origin or [] for text in ("--cors-origin", one)]
-    if keys is not None:
-        gateway_arguments += ["--keys", str(keys)]
-    if is_open:
-        gateway_arguments.append("--open")
+    log_options = {"--log-format": log_format, "--log-level": log_level}
+    worker_arguments = _repeat(
+        {
+            "--engine": engine,
+            "--vllm-python": vllm_python,
+            "--format": chat_format,
+            "--threads": threads,
+            "--slots": slots,
+            "--context-tokens": context_tokens,
+            **log_options,
+        }
+    )
+    gateway_arguments = _repeat(
+        {
+            "--host": host,
+            "--port": port,
+            "--upstream": upstream,
+            "--log-conversations": log_conversations,
+            "--cors-origin": cors_origin,
+            "--keys": keys,
+            "--open": is_open,
+            **log_options,
+        }
+    )
     if records:
         # It may hold a password, and a command line can be read by everyone on the machine.
         os.environ["CHACCU_RECORDS"] = records
     # With keys nobody joins by an empty token; our own workers get one that nobody else has.
     _share_token(join_token or ("" if keys is None else secrets.token_urlsafe()))
-    told = [*_repeat("--log-format", log_format), *_repeat("--log-level", log_level)]
     with _open_log(log_format, log_level) as lines:
         serve_locally(
-            [*gateway_arguments, *told],
+            gateway_arguments,
             [
-                LocalModel(name=source.name, worker_arguments=("--model", source.spec, "--name", source.name, *shared, *told))
+                LocalModel(
+                    name=source.name, worker_arguments=("--model", source.spec, "--name", source.name, *worker_arguments)
+                )
                 for source in sources
             ],
             lines.say,
@@ -361,9 +370,18 @@ def _share_token(join_token: str) -> None:
         os.environ["CHACCU_JOIN_TOKEN"] = join_token
 
 
-def _repeat(option: str, value: str | None) -> list[str]:
-    """`option` as it was given, for a child."""
-    return [] if value is None else [option, str(value)]
+def _repeat(options: Mapping[str, Any]) -> list[str]:
+    """Options as they were given, for a child: a list's once for each value, a flag's where it is set."""
+    arguments: list[str] = []
+    for option, value in options.items():
+        if value is None or value is False:
+            continue
+        if value is True:
+            arguments.append(option)
+            continue
+        for one in value if isinstance(value, list) else [value]:
+            arguments += [option, str(one)]
+    return arguments
 
 
 def _open_log(log_format: LogFormat | None, level: LogLevel | None) -> LogWriter:

@@ -10,7 +10,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
-import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -32,12 +31,12 @@ from chaccu.serve.gateway.front import FastRelay
 from chaccu.serve.gateway.joining import WorkerDoor
 from chaccu.serve.gateway.metrics import GatewayMetrics
 from chaccu.serve.gateway.observed_app import ObservedApp, note_of
-from chaccu.serve.gateway.openapi import describe_api, describe_dialect
-from chaccu.serve.gateway.question_api import QUESTIONS, QuestionApi
+from chaccu.serve.gateway.question_api import QuestionApi
 from chaccu.serve.gateway.reception import Reception
 from chaccu.serve.gateway.registry import WorkerRegistry
 from chaccu.serve.gateway.request_note import Observer
 from chaccu.serve.gateway.shared_limits import SharedLimits
+from chaccu.serve.gateway.status_api import StatusApi
 from chaccu.serve.gateway.upstream import UpstreamRelay
 from chaccu.serve.link import JOIN_PATH
 from chaccu.serve.log_writer import LogWriter
@@ -85,38 +84,15 @@ def create_gateway(
         if shared is not None:
             await shared.close()
 
-    async def health(request: Request) -> Response:
-        return _json({"status": "ok"})
-
-    described = msgspec.json.encode(
-        describe_api([*map(describe_dialect, DIALECTS), *QUESTIONS], with_keys=config.keys is not None)
-    )
-
-    async def description(request: Request) -> Response:
-        return Response(described, media_type="application/json")
-
-    async def ready(request: Request) -> Response:
-        model = request.query_params.get("model")
-        served = {*registry.models(), *upstreams.names}
-        serves = bool(served) if model is None else model in served
-        return _json({"status": "ready" if serves else "no worker has joined"}, status=200 if serves else 503)
-
-    async def metrics_text(request: Request) -> Response:
-        admission.identify(request.scope["headers"], "metrics")
-        text = metrics.render(registry, queues.waiting(), observer.relayed, observer.connections)
-        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
-
+    status = StatusApi(admission, registry, upstreams, queues, metrics, observer, with_keys=config.keys is not None)
     app = _Gateway(
         observer,
         routes=[
             Route("/v1/models", api.models),
             *(Route(dialect.path, api.endpoint(dialect), methods=["POST"]) for dialect in DIALECTS),
             *QuestionApi(config, reception, queues, registry, api.relay).routes(),
-            Route("/openapi.json", description),
-            Route("/health", health),
-            Route("/ready", ready),
+            *status.routes(),
             *AdminApi(config, admission, registry, upstreams, aliases).routes(),
-            Route("/metrics", metrics_text),
             WebSocketRoute(JOIN_PATH, WorkerDoor(config, admission, registry, clock).__call__),
         ],
         exception_handlers={ApiError: _show_api_error, HTTPException: _show_http_error, Exception: _show_crash},
@@ -135,10 +111,6 @@ class _Gateway(Starlette):
 
     def build_middleware_stack(self) -> ASGIApp:
         return ObservedApp(super().build_middleware_stack(), self._observer)
-
-
-def _json(value: object, *, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(value), status_code=status, media_type="application/json")
 
 
 def _show_api_error(request: Request, error: Exception) -> Response:

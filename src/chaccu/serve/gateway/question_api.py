@@ -122,8 +122,8 @@ class QuestionApi:
                 if not limit.expired():
                     raise
                 raise answer_late(self._config.request_timeout_s) from None
-            prompt_tokens = sum(piece.prompt_tokens for piece in pieces)
             if isinstance(body, EmbeddingsBody):
+                prompt_tokens = sum(piece.prompt_tokens for piece in pieces)
                 admitted.use(prompt_tokens, 0)
                 received.note.finish(prompt_tokens, 0, "stop")
             else:
