@@ -83,7 +83,7 @@ class ResultWriter:
             # peft's model card, all of whose fields are empty.
             (folder / "README.md").unlink(missing_ok=True)
             if self._dtype is not None:
-                _name_dtype(folder / _CONFIG_NAME, self._dtype)
+                _write_dtype(folder / _CONFIG_NAME, self._dtype)
             copy_files(self._base, folder, TOKENIZER_FILES)
             if logs is not None:
                 logs.copy_to(folder / "logs")
@@ -109,7 +109,7 @@ class ResultWriter:
         )
 
 
-def _name_dtype(config: Path, dtype: torch.dtype) -> None:
+def _write_dtype(config: Path, dtype: torch.dtype) -> None:
     """Let `config.json` name the weights' dtype; transformers writes that of the model in memory."""
     fields = msgspec.json.decode(config.read_bytes(), type=dict[str, Any])
     name = str(dtype).removeprefix("torch.")

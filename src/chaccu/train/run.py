@@ -113,11 +113,7 @@ def _train(
         "config_changes": model.config_changes,
         "left_out": left_out,
     }
-    evaluations = None
-    if validation:
-        prompts = choose_prompts(recipe, chat_format, tokenizer)
-        sampler = Sampler(model, prompts, chat_format, tokenizer, max_tokens=recipe.sample_tokens)
-        evaluations = Evaluations(model, validation, sampler)
+    evaluations = _prepare_evaluations(model, validation, recipe, chat_format, tokenizer)
     output = Path(recipe.output)
     snapshots = Snapshots(
         output,
@@ -160,6 +156,16 @@ def _encode(
     return encode(recipe.data, report=report), encode(recipe.validation)
 
 
+def _prepare_evaluations(
+    model: TrainableModel, rows: Sequence[PackedRow], recipe: Recipe, chat_format: ChatFormat, tokenizer: TextTokenizer
+) -> Evaluations | None:
+    """Of the held-out `rows`, with sample answers; None where there are none."""
+    if not rows:
+        return None
+    prompts = choose_prompts(recipe, chat_format, tokenizer)
+    return Evaluations(model, rows, Sampler(model, prompts, chat_format, tokenizer, max_tokens=recipe.sample_tokens))
+
+
 def _run_and_report(
     model: TrainableModel,
     rows: Sequence[PackedRow],
@@ -197,8 +203,8 @@ def _describe_start(model: TrainableModel, rows: Sequence[PackedRow], left_out: 
     return StartReport(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper(),
         processes=model.processes.count,
-        precision=_name_dtype(model.dtype),
-        weights_precision=_name_dtype(model.parameters[0].dtype),
+        precision=_short_name(model.dtype),
+        weights_precision=_short_name(model.parameters[0].dtype),
         float8_products=count_float8(model.causal),
         attention=model.describe_attention(),
         trained_parameters=sum(parameter.numel() for parameter in model.parameters),
@@ -213,7 +219,7 @@ def _count_tokens(rows: Sequence[PackedRow]) -> int:
     return sum(len(row.ids_T) for row in rows)
 
 
-def _name_dtype(dtype: torch.dtype) -> str:
+def _short_name(dtype: torch.dtype) -> str:
     return {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
 
 
