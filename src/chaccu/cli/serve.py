@@ -3,110 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from chaccu.cli.serve_options import (
+    Context,
+    CorsOrigins,
+    Engine,
+    Format,
+    Host,
+    Keys,
+    LogFolder,
+    LogFormat,
+    LogFormatOption,
+    LogLevel,
+    LogLevelOption,
+    Open,
+    Port,
+    PortFile,
+    Records,
+    Slots,
+    Threads,
+    Token,
+    Upstreams,
+    VllmPython,
+    WithoutSharedState,
+)
+
 if TYPE_CHECKING:
     from chaccu.serve.log_writer import LogWriter
-
-
-class LogFormat(StrEnum):
-    """How the log is written."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
-class LogLevel(StrEnum):
-    """How much is told, the most first."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-_Host = Annotated[str, typer.Option(help="Address to listen on; others than loopback need --keys or --open.")]
-_Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 lets the system pick a free one.")]
-_PortFile = Annotated[Path | None, typer.Option(help="Write the URL here once it answers (for scripts).")]
-_Upstreams = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--upstream",
-        help="NAME=URL of an OpenAI-compatible server; repeat for more, with one NAME for several that serve the same model. "
-        "Options follow by commas: weight=2, priority=1, as=MODEL (its name there), key-env=VARIABLE (that holds its API key), "
-        "continues=false (it cannot go on with another's answer).",
-    ),
-]
-_LogFolder = Annotated[
-    Path | None,
-    typer.Option(
-        "--log-conversations",
-        metavar="DIR",
-        help="Append every chat answer with its conversation to files in DIR, as training data; "
-        "they hold people's words, so this is off unless given.",
-    ),
-]
-_Records = Annotated[
-    str,
-    typer.Option(
-        "--records",
-        metavar="URL",
-        envvar="CHACCU_RECORDS",
-        help="The same in a database: sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME.",
-    ),
-]
-_Token = Annotated[
-    str,
-    typer.Option(envvar="CHACCU_JOIN_TOKEN", help="Secret that workers show to join; a worker may show its API key instead."),
-]
-_Keys = Annotated[
-    Path | None,
-    typer.Option(
-        "--keys", metavar="FILE", envvar="CHACCU_KEYS", help="File of API keys (see chaccu keys create); requests need one."
-    ),
-]
-_Open = Annotated[bool, typer.Option("--open", help="Let everyone who reaches the address use it, without keys.")]
-_Engine = Annotated[
-    str,
-    typer.Option(
-        help="llamacpp, transformers, vllm, openai, scripted, or auto: by what the weights are and what is installed."
-    ),
-]
-_VllmPython = Annotated[
-    str | None,
-    typer.Option(metavar="PATH", help="Python or vllm executable of the environment that has vLLM; default: vllm on the PATH."),
-]
-_Format = Annotated[str | None, typer.Option("--format", help="Chat format, if the model's manifest names none.")]
-_CorsOrigins = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--cors-origin",
-        help="Origin of a page in browsers that may ask the gateway, as https://chat.example.org; repeat for more, "
-        "'*' for all (with --keys).",
-    ),
-]
-_LogFormatOption = Annotated[
-    LogFormat | None,
-    typer.Option("--log-format", help="One line a request on stderr, as text or JSON; without it only warnings are told."),
-]
-_LogLevel = Annotated[
-    LogLevel | None,
-    typer.Option(help="The least level that is told; default: info with --log-format, else warning."),
-]
-_Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the engine; default: all cores, 8 at most.")]
-_Slots = Annotated[int | None, typer.Option(min=1, help="Requests worked on at once.")]
-_Context = Annotated[int | None, typer.Option(min=16, help="Tokens of prompt and answer together, for each request.")]
-
-
-class WithoutSharedState(StrEnum):
-    """What a gateway does while its shared state does not answer."""
-
-    LOCAL = "local"
-    REFUSE = "refuse"
 
 
 def register(app: typer.Typer) -> None:
@@ -123,24 +50,24 @@ def register(app: typer.Typer) -> None:
 def serve_command(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Model folders, .gguf files or hub ids.")],
     name: Annotated[list[str] | None, typer.Option(help="Name to serve under; repeat it once a MODEL, in order.")] = None,
-    host: _Host = "127.0.0.1",
-    port: _Port = 8000,
-    port_file: _PortFile = None,
-    upstream: _Upstreams = None,
-    log_conversations: _LogFolder = None,
-    records: _Records = "",
-    keys: _Keys = None,
-    is_open: _Open = False,
-    join_token: _Token = "",
-    cors_origin: _CorsOrigins = None,
-    log_format: _LogFormatOption = None,
-    log_level: _LogLevel = None,
-    engine: _Engine = "auto",
-    vllm_python: _VllmPython = None,
-    chat_format: _Format = None,
-    threads: _Threads = None,
-    slots: _Slots = None,
-    context_tokens: _Context = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    port_file: PortFile = None,
+    upstream: Upstreams = None,
+    log_conversations: LogFolder = None,
+    records: Records = "",
+    keys: Keys = None,
+    is_open: Open = False,
+    join_token: Token = "",
+    cors_origin: CorsOrigins = None,
+    log_format: LogFormatOption = None,
+    log_level: LogLevelOption = None,
+    engine: Engine = "auto",
+    vllm_python: VllmPython = None,
+    chat_format: Format = None,
+    threads: Threads = None,
+    slots: Slots = None,
+    context_tokens: Context = None,
 ) -> None:
     """Serve models on this machine: a gateway and one worker a model, until Ctrl-C."""
     import os
@@ -206,15 +133,15 @@ def serve_command(
 
 
 def gateway_command(
-    host: _Host = "127.0.0.1",
-    port: _Port = 8000,
-    upstream: _Upstreams = None,
-    port_file: _PortFile = None,
-    log_conversations: _LogFolder = None,
-    records: _Records = "",
-    keys: _Keys = None,
-    is_open: _Open = False,
-    join_token: _Token = "",
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    upstream: Upstreams = None,
+    port_file: PortFile = None,
+    log_conversations: LogFolder = None,
+    records: Records = "",
+    keys: Keys = None,
+    is_open: Open = False,
+    join_token: Token = "",
     shared_state: Annotated[
         str,
         typer.Option(
@@ -227,7 +154,7 @@ def gateway_command(
         WithoutSharedState,
         typer.Option(help="While it does not answer: keep to the limits each gateway by itself, or refuse keys with limits."),
     ] = WithoutSharedState.LOCAL,
-    cors_origin: _CorsOrigins = None,
+    cors_origin: CorsOrigins = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate with its chain (PEM): serve https.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM), where the certificate's file has none.")] = None,
     tls_client_ca: Annotated[
@@ -259,8 +186,8 @@ def gateway_command(
         float, typer.Option(min=0, help="Seconds that a whole request may take, waiting included; 0: without end.")
     ] = 3600.0,
     max_connections: Annotated[int, typer.Option(min=1, help="Connections that clients may have open at once.")] = 10_000,
-    log_format: _LogFormatOption = None,
-    log_level: _LogLevel = None,
+    log_format: LogFormatOption = None,
+    log_level: LogLevelOption = None,
 ) -> None:
     """The one address for clients; workers join it."""
     from chaccu.serve.gateway import GatewayConfig, parse_upstream, serve_gateway
@@ -304,19 +231,19 @@ def worker_command(
         typer.Argument(metavar="FLAGS", help="Flags for vLLM, as they are; write them behind --.", show_default=False),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name to serve under; default: the model's own.")] = None,
-    engine: _Engine = "auto",
+    engine: Engine = "auto",
     url: Annotated[
         str | None,
         typer.Option(
             help="An OpenAI-compatible server that has the model (http://HOST:PORT/v1); CHACCU_ENGINE_KEY is its key."
         ),
     ] = None,
-    vllm_python: _VllmPython = None,
-    chat_format: _Format = None,
-    threads: _Threads = None,
-    slots: _Slots = None,
-    context_tokens: _Context = None,
-    join_token: _Token = "",
+    vllm_python: VllmPython = None,
+    chat_format: Format = None,
+    threads: Threads = None,
+    slots: Slots = None,
+    context_tokens: Context = None,
+    join_token: Token = "",
     drain: Annotated[float, typer.Option(min=0, help="Seconds to finish answers in after SIGTERM.")] = 30.0,
     weight: Annotated[
         float, typer.Option(min=0.001, max=1000, help="Share of the model's requests, beside equal workers of weight 1.")
@@ -329,8 +256,8 @@ def worker_command(
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate to show to a gateway that asks for one (PEM).")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM), where the certificate's file has none.")] = None,
-    log_format: _LogFormatOption = None,
-    log_level: _LogLevel = None,
+    log_format: LogFormatOption = None,
+    log_level: LogLevelOption = None,
 ) -> None:
     """Load one model and join one or more gateways with it; joins again whenever one comes back."""
     from chaccu.engine import EngineOptions
