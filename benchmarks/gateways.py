@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -206,7 +207,8 @@ def start_router(stage: Stage, engines: Sequence[int], *, environment: str, comm
 
 
 def start_litellm(stage: Stage, engines: Sequence[int]) -> Running:
-    """LiteLLM's proxy."""
+    """LiteLLM's proxy; it does not start without a key of some length."""
+    key = f"sk-{secrets.token_hex(32)}"
     port, config = free_port(), stage.folder / "litellm.yaml"
     model = {"model": f"openai/{MODEL}", "api_key": "none"}
     entries = [
@@ -214,13 +216,15 @@ def start_litellm(stage: Stage, engines: Sequence[int]) -> Running:
     ]
     config.write_text(json.dumps({"model_list": entries, "router_settings": {"num_retries": 2}}))
     command = [stage.tool("litellm", "litellm"), "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
-    process = stage.start(command, "litellm", LITELLM_LOCAL_MODEL_COST_MAP="True", LITELLM_TELEMETRY="False")
+    environment = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False", "LITELLM_MASTER_KEY": key}
+    process = stage.start(command, "litellm", **environment)
     wait_for(stage, f"http://127.0.0.1:{port}/health/liveliness")
-    return Running(f"http://127.0.0.1:{port}/v1", [process.pid])
+    return Running(f"http://127.0.0.1:{port}/v1", [process.pid], key)
 
 
 def start_fastchat(stage: Stage, engines: Sequence[int], *, harness: Path) -> Running:
-    """FastChat's controller and API server; the engines speak its worker protocol, on ports of their own."""
+    """FastChat's controller and API server; the engines speak its worker protocol, on ports of their own. Its streams need
+    pydantic<2 in its environment, and fastapi<0.112 beside it."""
     controller, port = free_port(), free_port()
     python = stage.tool("fschat", "python")
     at = ["--host", "127.0.0.1", "--port"]
