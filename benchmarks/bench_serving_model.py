@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import aiohttp
+from closed_loop import Pieces, ask_in_turn, ask_server, open_session
 from gateways import OURS, Running, Stage, create_key, free_port, make_absolute, open_stage, start_ours, wait_for
 from machine import RESULTS, describe_machine
 
@@ -51,38 +51,23 @@ async def ask_all(
     """Tokens a second and the median seconds to the first text (of the whole answer where it is not streamed). `never`: tokens
     that no answer has, so that all are equally long."""
     headers = {"Authorization": f"Bearer {running.api_key}"} if running.api_key else {}
-    numbers = iter(range(questions))
-    tokens, waits = 0, []
+    async with open_session() as session:
 
-    async def client(session: aiohttp.ClientSession) -> None:
-        nonlocal tokens
-        for number in numbers:
+        def ask(number: int) -> Pieces:
             body: dict[str, Any] = {"model": MODEL, "prompt": build_prompt(number), "max_tokens": max_tokens, "temperature": 0}
             if never:
                 body["logit_bias"] = {str(token): -100 for token in never}
             if stream:
                 body |= {"stream": True, "stream_options": {"include_usage": True}}
-            begun, first = time.perf_counter(), None
-            async with session.post(f"{running.url}/completions", json=body, headers=headers) as answer:
-                answer.raise_for_status()
-                if not stream:
-                    usage = (await answer.json())["usage"]
-                else:
-                    async for line in answer.content:
-                        if line.startswith(b"data: {"):
-                            first = first or time.perf_counter()
-                            usage = json.loads(line[6:]).get("usage") or {}
-            tokens += usage["completion_tokens"]
-            waits.append((first or time.perf_counter()) - begun)
+            return ask_server(session, f"{running.url}/completions", body, headers)
 
-    timeout = aiohttp.ClientTimeout(total=None)
-    # llama.cpp breaks a connection that is kept after a stream.
-    connector = aiohttp.TCPConnector(limit=0, force_close=True)
-    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
-        begun = time.perf_counter()
-        await asyncio.gather(*(client(session) for _ in range(clients)))
-        seconds = time.perf_counter() - begun
-    return {"tokens_per_s": tokens / seconds, "first_text_s": statistics.median(waits), "tokens": tokens, "seconds": seconds}
+        load = await ask_in_turn(ask, clients=clients, questions=range(questions))
+    return {
+        "tokens_per_s": load.tokens_per_s,
+        "first_text_s": statistics.median(load.waits_s),
+        "tokens": load.tokens,
+        "seconds": load.seconds,
+    }
 
 
 @contextmanager

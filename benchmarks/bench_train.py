@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from shapes import SEQUENCE_LEN, SHAPES, VOCABULARY
 
 from chaccu.train.attention import attends_at_once, register_attention
 from chaccu.train.flash_attention import has_flash_attention, serves_width
@@ -32,13 +33,6 @@ from chaccu.train.pack import PackedRow, TokenSequence, pack_rows
 from chaccu.train.recipe import DataSource, LoraOptions, Recipe
 from chaccu.train.report import StepReport
 
-# Hidden width, layers, heads, heads of keys and values, width of the feed-forward part.
-SHAPES = {
-    "1b": (2048, 22, 32, 4, 5632),
-    "7b": (4096, 32, 32, 32, 11008),
-    "13b": (5120, 40, 40, 40, 13824),
-}
-VOCABULARY, SEQUENCE_LEN = 32000, 2048
 WARM_UP = 3
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shlex
 import signal
 import sys
@@ -28,7 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from limited import Ended, hide_folders, parse_rival, run_limited
-from machine import RESULTS, describe_machine
+from machine import RESULTS, describe_machine, results_file, write_results
 
 BENCH = Path(__file__).parent / "bench_train.py"
 PACKAGES = ("torch", "triton", "transformers", "flash-attn-4", "torchao", "bitsandbytes")
@@ -81,7 +80,7 @@ def main() -> None:
     # Ended from outside, what runs is ended too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     device = ask_device(options.limit_s)
-    out = options.out or results_file(device)
+    out = options.out or results_file("train", device)
     about = {**describe_machine(*PACKAGES, commit=options.commit), "device": device}
     found = read_results(out)
     complete = True
@@ -128,13 +127,6 @@ def ask_device(limit_s: float) -> str:
     if ended.exit_code != 0:
         raise SystemExit("\n".join(["no GPU:", *ended.last_lines]))
     return ended.last_lines[-1]
-
-
-def results_file(device: str) -> Path:
-    """`train-h100.json` for `NVIDIA H100 80GB HBM3`: the first word that is a model's, else the whole name."""
-    model = re.search(r"\b[A-Z]{1,3}\d+\b", device)
-    name = model[0] if model else re.sub(r"\W+", "-", device).strip("-")
-    return RESULTS / f"train-{name.lower()}.json"
 
 
 def measure(name: str, command: Sequence[str], about: Found, *, limit_s: float) -> Found:
@@ -215,10 +207,7 @@ def keep(entry: Found, entries: list[Found], path: Path, found: Found) -> bool:
     """Put an entry among its like and write the file, whole or not at all. Whether it has figures."""
     entries[:] = [one for one in entries if not replaces(entry, one)]
     entries.append(entry)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    write_results(found, path)
     print(format_failure(entry) if "failed" in entry else json.dumps(entry, ensure_ascii=False), flush=True)
     return "failed" not in entry
 

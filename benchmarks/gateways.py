@@ -99,7 +99,9 @@ def open_stage(folder: Path, environments: Path | None) -> Iterator[Stage]:
 
 
 def make_absolute(options: argparse.Namespace) -> None:
-    """Let paths hold wherever a process is started."""
+    """Let paths hold wherever a process is started, those that Python looks for packages in too."""
+    if path := os.environ.get("PYTHONPATH"):
+        os.environ["PYTHONPATH"] = os.pathsep.join(str(Path(part).absolute()) for part in path.split(os.pathsep))
     for name, value in vars(options).items():
         if isinstance(value, Path):
             setattr(options, name, value.absolute())

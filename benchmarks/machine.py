@@ -1,9 +1,11 @@
-"""What a result file says of where it was measured."""
+"""What a result file says of where it was measured, its name, and writing it."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import re
 import subprocess
 from datetime import date
 from importlib import metadata
@@ -25,6 +27,21 @@ def describe_machine(*packages: str, commit: str | None = None) -> dict[str, Any
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in packages},
     }
+
+
+def results_file(kind: str, device: str) -> Path:
+    """`train-h100.json` for `NVIDIA H100 80GB HBM3`: the first word that is a model's, else the whole name."""
+    model = re.search(r"\b[A-Z]{1,3}\d+\b", device)
+    name = model[0] if model else re.sub(r"\W+", "-", device).strip("-")
+    return RESULTS / f"{kind}-{name.lower()}.json"
+
+
+def write_results(found: dict[str, Any], path: Path) -> None:
+    """Write the file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    unfinished.replace(path)
 
 
 def _commit() -> str:

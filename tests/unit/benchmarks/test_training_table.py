@@ -149,7 +149,7 @@ def test_the_command_runs_what_is_asked_for_and_fails_when_one_does(
     ],
 )
 def test_the_file_is_named_after_the_gpu(bench: ModuleType, device: str, name: str) -> None:
-    assert bench.results_file(device).name == name
+    assert bench.results_file("train", device).name == name
 
 
 def test_each_configuration_is_a_recipe_that_bench_train_takes(bench: ModuleType) -> None:
