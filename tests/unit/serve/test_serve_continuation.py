@@ -93,6 +93,14 @@ class TestGoingOn:
         )
         assert got == [said(" three"), said(None, finish="stop"), used(5, 3), DONE]
 
+    @pytest.mark.parametrize(("told", "prompt"), [({"continued_tokens": 0}, 7), ({"cached_tokens": 4}, 5), (None, 5)])
+    def test_a_server_that_tells_how_it_counts_what_it_goes_on_from_is_believed(self, told: Any, prompt: int) -> None:
+        going = plan(CHAT, ROLE, said("One"), said(" two"))
+        usage = used(7, 1)
+        usage["usage"]["prompt_tokens_details"] = told
+        (got,) = follow(going, usage)
+        assert got["usage"] == {**used(prompt, 3)["usage"], "prompt_tokens_details": told}
+
     def test_a_raw_answer_stands_behind_its_prompt(self) -> None:
         going = plan(RAW, wrote(" upon"), wrote(" a"), endpoint="completions")
         assert asked(going) == {**RAW, "prompt": "Once upon a", "max_tokens": 8}

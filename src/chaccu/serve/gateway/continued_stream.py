@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from chaccu.serve.gateway.event_lines import DONE_DATA, data_event, data_of
+from chaccu.serve.gateway.responses import CONTINUED_TOKENS
 from chaccu.serve.gateway.sent_stream import CannotContinueError, SentStream
 
 _IDENTITY = ("id", "created", "model")
@@ -19,8 +20,9 @@ _IDENTITY = ("id", "created", "model")
 class ContinuedStream:
     """What follows `sent`.
 
-    `repeated`: text that comes again first, and has to; `spaces`: spaces that may come again; `given_tokens`: tokens that the
-    upstream counts as the prompt's and are the answer's; `is_ended`: the answer is whole, its usage alone is to come.
+    `repeated`: text that comes again first, and has to; `spaces`: spaces that may come again; `given_tokens`: tokens of the
+    answer that the upstream counts as the prompt's, unless it says otherwise; `is_ended`: the answer is whole, its usage alone
+    is to come.
     """
 
     def __init__(
@@ -110,7 +112,9 @@ class ContinuedStream:
         if self._is_ended:
             prompt, completion = usage["prompt_tokens"], self._sent.given_tokens
         elif self._given_tokens:
-            prompt = max(0, usage["prompt_tokens"] - self._given_tokens) if known is None else known["prompt_tokens"]
+            # Most servers count the text that they go on from with the prompt; one that tells how it counts is believed.
+            told = (usage.get("prompt_tokens_details") or {}).get(CONTINUED_TOKENS, self._given_tokens)
+            prompt = max(0, usage["prompt_tokens"] - told) if known is None else known["prompt_tokens"]
             completion = (usage.get("completion_tokens") or 0) + self._given_tokens
         else:
             return usage

@@ -26,6 +26,7 @@ def _ask_completion(body: CompletionBody, fields: dict[str, Any]) -> Asked:
 
 def _asked(body: ChatBody | CompletionBody, fields: dict[str, Any], prefix: str) -> Asked:
     answer_id = prefix + secrets.token_hex(12)
+    job = body.job()
     writer = CompletionWriter(
         answer_id=answer_id,
         created_s=int(time.time()),
@@ -33,10 +34,11 @@ def _asked(body: ChatBody | CompletionBody, fields: dict[str, Any], prefix: str)
         chat=isinstance(body, ChatBody),
         with_usage=body.wants_stream and body.wants_usage,
         n=body.choices,
+        goes_on=bool(job.begun),
     )
     return Asked(
         answer_id=answer_id,
-        job=body.job(),
+        job=job,
         writer=writer,
         streamed=body.wants_stream,
         user=user_of(fields),

@@ -30,6 +30,17 @@ _BIAS = {
 }
 # What makes a job of a prompt checks it.
 _Prompt = Annotated[str, msgspec.Meta(extra_json_schema={"minLength": 1})]
+_GoesOn = Annotated[
+    bool,
+    msgspec.Meta(
+        description="True only where the last message is the assistant's, false only where it is another's. An answer "
+        "goes on with a last message of the assistant, and only what follows it is sent."
+    ),
+]
+_BeginsAnew = Annotated[
+    bool,
+    msgspec.Meta(description="False only where the last message is the assistant's, true only where it is another's."),
+]
 UNUSED = Unused(
     neutral=MappingProxyType(
         {
@@ -111,8 +122,8 @@ class ChatBody(_Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
-    continue_final_message: bool | None = None
-    add_generation_prompt: bool | None = None
+    continue_final_message: _GoesOn | None = None
+    add_generation_prompt: _BeginsAnew | None = None
 
     def job(self) -> Job:
         """The job. A last message of the assistant is a reply to go on with. Raises `ApiError` for messages that cannot be

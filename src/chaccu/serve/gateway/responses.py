@@ -18,13 +18,28 @@ from chaccu.serve.link import TokenLogprob
 
 _encode = msgspec.json.encode
 DONE = b"data: [DONE]\n\n"
+# In a usage's `prompt_tokens_details`: how many of the prompt's tokens are of the text that the answer goes on from.
+CONTINUED_TOKENS = "continued_tokens"
 
 
 class CompletionWriter:
-    """Writes the `n` choices of a chat completion, or of a raw completion when `chat` is false."""
+    """Writes the `n` choices of a chat completion, or of a raw completion when `chat` is false. `goes_on`: behind a text that
+    the request has begun.
+    """
 
-    def __init__(self, *, answer_id: str, created_s: int, model: str, chat: bool, with_usage: bool, n: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        answer_id: str,
+        created_s: int,
+        model: str,
+        chat: bool,
+        with_usage: bool,
+        n: int = 1,
+        goes_on: bool = False,
+    ) -> None:
         self._n = n
+        self._goes_on = goes_on
         self._raw_logprobs = [RawLogprobs() for _ in range(n)]
         self._chat = chat
         self._with_usage = with_usage
@@ -52,7 +67,7 @@ class CompletionWriter:
 
     def ending(self, last: AnswerPart, usage: AnswerUsage) -> bytes:
         """The events after all text."""
-        return self._end(last) + (self._event([], _usage(usage)) if self._with_usage else b"") + DONE
+        return self._end(last) + (self._event([], self._usage(usage)) if self._with_usage else b"") + DONE
 
     def failure(self, error: ApiError) -> bytes:
         """The event of an answer that breaks off."""
@@ -62,7 +77,7 @@ class CompletionWriter:
         """The answer as one object."""
         kind = "chat.completion" if self._chat else "text_completion"
         written = [self._whole_choice(choice) for choice in choices]
-        return _encode({**self._head, "object": kind, "choices": written, "usage": _usage(usage)})
+        return _encode({**self._head, "object": kind, "choices": written, "usage": self._usage(usage)})
 
     def _whole_choice(self, answer: WholeAnswer) -> dict[str, Any]:
         index, told = answer.last.index, answer.logprobs
@@ -88,21 +103,22 @@ class CompletionWriter:
     def _choice(self, index: int, content: Any, finish_reason: str | None) -> dict[str, Any]:
         return {"index": index, "delta" if self._chat else "text": content, "logprobs": None, "finish_reason": finish_reason}
 
-    def _event(self, choices: list[dict[str, Any]], usage: dict[str, int] | None) -> bytes:
+    def _event(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None) -> bytes:
         fields = {**self._head, "object": self._stream_kind, "choices": choices}
         if self._with_usage:
             fields["usage"] = usage
         return b"data: " + _encode(fields) + b"\n\n"
 
+    def _usage(self, usage: AnswerUsage) -> dict[str, Any]:
+        told: dict[str, Any] = {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        }
+        # Other servers count the begun text with the prompt: a gateway before this one has to know which it is.
+        return {**told, "prompt_tokens_details": {CONTINUED_TOKENS: 0}} if self._goes_on else told
+
 
 def error_event(error_json: bytes) -> bytes:
     """An error inside a stream that has begun."""
     return b"data: " + error_json + b"\n\n"
-
-
-def _usage(usage: AnswerUsage) -> dict[str, int]:
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-    }
