@@ -7,6 +7,7 @@ import contextlib
 import json
 import signal
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -192,6 +193,11 @@ async def test_what_no_upstream_answers_is_said_in_time(tmp_path: Path) -> None:
         with pytest.raises(openai.InternalServerError, match="all 2 upstreams of 'up' are not reachable") as not_begun:
             await stream(client, "question")
         assert (not_begun.value.status_code, not_begun.value.code) == (502, "upstream_unreachable")
+        for query in ("", "?model=up"):
+            with pytest.raises(urllib.error.HTTPError) as not_ready:
+                get(gateway, f"/ready{query}")
+            assert not_ready.value.code == 503
+            not_ready.value.close()
         assert 0.3 < time.monotonic() - began < 2
 
 
@@ -225,6 +231,31 @@ async def test_a_frozen_upstream_is_lost_after_the_stall_limit(tmp_path: Path) -
         victim.process.send_signal(signal.SIGSTOP)
         await answered
         assert seen.text == answer(prompt, TOKENS)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_an_upstream_that_is_frozen_before_its_first_byte_is_passed_over(tmp_path: Path, streamed: bool) -> None:
+    with (
+        Upstream() as first,
+        Upstream() as second,
+        start(tmp_path, "--first-byte-seconds", "0.5", up=[first, second]) as gateway,
+    ):
+        client = client_of(gateway)
+        # One that is slow and answers a probe is left to it.
+        prompt = "question think_ms=1500"
+        asked: dict[str, Any] = {"model": "up", "messages": [{"role": "user", "content": prompt}], "max_tokens": 5}
+        assert (await client.chat.completions.create(**asked)).choices[0].message.content == answer(prompt, 5)
+        assert [state["failures"] for state in states(gateway)] == [0, 0]
+        frozen = second  # it has rested longer
+        frozen.process.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        if streamed:
+            assert (await stream(client, "other", max_tokens=5)).text == answer("other", 5)
+        else:
+            asked["messages"][0]["content"] = "other"
+            assert (await client.chat.completions.create(**asked)).choices[0].message.content == answer("other", 5)
+        assert 2 < time.monotonic() - began < 5
+        assert [state["state"] for state in states(gateway)] == ["ready", "failed"]
 
 
 TOOLS = [{"type": "function", "function": {"name": "f"}}]

@@ -182,6 +182,12 @@ def gateway_command(
         float,
         typer.Option(min=0, help="Seconds an upstream's stream may stand still, then another goes on with it; 0: for ever."),
     ] = 60.0,
+    first_byte_seconds: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Seconds of an upstream's silence to a request, then another is asked if it is frozen; 0: never."
+        ),
+    ] = 120.0,
     request_seconds: Annotated[
         float, typer.Option(min=0, help="Seconds that a whole request may take, waiting included; 0: without end.")
     ] = 3600.0,
@@ -215,6 +221,7 @@ def gateway_command(
         max_connections=max_connections,
         hedge=hedge,
         upstream_stall_s=upstream_stall_seconds,
+        first_byte_s=first_byte_seconds,
     )
     with _open_log(log_format, log_level) as lines:
         serve_gateway(config, lines.say, port_file=port_file, log_folder=log_conversations, records_url=records, lines=lines)

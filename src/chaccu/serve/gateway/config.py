@@ -57,6 +57,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     `stall_s`: a worker that has requests and was not heard for so long, pings included, is suspended, and its answers go on
     elsewhere; 0 waits for its connection to break. `hedge`: a second worker may be asked for an answer that is slow to begin.
     `upstream_stall_s`: how long an upstream's stream may stand still before another one goes on with it; 0 for ever.
+    `first_byte_s`: how long an upstream may say nothing to a request before it is probed, and another one is asked where it does
+    not answer that either; 0 for ever.
 
     `queue_size`: requests of one model that may wait while its workers have all that they can answer at once; `queue_wait_s`:
     for how long.
@@ -88,6 +90,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     stall_s: float = 5.0
     hedge: bool = True
     upstream_stall_s: float = 60.0
+    first_byte_s: float = 120.0
     max_attempts: int = 3
     max_body_bytes: int = 4 * 2**20
     head_timeout_s: float = 10.0

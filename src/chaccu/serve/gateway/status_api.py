@@ -62,9 +62,11 @@ class StatusApi:
 
     async def _ready(self, request: Request) -> Response:
         model = request.query_params.get("model")
-        served = {*self._registry.models(), *self._upstreams.names}
+        served = {*self._registry.models(), *self._upstreams.ready()}
         serves = bool(served) if model is None else model in served
-        return _json({"status": "ready" if serves else "no worker has joined"}, status=200 if serves else 503)
+        return _json(
+            {"status": "ready" if serves else "no worker has joined, and no upstream is used"}, status=200 if serves else 503
+        )
 
     async def _show_metrics(self, request: Request) -> Response:
         self._admission.identify(request.scope["headers"], "metrics")

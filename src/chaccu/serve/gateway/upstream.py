@@ -9,8 +9,10 @@ import asyncio
 import functools
 from collections.abc import Callable
 
+from chaccu.serve.gateway.answer_receiver import AnswerReceiver
 from chaccu.serve.gateway.config import GatewayConfig
-from chaccu.serve.gateway.upstream_exchange import AnswerReceiver, Exchange
+from chaccu.serve.gateway.stall_watch import SilenceLimits
+from chaccu.serve.gateway.upstream_exchange import Exchange
 from chaccu.serve.gateway.upstream_pool import UpstreamPool
 from chaccu.serve.gateway.upstream_server import UpstreamStatus
 
@@ -36,12 +38,16 @@ class UpstreamRelay:
             )
             for name in self.names
         }
-        self._stall_s = config.upstream_stall_s
+        self._limits = SilenceLimits(config.first_byte_s, config.upstream_stall_s)
         self._open: set[Exchange] = set()
         self._look: asyncio.TimerHandle | None = None
 
     def serves(self, model: str) -> bool:
         return model in self._pools
+
+    def ready(self) -> list[str]:
+        """The models of which an upstream is used now."""
+        return [name for name in self.names if not all(server.is_left_out for server in self._pools[name].servers)]
 
     def start(
         self,
@@ -57,7 +63,7 @@ class UpstreamRelay:
         """
         exchange = Exchange(self._pools[model], endpoint, body, receiver, request_id, on_tried, self._open.discard)
         self._open.add(exchange)
-        if self._look is None and self._stall_s:
+        if self._look is None and self._limits.shortest_s:
             self._look_later()
         exchange.start()
         return exchange
@@ -77,7 +83,7 @@ class UpstreamRelay:
                 server.close()
 
     def _look_later(self) -> None:
-        wait_s = min(_LONGEST_LOOK_S, self._stall_s / _LOOKS_A_LIMIT)
+        wait_s = min(_LONGEST_LOOK_S, self._limits.shortest_s / _LOOKS_A_LIMIT)
         self._look = asyncio.get_running_loop().call_later(wait_s, self._look_for_stalls)
 
     def _look_for_stalls(self) -> None:
@@ -85,6 +91,6 @@ class UpstreamRelay:
         self._look = None
         now_s = asyncio.get_running_loop().time()
         for exchange in list(self._open):
-            exchange.check_stall(now_s, self._stall_s)
+            exchange.check_stall(now_s, self._limits)
         if self._open:
             self._look_later()

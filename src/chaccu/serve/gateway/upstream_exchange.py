@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
 
-from chaccu.serve.gateway.errors import ApiError, upstream_lost, upstreams_unreachable
+from chaccu.serve.gateway.answer_receiver import AnswerReceiver
+from chaccu.serve.gateway.errors import upstream_lost, upstreams_unreachable
 from chaccu.serve.gateway.event_lines import is_json
 from chaccu.serve.gateway.kept_stream import KeptStream
 from chaccu.serve.gateway.sent_stream import CannotContinueError
+from chaccu.serve.gateway.stall_watch import SilenceLimits, StallWatch
 from chaccu.serve.gateway.upstream_connection import ResponseHead, UpstreamConnection
 from chaccu.serve.gateway.upstream_pool import UpstreamPool
 from chaccu.serve.gateway.upstream_server import UpstreamServer
@@ -27,26 +28,6 @@ _OK = 200
 # What servers and the proxies before them say when they start, end, or are not there.
 _NOT_SERVING = frozenset({502, 503, 504})
 _REFUSED = frozenset({400, 422})
-
-
-class AnswerReceiver(Protocol):
-    """Who gets the answer."""
-
-    def begin(self, head: ResponseHead) -> None:
-        """The head has come."""
-        ...
-
-    def deliver(self, body: bytes) -> None:
-        """The next bytes of the body, as far as they have come; none when only the head has."""
-        ...
-
-    def finish(self, body: bytes) -> None:
-        """The last bytes of the body, and its end."""
-        ...
-
-    def fail(self, lost: ApiError) -> None:
-        """There will be no more; a head was given, or not."""
-        ...
 
 
 class Exchange:
@@ -89,9 +70,8 @@ class Exchange:
         self._began = False
         self._stream: KeptStream | None = None
         self._continues = self._is_prefix = False
-        # For the stall limit.
-        self._seen_bytes = -1
-        self._still_since_s = 0.0
+        self._watch = StallWatch()
+        self._probing: asyncio.Task[None] | None = None
 
     # What the owner does.
 
@@ -117,19 +97,29 @@ class Exchange:
         if self._connection is not None:
             self._connection.resume()
 
-    def check_stall(self, now_s: float, limit_s: float) -> None:
-        """Give the upstream up where a stream has stood still for `limit_s`, and another one can go on with it."""
-        stream, server = self._stream, self._server
-        if stream is None or server is None or self._connection is None or self._paused:
-            self._seen_bytes = -1
-        elif stream.came_bytes != self._seen_bytes:
-            self._seen_bytes = stream.came_bytes
-            self._still_since_s = now_s
-        elif now_s - self._still_since_s >= limit_s:
-            self._seen_bytes = -1
+    def check_stall(self, now_s: float, limits: SilenceLimits) -> None:
+        """Give the upstream up where a limit is reached and another one can take its place: one whose stream stands still, or
+        that has said nothing yet and does not answer a probe either.
+        """
+        stream, server, connection = self._stream, self._server, self._connection
+        if server is None or connection is None or self._paused:
+            self._watch.reset()
+        elif stream is not None:
             # A call of a tool may be silent for long, and is not cut for it.
-            if stream.can_go_on and self._pool.choose((server,)) is not server:
-                self._lose(f"nothing came for {limit_s:g} s")
+            if self._watch.is_over(stream.came_bytes, now_s, limits.in_stream_s) and stream.can_go_on:
+                self._lose_to_another(server, limits.in_stream_s)
+        elif self._head is None and self._watch.is_over(connection, now_s, limits.before_answer_s):
+            # A whole answer may take long to be written: silence alone says nothing.
+            self._probing = asyncio.ensure_future(self._lose_if_frozen(server, connection, limits.before_answer_s))
+
+    async def _lose_if_frozen(self, server: UpstreamServer, connection: UpstreamConnection, silent_s: float) -> None:
+        answers = await server.answers()
+        if not answers and self._connection is connection and self._head is None:
+            self._lose_to_another(server, silent_s)
+
+    def _lose_to_another(self, server: UpstreamServer, silent_s: float) -> None:
+        if self._pool.choose((server,)) is not server:
+            self._lose(f"nothing came for {silent_s:g} s")
 
     # As the connection's receiver.
 
@@ -311,6 +301,7 @@ class Exchange:
         if self._began:
             self._continue()
         else:
+            self._head = None
             self._try_if_it_may()
 
     def _try_if_it_may(self) -> None:

@@ -200,12 +200,12 @@ class UpstreamServer:
     async def _recover(self) -> None:
         while self._breaker.is_left_out:
             await asyncio.sleep(self._breaker.probe_in_s)
-            self._breaker.end_probe(await self._answers())
+            self._breaker.end_probe(await self.answers())
         self._recovering = None
         _log.warning("the upstream %s of %r is used again", self.shown_url, self._upstream.name)
         self._on_ready()
 
-    async def _answers(self) -> bool:
+    async def answers(self) -> bool:
         """Whether it answers the cheapest request."""
         probe = _Probe()
         try:
