@@ -2,8 +2,11 @@
 
 Every answer is compared with the first to the same question. One client in ten leaves in the middle, one in ten asks for a
 whole answer. Sampled every second of each process: resident bytes, sockets, and tasks of its event loop, which the processes
-report themselves (`--child` starts them so). Writes `results/serving-soak.json`; exits with 1 when an answer failed or was
-wrong, or when sockets or tasks are left once the last client has gone.
+report themselves (`--child` starts them so). Writes `results/serving-soak.json`, and on the way what there is by then; its
+`is_complete` says so. Ctrl-C or SIGTERM ends it early: the clients finish the answers that they have, and what there is counts.
+Exits with 1 when an answer failed or was wrong, or when sockets or tasks are left once the last client has gone.
+
+    python benchmarks/bench_serving_soak.py                     # ten minutes, 200 streams
 """
 
 from __future__ import annotations
@@ -13,18 +16,21 @@ import asyncio
 import contextlib
 import json
 import random
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 from machine import RESULTS, describe_machine
+
+from chaccu.artifact import atomic_file
 
 MODEL = "twin"
 QUESTIONS = 50
@@ -41,7 +47,8 @@ class Watched:
         self._tasks_file = folder / f"{name}.tasks"
         self._log = (folder / f"{name}.log").open("wb")
         command = [sys.executable, __file__, "--child", str(self._tasks_file), *arguments]
-        self.process = subprocess.Popen(command, stdout=self._log, stderr=self._log, stdin=subprocess.DEVNULL)
+        # A group of its own: Ctrl-C in the terminal ends the clients first.
+        self.process = subprocess.Popen(command, stdout=self._log, stderr=self._log, stdin=subprocess.DEVNULL, process_group=0)
 
     def sample(self) -> dict[str, int]:
         """Resident bytes, sockets and tasks, now."""
@@ -104,6 +111,10 @@ class Load:
         self._texts: dict[str, str] = {}
         self.counts: Counter[str] = Counter()
         self.wrong: list[str] = []
+
+    def stop(self) -> None:
+        """Ask nothing more."""
+        self._stop_s = time.monotonic()
 
     async def run(self) -> None:
         """Ask until the time is up."""
@@ -171,21 +182,47 @@ def wait_until(condition: Any, watched: list[Watched]) -> None:
         time.sleep(0.05)
 
 
-async def soak(url: str, watched: list[Watched], streams: int, seconds: float) -> dict[str, Any]:
-    """What was answered and what was sampled."""
+async def soak(
+    url: str,
+    watched: list[Watched],
+    streams: int,
+    seconds: float,
+    keep: Callable[[dict[str, Any]], None],
+    keep_every_s: float,
+) -> dict[str, Any]:
+    """What was answered and what was sampled; `keep` gets what there is by then, every `keep_every_s`."""
     await asyncio.sleep(1.0)
     before = {one.name: one.sample() for one in watched}
-    load = Load(url, streams, time.monotonic() + seconds)
+    begun_s = time.monotonic()
+    load = Load(url, streams, begun_s + seconds)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, load.stop)
     running = asyncio.create_task(load.run())
     series: dict[str, list[dict[str, int]]] = {one.name: [] for one in watched}
+
+    def tell(*, is_complete: bool) -> dict[str, Any]:
+        """What there is now. A process that goes on is `after` what it is in the midst of."""
+        processes = {one.name: summarise(before[one.name], series[one.name], one.sample()) for one in watched}
+        return {
+            "minutes": round((ended_s - begun_s) / 60, 2),
+            "is_complete": is_complete,
+            "answers": dict(load.counts),
+            "wrong": load.wrong[:10],
+            "processes": processes,
+        }
+
+    kept_s = begun_s
     while not running.done():
         for one in watched:
             series[one.name].append(one.sample())
         await asyncio.wait([running], timeout=1.0)
+        ended_s = time.monotonic()
+        if ended_s - kept_s >= keep_every_s:
+            kept_s = ended_s
+            keep(tell(is_complete=False))
     running.result()
     await asyncio.sleep(CALM_S)
-    processes = {one.name: summarise(before[one.name], series[one.name], one.sample()) for one in watched}
-    return {"answers": dict(load.counts), "wrong": load.wrong[:10], "processes": processes}
+    return tell(is_complete=ended_s - begun_s >= seconds)
 
 
 def summarise(before: dict[str, int], series: list[dict[str, int]], after: dict[str, int]) -> dict[str, Any]:
@@ -224,23 +261,27 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--streams", type=int, default=200)
     parser.add_argument("--tokens-per-s", type=float, default=10.0, help="of each stream")
+    parser.add_argument("--write-every", type=float, default=10.0, help="seconds between two writings of the results")
     parser.add_argument("--out", type=Path, default=RESULTS / "serving-soak.json")
     arguments = parser.parse_args()
+    described = {
+        "machine": describe_machine("starlette", "uvicorn", "websockets", "aiohttp"),
+        "streams": arguments.streams,
+        "tokens_per_s_of_a_stream": arguments.tokens_per_s,
+    }
+    arguments.out.parent.mkdir(exist_ok=True)
+
+    def keep(result: dict[str, Any]) -> None:
+        with atomic_file(arguments.out) as file:
+            file.write(json.dumps({**described, **result}, indent=2).encode() + b"\n")
+
     with (
         tempfile.TemporaryDirectory() as folder,
         serving(Path(folder), arguments.tokens_per_s) as (url, watched),
     ):
-        result = asyncio.run(soak(url, watched, arguments.streams, 60 * arguments.minutes))
-    result = {
-        "machine": describe_machine("starlette", "uvicorn", "websockets", "aiohttp"),
-        "streams": arguments.streams,
-        "minutes": arguments.minutes,
-        "tokens_per_s_of_a_stream": arguments.tokens_per_s,
-        **result,
-    }
-    arguments.out.parent.mkdir(exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
+        result = asyncio.run(soak(url, watched, arguments.streams, 60 * arguments.minutes, keep, arguments.write_every))
+    keep(result)
+    print(json.dumps({**described, **result}, indent=2))
     leaks = find_leaks(result)
     print("; ".join(leaks) or "nothing has leaked", file=sys.stderr)
     return 1 if leaks else 0
