@@ -146,7 +146,7 @@ async def test_a_log_becomes_a_dataset(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_what_is_under_way_at_the_end_is_logged(tmp_path: Path, number: int) -> None:
     folder = tmp_path / "logs"
-    with start_serve(tmp_path, ECHO, SLOW, "--log-conversations", str(folder)) as serve:
+    with start_serve(tmp_path, ECHO, SLOW, "--log-conversations", str(folder), "--drain", "0") as serve:
         client = client_of(serve)
         whole = await asyncio.gather(*(ask(client, [user(f"question {n}")]) for n in range(50)))
         broken = asyncio.create_task(stream(client, [user("go on")], "slow"))

@@ -36,8 +36,10 @@ def test_serve_runs_gateway_and_workers_and_ctrl_c_ends_them_all(tmp_path: Path)
         assert client.chat.completions.create(model="second", messages=asked).choices[0].message.content == "yes"
         children = children_of(serve.pid)
         assert len(children) == 3
+        began = time.monotonic()
         serve.signal(signal.SIGINT)
         assert serve.wait() == 130
+        assert time.monotonic() - began < 2, "nothing was under way"
         assert not any(is_running(child) for child in children)
         assert not list(tmp_path.glob("*.url"))
 

@@ -23,6 +23,7 @@ from chaccu.errors import ServeError
 _POLL_S = 0.05
 _STOP_S = 15.0
 _SEND_AGAIN_S = 0.3
+_SERVE = (sys.executable, "-m", "chaccu.cli.main", "serve")
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -33,8 +34,9 @@ def serve_while(model: str, announce: Callable[[str], None]) -> Iterator[str]:
         log_file, port_file = Path(folder, "serve.log"), Path(folder, "url")
         announce(f"loading {model} …")
         with log_file.open("wb") as log:
+            # Nobody but this process asks it anything.
             server = subprocess.Popen(
-                [sys.executable, "-m", "chaccu.cli.main", "serve", model, "--port", "0", "--port-file", str(port_file)],
+                [*_SERVE, model, "--port", "0", "--port-file", str(port_file), "--drain", "0"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -11,6 +11,7 @@ import typer
 from chaccu.cli.serve_options import (
     Context,
     CorsOrigins,
+    Drain,
     Engine,
     Format,
     Host,
@@ -68,6 +69,7 @@ def serve_command(
     threads: Threads = None,
     slots: Slots = None,
     context_tokens: Context = None,
+    drain: Drain = 30.0,
 ) -> None:
     """Serve models on this machine: a gateway and one worker a model, until Ctrl-C."""
     import os
@@ -110,6 +112,7 @@ def serve_command(
             "--cors-origin": cors_origin,
             "--keys": keys,
             "--open": is_open,
+            "--drain": drain,
             **log_options,
         }
     )
@@ -129,6 +132,7 @@ def serve_command(
             ],
             lines.say,
             port_file=port_file,
+            drain_s=drain,
         )
 
 
@@ -191,6 +195,7 @@ def gateway_command(
     request_seconds: Annotated[
         float, typer.Option(min=0, help="Seconds that a whole request may take, waiting included; 0: without end.")
     ] = 3600.0,
+    drain: Drain = 30.0,
     max_connections: Annotated[int, typer.Option(min=1, help="Connections that clients may have open at once.")] = 10_000,
     log_format: LogFormatOption = None,
     log_level: LogLevelOption = None,
@@ -219,6 +224,7 @@ def gateway_command(
         stall_s=stall_seconds,
         request_timeout_s=request_seconds,
         max_connections=max_connections,
+        drain_s=drain,
         hedge=hedge,
         upstream_stall_s=upstream_stall_seconds,
         first_byte_s=first_byte_seconds,
@@ -251,7 +257,7 @@ def worker_command(
     slots: Slots = None,
     context_tokens: Context = None,
     join_token: Token = "",
-    drain: Annotated[float, typer.Option(min=0, help="Seconds to finish answers in after SIGTERM.")] = 30.0,
+    drain: Drain = 30.0,
     weight: Annotated[
         float, typer.Option(min=0.001, max=1000, help="Share of the model's requests, beside equal workers of weight 1.")
     ] = 1.0,

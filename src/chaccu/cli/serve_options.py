@@ -99,6 +99,10 @@ LogLevelOption = Annotated[
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the engine; default: all cores, 8 at most.")]
 Slots = Annotated[int | None, typer.Option(min=1, help="Requests worked on at once.")]
 Context = Annotated[int | None, typer.Option(min=16, help="Tokens of prompt and answer together, for each request.")]
+Drain = Annotated[
+    float,
+    typer.Option(min=0, help="Seconds to finish answers in after SIGTERM (a gateway: Ctrl-C too; a second one ends it)."),
+]
 
 
 class WithoutSharedState(StrEnum):

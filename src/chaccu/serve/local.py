@@ -1,8 +1,9 @@
 """`serve_locally`: a gateway and one worker a model on this machine, as one command.
 
 Invariants: every child is a process group of its own, ended by its id and waited for, whatever ends this process short of
-SIGKILL; a worker that dies after it had joined is started again, one that never joins ends the whole with its own message on
-stderr. It ignores how gateway and workers work: it only starts their commands and asks the gateway who has joined.
+SIGKILL; the gateway ends first, for the workers have yet to answer what is under way there; a worker that dies after it had
+joined is started again, one that never joins ends the whole with its own message on stderr. It ignores how gateway and workers
+work: it only starts their commands and asks the gateway who has joined.
 """
 
 from __future__ import annotations
@@ -69,8 +70,10 @@ def serve_locally(
     announce: Callable[[str], None],
     *,
     port_file: Path | None = None,
+    drain_s: float = 0.0,
 ) -> None:
-    """Serve `models` until SIGTERM or Ctrl-C. `port_file` gets the gateway's URL once every model answers.
+    """Serve `models` until SIGTERM or Ctrl-C. `port_file` gets the gateway's URL once every model answers; `drain_s`: how long
+    the gateway may take to end, as its arguments have it; a second signal ends it at once.
 
     Raises `ChildFailedError` when the gateway or a worker cannot start, which then says why itself.
     """
@@ -81,7 +84,7 @@ def serve_locally(
             port_file.unlink(missing_ok=True)
             stack.callback(port_file.unlink, missing_ok=True)
         children: list[_Child] = []
-        stack.callback(_stop, children)
+        stack.callback(_stop, children, drain_s)
         gateway = _Child(["gateway", *gateway_arguments, "--port-file", str(folder / "url")])
         children.append(gateway)
         url = _wait_for_url(gateway, folder / "url")
@@ -143,12 +146,17 @@ def _watch(gateway: _Child, workers: dict[str, _Child], children: list[_Child], 
                 children.append(workers[name])
 
 
-def _stop(children: list[_Child]) -> None:
-    """End workers first, so that they leave in order, then the gateway."""
-    for child in reversed(children):
+def _stop(children: list[_Child], drain_s: float) -> None:
+    """End the gateway, which is the first child, once it has answered what is under way, and then the workers."""
+    with contextlib.suppress(KeyboardInterrupt):
+        for gateway in children[:1]:
+            gateway.terminate()
+            gateway.wait(time.monotonic() + drain_s + _STOP_S)
+    # Told again, a gateway ends at once.
+    for child in children:
         child.terminate()
     deadline_s = time.monotonic() + _STOP_S
-    for child in reversed(children):
+    for child in children:
         child.wait(deadline_s)
 
 

@@ -26,6 +26,7 @@ from chaccu.serve.gateway.config import GatewayConfig, check_config
 from chaccu.serve.gateway.conversation_log import ConversationLog
 from chaccu.serve.gateway.cors import CorsPolicy
 from chaccu.serve.gateway.dialects import DIALECTS, write_error
+from chaccu.serve.gateway.drain import Drain
 from chaccu.serve.gateway.errors import ApiError
 from chaccu.serve.gateway.front import FastRelay
 from chaccu.serve.gateway.joining import WorkerDoor
@@ -54,7 +55,7 @@ def create_gateway(
     """The app for `config`; `clock` gives seconds. Chat answers are added to `log`, which the caller closes, and `lines` gets
     one line a request.
 
-    `app.state.fast_relay` is what a `Front` needs to answer beside the app.
+    `app.state.fast_relay` is what a `Front` needs to answer beside the app; its `drain` tells all of it to take nothing new.
 
     Raises `UsageError` for a configuration that must not be served, `MissingDependencyError` where it needs a library that is
     not installed.
@@ -70,9 +71,10 @@ def create_gateway(
         shared = SharedLimits(config.shared_state, config.shared_state_down, clock)
         metrics.watch_shared_limits(shared)
     admission = Admission(config, metrics, clock, shared)
+    drain = Drain()
     aliases = Aliases(config.aliases)
     queues = BackPressure(registry, size=config.queue_size, wait_s=config.queue_wait_s, clock=clock)
-    reception = Reception(config, admission, aliases, registry, upstreams)
+    reception = Reception(config, admission, aliases, registry, upstreams, drain)
     api = AnswerApi(config, reception, admission, aliases, queues, registry, upstreams, metrics, clock, log)
 
     @contextlib.asynccontextmanager
@@ -84,7 +86,7 @@ def create_gateway(
         if shared is not None:
             await shared.close()
 
-    status = StatusApi(admission, registry, upstreams, queues, metrics, observer, with_keys=config.keys is not None)
+    status = StatusApi(admission, registry, upstreams, queues, metrics, observer, drain, with_keys=config.keys is not None)
     app = _Gateway(
         observer,
         routes=[
@@ -98,7 +100,7 @@ def create_gateway(
         exception_handlers={ApiError: _show_api_error, HTTPException: _show_http_error, Exception: _show_crash},
         lifespan=lifespan,
     )
-    app.state.fast_relay = FastRelay(config, admission, aliases, upstreams, observer, log)
+    app.state.fast_relay = FastRelay(config, admission, aliases, upstreams, observer, log, drain)
     return app
 
 

@@ -57,8 +57,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     `stall_s`: a worker that has requests and was not heard for so long, pings included, is suspended, and its answers go on
     elsewhere; 0 waits for its connection to break. `hedge`: a second worker may be asked for an answer that is slow to begin.
     `upstream_stall_s`: how long an upstream's stream may stand still before another one goes on with it; 0 for ever.
-    `first_byte_s`: how long an upstream may say nothing to a request before it is probed, and another one is asked where it does
-    not answer that either; 0 for ever.
+    `first_byte_s`: how long an upstream may say nothing to a request before it is probed, and another one is asked where it
+    does not answer that either; 0 for ever.
 
     `queue_size`: requests of one model that may wait while its workers have all that they can answer at once; `queue_wait_s`:
     for how long.
@@ -68,6 +68,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     cannot kill them all. `max_body_bytes`: longest request body. `head_timeout_s`, `body_timeout_s`: how long a client may
     take to send a request's head, and its body. `request_timeout_s`: how long a whole request may take, its time in queues
     included; 0 is without end. `unread_timeout_s`: how long a client may read nothing of an answer that waits for it.
+    `drain_s`: how long a gateway that is told to end waits for what is under way.
     `keep_alive_s`: how long a connection without a request stays open. `max_connections`: how many clients may have at once.
     """
 
@@ -99,6 +100,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     request_timeout_s: float = 3600.0
     max_connections: int = 10_000
     keep_alive_s: float = 60.0
+    drain_s: float = 30.0
 
 
 def parse_upstream(text: str) -> Upstream:

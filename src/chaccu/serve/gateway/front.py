@@ -26,6 +26,7 @@ from chaccu.serve.gateway.client_limits import ClientLimits, Debt
 from chaccu.serve.gateway.config import GatewayConfig
 from chaccu.serve.gateway.conversation_log import ConversationLog
 from chaccu.serve.gateway.dialects import write_error
+from chaccu.serve.gateway.drain import Drain
 from chaccu.serve.gateway.errors import ApiError
 from chaccu.serve.gateway.fast_answer import FastAnswer
 from chaccu.serve.gateway.relayed_answer import RelayedAnswer
@@ -52,6 +53,7 @@ class FastRelay(msgspec.Struct, frozen=True):
     upstreams: UpstreamRelay
     observer: Observer
     log: ConversationLog | None
+    drain: Drain
 
 
 class Front(HttpToolsProtocol):
@@ -114,9 +116,14 @@ class Front(HttpToolsProtocol):
         if self._answer is not None and self._answer.exchange is not None:
             self._answer.exchange.resume()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is under way: its head has come, and its answer has not left."""
+        return not (self._answer is None and self._endpoint is None and (self.cycle is None or self.cycle.response_complete))
+
     def shutdown(self) -> None:
         """The server ends: close after the present answer."""
-        if self._answer is None:
+        if self._answer is None and self._endpoint is None:
             super().shutdown()
         else:
             self._keeps_alive = False
@@ -220,6 +227,8 @@ class Front(HttpToolsProtocol):
     def _take_on(self, endpoint: str, body: bytes) -> bool:
         """Relay the request, if it is right and for an upstream."""
         relay = self._relay
+        if relay.drain.has_begun:
+            return False
         is_logged = relay.log is not None and endpoint == _CHAT
         try:
             request = _DECODE[endpoint](body)

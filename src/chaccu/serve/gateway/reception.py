@@ -15,6 +15,7 @@ from starlette.requests import Request
 from chaccu.serve.gateway.admission import Admission, Admitted
 from chaccu.serve.gateway.aliases import Aliases
 from chaccu.serve.gateway.config import GatewayConfig
+from chaccu.serve.gateway.drain import Drain
 from chaccu.serve.gateway.keys import Key
 from chaccu.serve.gateway.observed_app import note_of
 from chaccu.serve.gateway.registry import WorkerRegistry
@@ -52,17 +53,20 @@ class Reception:
         aliases: Aliases,
         registry: WorkerRegistry,
         upstreams: UpstreamRelay,
+        drain: Drain,
     ) -> None:
         self._config = config
         self._admission = admission
         self._aliases = aliases
         self._registry = registry
         self._upstreams = upstreams
+        self._drain = drain
 
     async def receive(self, request: Request) -> Received:
         """The request, read. Raises `ApiError`."""
         note = note_of(request.scope)
         note.model = _UNKNOWN
+        self._drain.check()
         key = self._admission.identify(request.scope["headers"])
         note.key_id = None if key is None else key.id
         data, fields = await read_fields(request.stream(), self._config.max_body_bytes)

@@ -1,7 +1,8 @@
 """`serve_gateway`: the app on a socket.
 
 Invariants: the port is bound before anything is said to be ready; a busy port is one clear error; the port file appears whole
-and only while the gateway listens; a conversation log is tried before anything listens, and closed after the last answer.
+and only while the gateway listens; a conversation log is tried before anything listens, and closed after the last answer. Told
+to end, it takes nothing new, lets what is under way be answered, and ends; told again, it ends.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import cast
 
 import uvicorn
@@ -24,12 +26,14 @@ from chaccu.serve.gateway.app import create_gateway
 from chaccu.serve.gateway.config import GatewayConfig, check_config
 from chaccu.serve.gateway.conversation_log import ConversationLog
 from chaccu.serve.gateway.conversation_store import open_store
+from chaccu.serve.gateway.drain import Drain
 from chaccu.serve.gateway.front import Front
 from chaccu.serve.link import MAX_FRAME_BYTES, PING_INTERVAL_S, PING_TIMEOUT_S
 from chaccu.serve.log_writer import LogWriter
 from chaccu.serve.tls import build_server_context
 
 _BACKLOG = 2048
+# For workers to hear of the end: by then nothing is under way, or its time is over.
 _SHUTDOWN_S = 3
 _TICKS_A_SECOND = 10
 # A client's and its upstream's.
@@ -46,8 +50,8 @@ def serve_gateway(
     records_url: str = "",
     lines: LogWriter | None = None,
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C; `announce` gets the line that says where. With a `log_folder`, or the URL of a
-    database, chat answers are logged there, each with its conversation; `lines` gets one line a request.
+    """Serve until SIGTERM or Ctrl-C, and then what is under way; `announce` gets the lines for people. With a `log_folder`, or
+    the URL of a database, chat answers are logged there, each with its conversation; `lines` gets one line a request.
 
     Raises `ServeError` when the address cannot be listened on, `UsageError` for a configuration that must not be served,
     `StorageError` when the log cannot be written.
@@ -86,7 +90,8 @@ def serve_gateway(
     # uvicorn raises the signal that stopped it once more; a SIGTERM that has been obeyed is a normal end.
     former = signal.signal(signal.SIGTERM, lambda number, frame: None)
     try:
-        _Server(settings, url, announce, port_file).run(sockets=[listener])
+        drain: Drain = app.state.fast_relay.drain
+        _Server(settings, url, announce, port_file, drain, config.drain_s).run(sockets=[listener])
     finally:
         signal.signal(signal.SIGTERM, former)
         listener.close()
@@ -128,27 +133,69 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """Says that it is ready once it is."""
+    """Says that it is ready once it is, and drains before it ends."""
 
-    def __init__(self, settings: uvicorn.Config, url: str, announce: Callable[[str], None], port_file: Path | None) -> None:
+    def __init__(
+        self,
+        settings: uvicorn.Config,
+        url: str,
+        announce: Callable[[str], None],
+        port_file: Path | None,
+        drain: Drain,
+        drain_s: float,
+    ) -> None:
         super().__init__(settings)
         self._url = url
         self._announce = announce
         self._port_file = port_file
+        self._drain = drain
+        self._drain_s = drain_s
+        self._ends_at_s = 0.0
+        self._told_to_end: tuple[int, FrameType | None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal has the server drain, the next one has it end."""
+        if self._told_to_end is None:
+            self._told_to_end = sig, frame
+        else:
+            self._end_now()
+            super().handle_exit(*self._told_to_end)
 
     async def on_tick(self, counter: int) -> bool:
+        now_s = asyncio.get_running_loop().time()
         if counter % _TICKS_A_SECOND == 0:
-            now_s = asyncio.get_running_loop().time()
-            for connection in list(self.server_state.connections):
-                if isinstance(connection, Front):
-                    connection.check_time(now_s)
+            for client in self._clients():
+                client.check_time(now_s)
+        if self._told_to_end is not None and not self.should_exit and self._has_drained(now_s):
+            super().handle_exit(*self._told_to_end)
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
-        for connection in list(self.server_state.connections):
-            if isinstance(connection, Front):
-                connection.abandon()
+        for client in self._clients():
+            client.abandon()
+
+    def _clients(self) -> list[Front]:
+        return [connection for connection in self.server_state.connections if isinstance(connection, Front)]
+
+    def _has_drained(self, now_s: float) -> bool:
+        """Whether nothing is under way any more, or its time is over."""
+        under_way = sum(client.is_busy for client in self._clients())
+        if not self._drain.has_begun:
+            self._drain.has_begun = True
+            self._ends_at_s = now_s + self._drain_s
+            for client in self._clients():
+                client.shutdown()
+            if under_way:
+                self._announce(f"gateway ends once it has answered {under_way} requests, in {self._drain_s:g} s at most")
+        if under_way and now_s >= self._ends_at_s:
+            self._end_now()
+            return True
+        return not under_way
+
+    def _end_now(self) -> None:
+        """Wait for nobody."""
+        self.config.timeout_graceful_shutdown = 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -9,7 +9,7 @@ import msgspec
 
 
 class SilenceLimits(msgspec.Struct, frozen=True):
-    """Seconds that an upstream may be silent: `before_answer_s` before the first byte, `in_stream_s` within a stream; 0 for ever."""
+    """How long an upstream may be silent: `before_answer_s` before the first byte, `in_stream_s` in a stream; 0: for ever."""
 
     before_answer_s: float
     in_stream_s: float

@@ -13,6 +13,7 @@ from starlette.routing import Route
 from chaccu.serve.gateway.admission import Admission
 from chaccu.serve.gateway.back_pressure import BackPressure
 from chaccu.serve.gateway.dialects import DIALECTS
+from chaccu.serve.gateway.drain import Drain
 from chaccu.serve.gateway.metrics import GatewayMetrics
 from chaccu.serve.gateway.openapi import describe_api, describe_dialect
 from chaccu.serve.gateway.question_api import QUESTIONS
@@ -32,6 +33,7 @@ class StatusApi:
         queues: BackPressure,
         metrics: GatewayMetrics,
         observer: Observer,
+        drain: Drain,
         *,
         with_keys: bool,
     ) -> None:
@@ -41,6 +43,7 @@ class StatusApi:
         self._queues = queues
         self._metrics = metrics
         self._observer = observer
+        self._drain = drain
         self._description = msgspec.json.encode(
             describe_api([*map(describe_dialect, DIALECTS), *QUESTIONS], with_keys=with_keys)
         )
@@ -61,6 +64,8 @@ class StatusApi:
         return _json({"status": "ok"})
 
     async def _ready(self, request: Request) -> Response:
+        if self._drain.has_begun:
+            return _json({"status": "draining"}, status=503)
         model = request.query_params.get("model")
         served = {*self._registry.models(), *self._upstreams.ready()}
         serves = bool(served) if model is None else model in served
