@@ -3,7 +3,7 @@
 FROM python:3.12-slim-bookworm AS build
 COPY . /source
 RUN python -m venv /opt/chaccu && \
-    /opt/chaccu/bin/pip install --no-cache-dir --constraint /source/constraints.txt '/source[redis]'
+    /opt/chaccu/bin/pip install --no-cache-dir --constraint /source/constraints.txt '/source[redis,otel]'
 
 FROM python:3.12-slim-bookworm
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin chaccu

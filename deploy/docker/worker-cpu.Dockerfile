@@ -4,7 +4,7 @@ FROM python:3.12-slim-bookworm AS build
 COPY . /source
 RUN python -m venv /opt/chaccu && \
     /opt/chaccu/bin/pip install --no-cache-dir --constraint /source/constraints.txt \
-        --extra-index-url https://download.pytorch.org/whl/cpu '/source[train,cpu-engine]' 'torch==2.13.0+cpu'
+        --extra-index-url https://download.pytorch.org/whl/cpu '/source[train,cpu-engine,otel]' 'torch==2.13.0+cpu'
 
 FROM python:3.12-slim-bookworm
 # llama.cpp computes with OpenMP.

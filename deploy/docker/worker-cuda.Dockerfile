@@ -3,7 +3,7 @@
 FROM python:3.12-slim-bookworm AS build
 COPY . /source
 RUN python -m venv /opt/chaccu && \
-    /opt/chaccu/bin/pip install --no-cache-dir --constraint /source/constraints.txt '/source[train]'
+    /opt/chaccu/bin/pip install --no-cache-dir --constraint /source/constraints.txt '/source[train,otel]'
 
 FROM python:3.12-slim-bookworm
 # Triton compiles a small launcher for its kernels when they are first used.

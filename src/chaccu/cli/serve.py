@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,7 @@ from chaccu.cli.serve_options import (
     LogLevel,
     LogLevelOption,
     Open,
+    Otlp,
     Port,
     PortFile,
     Records,
@@ -35,6 +37,7 @@ from chaccu.cli.serve_options import (
 
 if TYPE_CHECKING:
     from chaccu.serve.log_writer import LogWriter
+    from chaccu.serve.tracing import Tracing
 
 
 def register(app: typer.Typer) -> None:
@@ -63,6 +66,7 @@ def serve_command(
     cors_origin: CorsOrigins = None,
     log_format: LogFormatOption = None,
     log_level: LogLevelOption = None,
+    otlp: Otlp = "",
     engine: Engine = "auto",
     vllm_python: VllmPython = None,
     chat_format: Format = None,
@@ -91,7 +95,7 @@ def serve_command(
     twice = sorted({one for one in served if served.count(one) > 1})
     if twice:
         raise UsageError(f"two models would be served as {twice[0]!r}.", remedy="tell them apart with --name, once a MODEL")
-    log_options = {"--log-format": log_format, "--log-level": log_level}
+    log_options = {"--log-format": log_format, "--log-level": log_level, "--otlp": otlp or None}
     worker_arguments = _repeat(
         {
             "--engine": engine,
@@ -199,6 +203,7 @@ def gateway_command(
     max_connections: Annotated[int, typer.Option(min=1, help="Connections that clients may have open at once.")] = 10_000,
     log_format: LogFormatOption = None,
     log_level: LogLevelOption = None,
+    otlp: Otlp = "",
 ) -> None:
     """The one address for clients; workers join it."""
     from chaccu.serve.gateway import GatewayConfig, parse_upstream, serve_gateway
@@ -229,8 +234,16 @@ def gateway_command(
         upstream_stall_s=upstream_stall_seconds,
         first_byte_s=first_byte_seconds,
     )
-    with _open_log(log_format, log_level) as lines:
-        serve_gateway(config, lines.say, port_file=port_file, log_folder=log_conversations, records_url=records, lines=lines)
+    with _open_log(log_format, log_level) as lines, _open_tracing(otlp, "chaccu-gateway") as tracing:
+        serve_gateway(
+            config,
+            lines.say,
+            port_file=port_file,
+            log_folder=log_conversations,
+            records_url=records,
+            lines=lines,
+            tracing=tracing,
+        )
 
 
 def worker_command(
@@ -271,6 +284,7 @@ def worker_command(
     tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM), where the certificate's file has none.")] = None,
     log_format: LogFormatOption = None,
     log_level: LogLevelOption = None,
+    otlp: Otlp = "",
 ) -> None:
     """Load one model and join one or more gateways with it; joins again whenever one comes back."""
     from chaccu.engine import EngineOptions
@@ -298,8 +312,8 @@ def worker_command(
         tls_cert=tls_cert,
         tls_key=tls_key,
     )
-    with _open_log(log_format, log_level) as lines:
-        run_worker(config, lines.say, lines=lines)
+    with _open_log(log_format, log_level) as lines, _open_tracing(otlp, "chaccu-worker") as tracing:
+        run_worker(config, lines.say, lines=lines, tracing=tracing)
 
 
 def _share_token(join_token: str) -> None:
@@ -329,3 +343,11 @@ def _open_log(log_format: LogFormat | None, level: LogLevel | None) -> LogWriter
 
     default = LogLevel.WARNING if log_format is None else LogLevel.INFO
     return LogWriter(log_format or LogFormat.TEXT, level or default)
+
+
+def _open_tracing(otlp: str, service: str) -> AbstractContextManager[Tracing | None]:
+    if not otlp:
+        return nullcontext()
+    from chaccu.serve.tracing import Tracing
+
+    return Tracing(otlp, service)

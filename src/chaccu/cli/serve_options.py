@@ -96,6 +96,14 @@ LogLevelOption = Annotated[
     LogLevel | None,
     typer.Option(help="The least level that is told; default: info with --log-format, else warning."),
 ]
+Otlp = Annotated[
+    str,
+    typer.Option(
+        metavar="URL",
+        envvar="OTEL_EXPORTER_OTLP_ENDPOINT",
+        help="Collector of OpenTelemetry that gets a span of each request, over HTTP: http://HOST:4318.",
+    ),
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the engine; default: all cores, 8 at most.")]
 Slots = Annotated[int | None, typer.Option(min=1, help="Requests worked on at once.")]
 Context = Annotated[int | None, typer.Option(min=16, help="Tokens of prompt and answer together, for each request.")]

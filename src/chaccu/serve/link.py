@@ -151,11 +151,18 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     json_schema: str | None = None
 
 
+class TraceContext(msgspec.Struct, frozen=True, array_like=True):
+    """Under which span of which trace a request is worked on, as W3C's headers `traceparent` and `tracestate` have it."""
+
+    traceparent: str
+    tracestate: str = ""
+
+
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate", omit_defaults=True):
     """One request: a `conversation` whose answer is awaited, or a raw `prompt`.
 
     `begun`: the answer's text so far, when another worker (or the client) has begun it; only what follows is sent.
-    `request_id`: what operators know the client's request by.
+    `request_id`: what operators know the client's request by; `trace`: its span, where it has one.
     """
 
     request: int
@@ -165,6 +172,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate", omit_d
     prompt: str = ""
     begun: str = ""
     request_id: str = ""
+    trace: TraceContext | None = None
 
     def needs(self) -> dict[str, str]:
         """The abilities without which an engine cannot answer this, each with the parameter that asks for it."""
@@ -194,6 +202,7 @@ class Tokenize(msgspec.Struct, frozen=True, kw_only=True, tag="tokenize", omit_d
     awaits_reply: bool = True
     adds_bos: bool = True
     request_id: str = ""
+    trace: TraceContext | None = None
 
 
 class Detokenize(msgspec.Struct, frozen=True, kw_only=True, tag="detokenize", omit_defaults=True):
@@ -203,6 +212,7 @@ class Detokenize(msgspec.Struct, frozen=True, kw_only=True, tag="detokenize", om
     model: str
     ids: list[int]
     request_id: str = ""
+    trace: TraceContext | None = None
 
 
 class Embed(msgspec.Struct, frozen=True, kw_only=True, tag="embed", omit_defaults=True):
@@ -212,6 +222,7 @@ class Embed(msgspec.Struct, frozen=True, kw_only=True, tag="embed", omit_default
     model: str
     inputs: list[str | list[int]]
     request_id: str = ""
+    trace: TraceContext | None = None
 
 
 Question = Tokenize | Detokenize | Embed

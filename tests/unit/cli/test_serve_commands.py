@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from chaccu.cli import serve
-from chaccu.errors import ChaccuError, EngineError, UsageError
+from chaccu.errors import ChaccuError, EngineError, MissingDependencyError, UsageError
 
 app = typer.Typer()
 serve.register(app)
@@ -35,9 +38,24 @@ def test_help_has_an_example(command: str) -> None:
         ),
         (["worker", "--model", "scripted:a?tokens=x", "--gateway", "h"], UsageError, "wrong value"),
         (["gateway", "--upstream", "nothing"], UsageError, "is no upstream"),
+        (["gateway", "--otlp", "localhost:4318"], UsageError, "is no URL of a collector"),
     ],
 )
 def test_wrong_uses_are_clear_errors(arguments: list[str], error: type[ChaccuError], text: str) -> None:
     result = CliRunner().invoke(app, arguments)
     assert isinstance(result.exception, error)
     assert text in str(result.exception)
+
+
+@pytest.mark.parametrize("command", [["gateway"], ["worker", "--model", "scripted:a", "--gateway", "h"]])
+def test_spans_need_their_library(monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    result = CliRunner().invoke(app, [*command, "--otlp", "http://127.0.0.1:9"])
+    assert isinstance(result.exception, MissingDependencyError)
+    assert "pip install 'chaccu[otel]'" in str(result.exception)
+
+
+def test_without_a_collector_nothing_of_opentelemetry_is_imported() -> None:
+    rooms = "chaccu.serve.gateway, chaccu.serve.worker, chaccu.serve.tracing"
+    found = f"import sys, {rooms}; print([name for name in sys.modules if name.startswith('opentelemetry')])"
+    assert subprocess.run([sys.executable, "-c", found], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -88,7 +88,7 @@ class Pool:
         self.got = Got()
 
     def ask(self) -> Exchange:
-        return self.relay.start("m", "chat/completions", json.dumps(BODY).encode(), self.got, b"id")
+        return self.relay.start("m", "chat/completions", json.dumps(BODY).encode(), self.got, b"x-request-id: id\r\n")
 
     async def answer(self) -> Got:
         self.ask()

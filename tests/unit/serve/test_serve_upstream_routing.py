@@ -109,12 +109,12 @@ def test_no_secret_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEY", "secret-key")
     server = UpstreamServer(upstream, Clock(), lambda: None)
     assert server.status().upstream == "http://h:80/v1"
-    assert b"authorization: Bearer secret-key\r\n" in server.write_request("chat/completions", b"{}", b"id")
+    assert b"authorization: Bearer secret-key\r\n" in server.write_request("chat/completions", b"{}", b"x-request-id: id\r\n")
 
 
 def test_a_model_is_asked_for_by_its_name_there() -> None:
     server = UpstreamServer(Upstream("m", "http://h/v1", remote_model="org/big"), Clock(), lambda: None)
-    body = server.write_request("completions", b'{"model": "m", "prompt": "m", "temperature": 0.10}', b"id").partition(
-        b"\r\n\r\n"
-    )[2]
+    body = server.write_request(
+        "completions", b'{"model": "m", "prompt": "m", "temperature": 0.10}', b"x-request-id: id\r\n"
+    ).partition(b"\r\n\r\n")[2]
     assert body == b'{"model":"org/big","prompt":"m","temperature":0.10}'

@@ -19,12 +19,12 @@ from chaccu.serve.gateway.prefix_table import Prefix, hash_prefix
 from chaccu.serve.gateway.race import AnswerEvent, Hedge, Race
 from chaccu.serve.gateway.registry import WorkerRegistry
 from chaccu.serve.gateway.remote_worker import AnswerPausedError, RemoteWorker, WorkerLostError
-from chaccu.serve.link import Failure, Generate, Piece, Sampling, TokenLogprob
+from chaccu.serve.link import Failure, Generate, Piece, Sampling, TokenLogprob, TraceContext
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """What a client asked for. `begun`: a reply that the client itself has begun; it is not repeated in the answer. `n`: how
-    many answers are wanted. `request_id`: what operators know the request by.
+    many answers are wanted. `request_id`, `trace`: what operators know the request by.
     """
 
     model: str
@@ -34,6 +34,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     begun: str = ""
     n: int = 1
     request_id: str = ""
+    trace: TraceContext | None = None
 
     def request(self, given: str = "", tokens: int = 0) -> Generate:
         """What a worker is asked for, behind the text that has been `given` of an answer, in `tokens`."""
@@ -48,6 +49,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
             begun=self.begun + given,
             sampling=sampling,
             request_id=self.request_id,
+            trace=self.trace,
         )
 
 

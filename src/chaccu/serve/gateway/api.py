@@ -94,7 +94,7 @@ class AnswerApi:
         note = received.note
         asked = dialect.read(received.fields)
         check_abilities(asked.job.request(), self._registry.offers(received.model))
-        job = msgspec.structs.replace(asked.job, request_id=note.id)
+        job = msgspec.structs.replace(asked.job, request_id=note.id, trace=note.trace)
         tokens = estimate_tokens(len(received.data), (job.sampling.max_tokens or 0) * job.n)
         admit = partial(received.admit, tokens)
         logged = WorkerAnswer(asked.answer_id, job, asked.user) if is_logged else None

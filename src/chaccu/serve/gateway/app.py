@@ -41,6 +41,7 @@ from chaccu.serve.gateway.status_api import StatusApi
 from chaccu.serve.gateway.upstream import UpstreamRelay
 from chaccu.serve.link import JOIN_PATH
 from chaccu.serve.log_writer import LogWriter
+from chaccu.serve.tracing import Tracing
 
 _RETRY_AFTER_S = "1"
 
@@ -51,9 +52,10 @@ def create_gateway(
     clock: Callable[[], float] = time.monotonic,
     log: ConversationLog | None = None,
     lines: LogWriter | None = None,
+    tracing: Tracing | None = None,
 ) -> Starlette:
-    """The app for `config`; `clock` gives seconds. Chat answers are added to `log`, which the caller closes, and `lines` gets
-    one line a request.
+    """The app for `config`; `clock` gives seconds. Chat answers are added to `log`, which the caller closes, `lines` gets one
+    line a request, and `tracing` its span.
 
     `app.state.fast_relay` is what a `Front` needs to answer beside the app; its `drain` tells all of it to take nothing new.
 
@@ -63,7 +65,7 @@ def create_gateway(
     check_config(config)
     registry = WorkerRegistry(clock)
     metrics = GatewayMetrics(log)
-    observer = Observer(metrics, lines, CorsPolicy(config.cors_origins), clock)
+    observer = Observer(metrics, lines, CorsPolicy(config.cors_origins), clock, tracing)
     upstreams = UpstreamRelay(config, lambda model: metrics.count_event(model, "continued"), clock)
     metrics.watch_upstreams(upstreams)
     shared = None

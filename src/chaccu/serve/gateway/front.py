@@ -262,7 +262,7 @@ class Front(HttpToolsProtocol):
             return True
         logged = RelayedAnswer(request.model, body) if is_logged else None
         answer = self._answer = FastAnswer(self, relay.log, admitted, logged, note)
-        answer.exchange = relay.upstreams.start(request.model, endpoint, body, answer, note.raw_id, note.try_upstream)
+        answer.exchange = relay.upstreams.start(request.model, endpoint, body, answer, note.passed_on, note.try_upstream)
         if self.flow.write_paused:
             answer.exchange.pause()
         return True

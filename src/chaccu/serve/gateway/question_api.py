@@ -139,7 +139,7 @@ class QuestionApi:
         async with turn:
             return await ask_worker(
                 self._registry,
-                msgspec.structs.replace(question, request_id=received.note.id),
+                msgspec.structs.replace(question, request_id=received.note.id, trace=received.note.trace),
                 needs=frozenset(_EMBEDS) if takes_turn else frozenset(),
                 wait_s=self._config.rejoin_wait_s,
                 max_attempts=self._config.max_attempts,

@@ -75,6 +75,8 @@ class Reception:
         model = self._aliases.resolve(asked_model, self._is_served)
         if model != asked_model:
             fields["model"] = model
+            if note.span is not None:
+                note.span.alias = asked_model
             data = msgspec.json.encode(fields)
         is_upstream = self._upstreams.serves(model)
         if is_upstream:

@@ -81,7 +81,7 @@ async def send_relayed(
     Raises `ApiError` when the upstream cannot be reached.
     """
     waiting = _Waiting()
-    exchange = waiting.exchange = upstreams.start(model, endpoint, body, waiting, note.raw_id, note.try_upstream)
+    exchange = waiting.exchange = upstreams.start(model, endpoint, body, waiting, note.passed_on, note.try_upstream)
     try:
         return await _send(waiting, send, logged, more, note)
     finally:

@@ -12,14 +12,16 @@ import itertools
 import logging
 import re
 import secrets
-from collections.abc import Callable, Iterable
-
-import msgspec
+from collections.abc import Callable, Sequence
 
 from chaccu.serve.gateway.cors import CorsPolicy
 from chaccu.serve.gateway.errors import CLIENT_LEFT, ApiError
 from chaccu.serve.gateway.metrics import GatewayMetrics
+from chaccu.serve.gateway.request_line import RequestLine
+from chaccu.serve.gateway.request_span import begin_span, end_span, write_context
+from chaccu.serve.link import TraceContext
 from chaccu.serve.log_writer import LogWriter
+from chaccu.serve.tracing import RequestSpan, Tracing
 
 REQUEST_ID = b"x-request-id"
 
@@ -30,34 +32,22 @@ _QUIET_PATHS = frozenset({"/health", "/ready", "/metrics"})
 _FIRST_ERROR, _FIRST_SERVER_ERROR = 400, 500
 
 
-class RequestLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A request in the log. `seconds` to the end of the answer, `first_text_seconds` to its first text. `end`: the answer's
-    finish reason, or an error's code, or `client_left`. `attempts`: how often a worker or an upstream was given it."""
-
-    request_id: str
-    method: str
-    path: str
-    status: int
-    seconds: float
-    key: str | None = None
-    model: str | None = None
-    first_text_seconds: float | None = None
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    worker: str | None = None
-    upstream: str | None = None
-    attempts: int | None = None
-    end: str | None = None
-
-
 class Observer:
-    """Begins the notes of one gateway's requests; `clock` gives seconds. Lines go to `log`, if there is one; `cors` says what
-    answers tell browsers."""
+    """Begins the notes of one gateway's requests; `clock` gives seconds. Lines go to `log` and spans to `tracing`, if there
+    are any; `cors` says what answers tell browsers."""
 
-    def __init__(self, metrics: GatewayMetrics, log: LogWriter | None, cors: CorsPolicy, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        metrics: GatewayMetrics,
+        log: LogWriter | None,
+        cors: CorsPolicy,
+        clock: Callable[[], float],
+        tracing: Tracing | None = None,
+    ) -> None:
         self.metrics = metrics
         self.log = log
         self.cors = cors
+        self.tracing = tracing
         # How many requests upstreams have, by model.
         self.relayed: dict[str, int] = {}
         # Open connections of clients.
@@ -66,7 +56,7 @@ class Observer:
         self._made = f"req-{secrets.token_hex(6)}-".encode()
         self._numbers = itertools.count(1)
 
-    def begin(self, headers: Iterable[tuple[bytes, bytes]], method: str, path: str) -> RequestNote:
+    def begin(self, headers: Sequence[tuple[bytes, bytes]], method: str, path: str) -> RequestNote:
         """The note of a request that has come, with lower-case names of `headers`."""
         request_id = origin = None
         for name, value in headers:
@@ -77,6 +67,8 @@ class Observer:
         note = RequestNote(self, request_id or b"%b%x" % (self._made, next(self._numbers)), method, path)
         if self.cors.is_on:
             note.headers += self.cors.headers(origin)
+        if self.tracing is not None and path not in _QUIET_PATHS:
+            note.span = begin_span(self.tracing, headers, method)
         return note
 
 
@@ -98,6 +90,7 @@ class RequestNote:
         "key_id",
         "model",
         "raw_id",
+        "span",
         "status",
         "upstream",
         "usage",
@@ -114,6 +107,7 @@ class RequestNote:
         self.attempts = 0
         self.usage: tuple[int, int] | None = None
         self.end: str | None = None
+        self.span: RequestSpan | None = None
         # 0 while no answer has begun.
         self.status = 0
         self._observer = observer
@@ -129,6 +123,17 @@ class RequestNote:
     def id(self) -> str:
         return self.raw_id.decode("ascii")
 
+    @property
+    def trace(self) -> TraceContext | None:
+        """Its span, as workers get it."""
+        return None if self.span is None else self.span.context
+
+    @property
+    def passed_on(self) -> bytes:
+        """Its id and its span, as upstreams get them: lines of a head."""
+        line = b"x-request-id: %b\r\n" % self.raw_id
+        return line if self.span is None else line + write_context(self.span.context)
+
     def try_worker(self, worker: str) -> None:
         """A worker was given the request, or what was left to answer of it."""
         self.worker = worker
@@ -140,6 +145,8 @@ class RequestNote:
             self._first_s = self._observer.clock() - self._began_s
             if self.model is not None:
                 self._observer.metrics.time_first_text(self.model, self._first_s)
+            if self.span is not None:
+                self.span.note_first_text()
 
     def try_upstream(self, url: str) -> None:
         """An upstream was given the request, or what was left to answer of it."""
@@ -179,6 +186,9 @@ class RequestNote:
                 observer.relayed[self.model] -= 1
             elif status == CLIENT_LEFT and self.worker is not None and self.usage is None:
                 observer.metrics.count_answer(self.model, "abort")
+        if self.span is not None:
+            line, is_bad = self._line(status, seconds), self._is_bad(status)
+            end_span(self.span, line, has_failed=is_bad or self._has_failed, is_bad=is_bad)
         if observer.log is not None:
             level = self._level(status)
             if level >= observer.log.level:
@@ -206,6 +216,8 @@ class RequestNote:
     def _level(self, status: int) -> int:
         if self._path in _QUIET_PATHS:
             return logging.DEBUG
+        return logging.WARNING if self._is_bad(status) else logging.INFO
+
+    def _is_bad(self, status: int) -> bool:
         # A stream that broke off has had its status before.
-        is_bad = status >= _FIRST_SERVER_ERROR or (self._has_failed and status < _FIRST_ERROR)
-        return logging.WARNING if is_bad else logging.INFO
+        return status >= _FIRST_SERVER_ERROR or (self._has_failed and status < _FIRST_ERROR)

@@ -31,6 +31,7 @@ from chaccu.serve.gateway.front import Front
 from chaccu.serve.link import MAX_FRAME_BYTES, PING_INTERVAL_S, PING_TIMEOUT_S
 from chaccu.serve.log_writer import LogWriter
 from chaccu.serve.tls import build_server_context
+from chaccu.serve.tracing import Tracing
 
 _BACKLOG = 2048
 # For workers to hear of the end: by then nothing is under way, or its time is over.
@@ -49,9 +50,11 @@ def serve_gateway(
     log_folder: Path | None = None,
     records_url: str = "",
     lines: LogWriter | None = None,
+    tracing: Tracing | None = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, and then what is under way; `announce` gets the lines for people. With a `log_folder`, or
-    the URL of a database, chat answers are logged there, each with its conversation; `lines` gets one line a request.
+    the URL of a database, chat answers are logged there, each with its conversation; `lines` gets one line a request, and
+    `tracing` its span.
 
     Raises `ServeError` when the address cannot be listened on, `UsageError` for a configuration that must not be served,
     `StorageError` when the log cannot be written.
@@ -63,7 +66,7 @@ def serve_gateway(
     _allow_files(_FILES_A_CONNECTION * config.max_connections)
     store = open_store(log_folder, records_url)
     log = None if store is None else ConversationLog(store[0])
-    app = create_gateway(config, log=log, lines=lines)
+    app = create_gateway(config, log=log, lines=lines, tracing=tracing)
     listener = listen(config.host, config.port)
     if store is not None:
         announce(f"conversations are logged in {store[1]}")

@@ -55,13 +55,13 @@ class UpstreamRelay:
         endpoint: str,
         body: bytes,
         receiver: AnswerReceiver,
-        request_id: bytes,
+        headers: bytes,
         on_tried: Callable[[str], None] = lambda upstream: None,
     ) -> Exchange:
-        """Send a request to an upstream of `model`, with its id; `receiver` gets the answer, or hears that there is none, and
-        `on_tried` the URL of each upstream that is asked.
+        """Send a request to an upstream of `model`, with lines of `headers`; `receiver` gets the answer, or hears that there is
+        none, and `on_tried` the URL of each upstream that is asked.
         """
-        exchange = Exchange(self._pools[model], endpoint, body, receiver, request_id, on_tried, self._open.discard)
+        exchange = Exchange(self._pools[model], endpoint, body, receiver, headers, on_tried, self._open.discard)
         self._open.add(exchange)
         if self._look is None and self._limits.shortest_s:
             self._look_later()

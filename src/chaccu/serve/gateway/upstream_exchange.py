@@ -40,7 +40,7 @@ class Exchange:
         endpoint: str,
         body: bytes,
         receiver: AnswerReceiver,
-        request_id: bytes,
+        headers: bytes,
         on_tried: Callable[[str], None],
         on_end: Callable[[Exchange], None],
     ) -> None:
@@ -48,7 +48,7 @@ class Exchange:
         self._endpoint = endpoint
         self._body = body
         self._receiver = receiver
-        self._request_id = request_id
+        self._headers = headers
         self._on_tried = on_tried
         self._on_end = on_end
         # The present upstream, and what it is asked.
@@ -199,7 +199,7 @@ class Exchange:
         self._server = server
         server.take_on()
         self._on_tried(server.shown_url)
-        self._request = server.write_request(self._endpoint, self._body, self._request_id)
+        self._request = server.write_request(self._endpoint, self._body, self._headers)
         self._replaced = False
         connection = server.take()
         if connection is None:

@@ -144,12 +144,12 @@ class UpstreamServer:
 
     # Bytes and connections.
 
-    def write_request(self, endpoint: str, body: bytes, request_id: bytes) -> bytes:
-        """The request as it is sent, naming the model as this upstream does."""
+    def write_request(self, endpoint: str, body: bytes, headers: bytes) -> bytes:
+        """The request as it is sent, with the lines `headers` among its own, naming the model as this upstream does."""
         if self._remote_model is not None:
             body = msgspec.json.encode({**_decode_fields(body), "model": self._remote_model})
         target = b"%b/%b" % (self._path, endpoint.encode("ascii"))
-        head = b"POST %b HTTP/1.1\r\n%bx-request-id: %b\r\n" % (target, self._headers, request_id)
+        head = b"POST %b HTTP/1.1\r\n%b%b" % (target, self._headers, headers)
         return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
 
     def take(self) -> UpstreamConnection | None:

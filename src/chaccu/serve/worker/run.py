@@ -25,6 +25,7 @@ from chaccu.errors import EngineError, UsageError
 from chaccu.serve.link import PROTOCOL_VERSION, Join, ModelOffer
 from chaccu.serve.log_writer import LogWriter
 from chaccu.serve.tls import build_client_context
+from chaccu.serve.tracing import Tracing
 from chaccu.serve.worker.config import WorkerConfig
 from chaccu.serve.worker.gateways import GatewayAddress, NamedGateway, parse_gateway
 from chaccu.serve.worker.joined import stay_joined
@@ -32,13 +33,17 @@ from chaccu.serve.worker.membership import Membership
 from chaccu.serve.worker.prompt import PromptBuilder
 from chaccu.serve.worker.session import WorkerSession
 from chaccu.serve.worker.sharing import GatewayShares
+from chaccu.serve.worker.work_log import WorkLog, open_work_log
 
 _FIRST_LOAD_DELAY_S = 0.5
 _LONGEST_LOAD_DELAY_S = 30.0
 
 
-def run_worker(config: WorkerConfig, announce: Callable[[str], None], *, lines: LogWriter | None = None) -> None:
-    """Serve one model until SIGTERM or Ctrl-C; `announce` gets one line an event, `lines` one a request.
+def run_worker(
+    config: WorkerConfig, announce: Callable[[str], None], *, lines: LogWriter | None = None, tracing: Tracing | None = None
+) -> None:
+    """Serve one model until SIGTERM or Ctrl-C; `announce` gets one line an event, `lines` one a request, and `tracing` its
+    span.
 
     Raises `EngineError`, `UsageError`, `TokenizerError` or `MissingDependencyError` before joining, `ServeError` when the
     last gateway refuses, `EngineLostError` when only a new process can load the engine again.
@@ -59,7 +64,9 @@ def run_worker(config: WorkerConfig, announce: Callable[[str], None], *, lines: 
     engine = load()
     while True:
         try:
-            asyncio.run(_serve(config, gateways, context, source, engine, builder, announce, lines))
+            asyncio.run(
+                _serve(config, gateways, context, source, engine, builder, announce, partial(open_work_log, lines, tracing))
+            )
         except EngineLostError as error:
             if error.needs_new_process:
                 raise
@@ -109,7 +116,7 @@ async def _serve(
     engine: Engine,
     builder: PromptBuilder,
     announce: Callable[[str], None],
-    lines: LogWriter | None,
+    open_log: Callable[[str], WorkLog | None],
 ) -> None:
     draining = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, draining.set)
@@ -131,7 +138,7 @@ async def _serve(
     shares = GatewayShares()
 
     async def serve(connection: ClientConnection) -> None:
-        await WorkerSession(connection, engine, builder, announce, lines, shares).run(draining, config.drain_s)
+        await WorkerSession(connection, engine, builder, announce, open_log(identity), shares).run(draining, config.drain_s)
 
     async def join_one(gateway: GatewayAddress, is_named: Callable[[], bool]) -> None:
         ready = (

@@ -38,7 +38,6 @@ from chaccu.serve.link import (
     decode_to_worker,
     encode_frame,
 )
-from chaccu.serve.log_writer import LogWriter
 from chaccu.serve.worker.prompt import Prompt, PromptBuilder
 from chaccu.serve.worker.sharing import GatewayShares
 from chaccu.serve.worker.work_log import WorkLog
@@ -64,14 +63,14 @@ class WorkerSession:
         engine: Engine,
         builder: PromptBuilder,
         announce: Callable[[str], None],
-        lines: LogWriter | None = None,
+        log: WorkLog | None = None,
         shares: GatewayShares | None = None,
     ) -> None:
         self._connection = connection
         self._engine = engine
         self._builder = builder
         self._announce = announce
-        self._log = None if lines is None else WorkLog(lines)
+        self._log = log
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._pieces: list[Piece] = []
         self._is_asked = False
@@ -99,6 +98,8 @@ class WorkerSession:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             self._place.leave()
+            if self._log is not None:
+                self._log.close()
 
     async def _receive(self) -> None:
         while True:
