@@ -61,6 +61,13 @@ class TokenChooser:
         request = self._request
         return (request.temperature, request.top_k, request.top_p, request.min_p) if request.temperature else None
 
+    @property
+    def changes_logits(self) -> bool:
+        """Whether `score` may give anything but the logits."""
+        request = self._request
+        penalizes = request.repetition_penalty != 1 or request.frequency_penalty or request.presence_penalty
+        return bool(request.logit_bias or penalizes or self._matcher is not None)
+
     def draw(self) -> float:
         """The next random number of this answer, in [0, 1)."""
         import torch
@@ -71,11 +78,11 @@ class TokenChooser:
         """Logits with what the request changes of them before the temperature."""
         return self._allow(self._penalize(logits_1V))
 
-    def settle(self, token: int, logits_1V: torch.Tensor) -> Choice:
-        """Note that `token` was chosen; returns it, with its log-probability where it is asked for."""
+    def settle(self, token: int, logits_RV: torch.Tensor, row: int) -> Choice:
+        """Note that `token` was chosen; returns it, with its log-probability by `row` where it is asked for."""
         self._note(token)
         top = self._request.top_logprobs
-        return token, None if top is None else self._logprob(logits_1V[0], token, top)
+        return token, None if top is None else self._logprob(logits_RV[row], token, top)
 
     @property
     def is_complete(self) -> bool:
@@ -150,26 +157,30 @@ def choose_tokens(choosers: Sequence[TokenChooser], logits_RV: torch.Tensor) -> 
 
     Where choosing fails, the error stands in place of the choice.
     """
-    import torch
-
     choices: list[Choice | Exception] = [EngineError("no token was chosen.")] * len(choosers)
-    alike: dict[tuple[float, int, float, float] | None, list[tuple[int, torch.Tensor]]] = {}
+    alike: dict[tuple[float, int, float, float] | None, list[int]] = {}
+    scores_RV = logits_RV
     for row, chooser in enumerate(choosers):
         try:
-            alike.setdefault(chooser.settings, []).append((row, chooser.score(logits_RV[row : row + 1])))
+            # Most change nothing: an operation for each row of them would cost more than the choice.
+            if chooser.changes_logits:
+                if scores_RV is logits_RV:
+                    scores_RV = logits_RV.clone()
+                scores_RV[row : row + 1] = chooser.score(logits_RV[row : row + 1])
+            alike.setdefault(chooser.settings, []).append(row)
         except Exception as error:  # whatever is wrong belongs to this answer alone
             choices[row] = error
-    for settings, scored in alike.items():
-        scores_RV = torch.cat([scores_1V for _, scores_1V in scored])
+    for settings, rows in alike.items():
+        chosen_RV = scores_RV if len(rows) == len(choosers) else scores_RV[rows]
         if settings is None:
-            tokens = scores_RV.argmax(-1).tolist()
+            tokens = chosen_RV.argmax(-1).tolist()
         else:
-            tokens = _draw(_share(scores_RV, settings), [choosers[row].draw() for row, _ in scored])
-        for (row, _), token in zip(scored, tokens, strict=True):
+            tokens = _draw(_share(chosen_RV, settings), [choosers[row].draw() for row in rows])
+        for row, token in zip(rows, tokens, strict=True):
             try:
                 if token is None:
                     raise EngineError("the model gave numbers that are none (nan).", remedy="check the weights")
-                choices[row] = choosers[row].settle(token, logits_RV[row : row + 1])
+                choices[row] = choosers[row].settle(token, logits_RV, row)
             except Exception as error:  # as above
                 choices[row] = error
     return choices

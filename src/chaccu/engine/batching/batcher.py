@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from chaccu.engine.batching.aligned_cache import AlignedCache, find_windows
-from chaccu.engine.batching.tasks import Answer, Embedding, Task
+from chaccu.engine.batching.tasks import Answer, Embedding, Task, deliver
 from chaccu.engine.protocol import EngineLostError
 from chaccu.engine.token_choice import Choice, choose_tokens
 from chaccu.errors import ChaccuError, EngineError
@@ -37,6 +37,8 @@ class Batcher:
 
     def __init__(self, model: Any, max_rows: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._model = model
+        # A model looks through its weights for it at each asking.
+        self._device: torch.device = model.device
         self._max_rows = max_rows
         self._clock = clock
         self._windows = _joinable_windows(model)
@@ -96,7 +98,7 @@ class Batcher:
             budget -= len(chunk)
             began_s = self._clock()
             try:
-                answer.chooser(self._model.device)
+                answer.chooser(self._device)
                 logits_1V = self._forward(group, [chunk])
                 if len(chunk) < len(answer.unread):
                     answer.unread = answer.unread[len(chunk) :]
@@ -159,9 +161,10 @@ class Batcher:
                     self._fail(answer, error)
 
     def _choose(self, group: _Group, logits_RV: torch.Tensor) -> None:
-        choosers = [answer.chooser(self._model.device) for answer in group.answers]
-        choices = choose_tokens(choosers, logits_RV)
-        group.keep([self._take(answer, choice) for answer, choice in zip(group.answers, choices, strict=True)])
+        answers = list(group.answers)
+        choices = choose_tokens([answer.chooser(self._device) for answer in answers], logits_RV)
+        group.keep([self._take(answer, choice) for answer, choice in zip(answers, choices, strict=True)])
+        deliver(answers)
 
     def _take(self, answer: Answer, choice: Choice | Exception) -> bool:
         try:
@@ -174,7 +177,7 @@ class Batcher:
 
     def _forward(self, group: _Group, ids: Sequence[list[int]]) -> torch.Tensor:
         """Logits behind the last of `ids`, which are as many for each row; the cache holds them then."""
-        ids_RT = torch.tensor(ids, device=self._model.device)
+        ids_RT = torch.tensor(ids, device=self._device)
         inputs: dict[str, Any] = {}
         if isinstance(group.cache, AlignedCache):
             positions_RT, mask_RT = group.cache.place(ids_RT)
@@ -207,14 +210,14 @@ class Batcher:
             raise error
         # No kernel runs in this process after such an error.
         if isinstance(error, torch.AcceleratorError) and not _is_out_of_memory(error):
-            raise EngineLostError(f"{self._model.device} has failed: {_first_line(error)}.", needs_new_process=True) from error
+            raise EngineLostError(f"{self._device} has failed: {_first_line(error)}.", needs_new_process=True) from error
         if _is_out_of_memory(error):
             others = len(self.tasks)
             error = EngineError(
-                f"out of memory on {self._model.device}: this request did not fit beside {others} others.",
+                f"out of memory on {self._device}: this request did not fit beside {others} others.",
                 remedy="fewer --slots, or a smaller --context-tokens",
             )
-            if self._model.device.type == "cuda":
+            if self._device.type == "cuda":
                 torch.cuda.empty_cache()
         elif not isinstance(error, ChaccuError):
             error = EngineError(f"transformers failed: {type(error).__name__}: {error}")

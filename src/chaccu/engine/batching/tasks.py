@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
@@ -34,11 +35,40 @@ class Task:
         self.number = next(_numbers)
         self.cancelled = False
         self.sent: asyncio.Queue[Any] = asyncio.Queue()
+        self._said: list[Any] = []
         self._loop = asyncio.get_running_loop()
 
+    def say(self, item: Any) -> None:
+        """Have `item` sent by the next `deliver`; a `ChaccuError` is raised where it arrives."""
+        self._said.append(item)
+
     def send(self, item: Any) -> None:
-        """Give `item` to the event loop; a `ChaccuError` is raised there."""
-        self._loop.call_soon_threadsafe(self.sent.put_nowait, item)
+        """Give `item` to the event loop at once, behind what was said."""
+        self.say(item)
+        deliver([self])
+
+    def take_said(self) -> tuple[asyncio.AbstractEventLoop, asyncio.Queue[Any], list[Any]]:
+        """What was said since the last time, and where it goes."""
+        said, self._said = self._said, []
+        return self._loop, self.sent, said
+
+
+def deliver(tasks: Iterable[Task]) -> None:
+    """Send what tasks have said. A loop is woken once for all: each wake costs as much as a token's text, and has the threads
+    change places."""
+    loops: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Queue[Any], list[Any]]]] = {}
+    for task in tasks:
+        loop, queue, said = task.take_said()
+        if said:
+            loops.setdefault(loop, []).append((queue, said))
+    for loop, parcels in loops.items():
+        loop.call_soon_threadsafe(_put, parcels)
+
+
+def _put(parcels: list[tuple[asyncio.Queue[Any], list[Any]]]) -> None:
+    for queue, said in parcels:
+        for item in said:
+            queue.put_nowait(item)
 
 
 class Answer(Task):
@@ -63,11 +93,11 @@ class Answer(Task):
         return self._chooser
 
     def take(self, token: int, logprob: TokenLogprob | None) -> bool:
-        """Send what `token` adds to the answer; returns whether the answer goes on."""
+        """Say what `token` adds to the answer; returns whether the answer goes on."""
         self.unread = [token]
         delta = self._add(token, logprob)
         if delta is not None:
-            self.send(delta)
+            self.say(delta)
         return delta is None or delta.finish_reason is None
 
     def _add(self, token: int, logprob: TokenLogprob | None) -> GenerationDelta | None:
@@ -81,7 +111,7 @@ class Answer(Task):
         if not complete and builder.made < self._limit:
             return delta
         if delta is not None:
-            self.send(delta)
+            self.say(delta)
         return builder.end("stop" if complete else "length")
 
 
