@@ -118,6 +118,46 @@ async def test_answers_are_those_of_one_at_a_time(load: Callable[..., Any], arch
         check_greedy(model, answer)
 
 
+class Watched:
+    """A model that keeps the shapes of what it is given."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.config, self.device, self.forward = model.config, model.device, model.forward
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __call__(self, **inputs: Any) -> Any:
+        self.shapes.append(tuple(inputs["input_ids"].shape))
+        return self._model(**inputs)
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+async def test_prompts_of_about_one_length_are_read_in_one_pass(load: Callable[..., Any], architecture: str) -> None:
+    model = Watched(load(architecture))
+    answers = [Recorded(prompt(length, seed)) for seed, length in enumerate((40, 44, 3, 38, 1, 3))]
+    await run(make_batcher(model), [(0, answer) for answer in answers])
+    # Of the first chunk, 128 tokens: without the last of each, which the common step reads; the 38 are what is left.
+    assert model.shapes[:4] == [(2, 43), (2, 2), (1, 38), (5, 1)]
+    for answer in answers:
+        assert len(answer.tokens) == NEW_TOKENS
+        check_greedy(load(architecture), answer)
+
+
+async def test_the_event_loop_is_woken_once_a_step(load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    batcher = make_batcher(load("llama"))
+    answers = [Recorded(prompt(20, seed), max_tokens=100) for seed in range(3)]
+    for answer in answers:
+        batcher.add(answer)
+    batcher.run_round()
+    wakes: list[Any] = []
+    monkeypatch.setattr(asyncio.get_running_loop(), "call_soon_threadsafe", lambda *called: wakes.append(called))
+    for _ in range(10):
+        before = [len(answer.tokens) for answer in answers]
+        batcher.run_round()
+        assert [len(answer.tokens) for answer in answers] == [count + 1 for count in before]
+    assert 1 <= len(wakes) <= 10
+
+
 async def test_a_batch_outgrows_its_buffers_and_its_window(load: Callable[..., Any]) -> None:
     model = load("gemma-3")
     batcher = make_batcher(model)
@@ -237,6 +277,18 @@ async def test_an_answer_that_fails_leaves_the_others_as_they_are(load: Callable
         assert not errors_of(answer)
         assert len(answer.tokens) == NEW_TOKENS
         check_greedy(model, answer)
+        check_greedy(model, answer)
+
+
+async def test_a_prompt_that_fails_leaves_those_read_with_it(load: Callable[..., Any]) -> None:
+    model = load("llama")
+    answers = [Recorded(prompt(20, seed)) for seed in range(3)]
+    poison = next(one for one in answers[1].request.prompt_ids if all(one not in prompt(20, seed) for seed in (0, 2)))
+    await run(make_batcher(Fragile(model, ValueError("bad weights"), poison)), [(0, answer) for answer in answers])
+    (error,) = errors_of(answers[1])
+    assert "bad weights" in str(error)
+    for answer in (answers[0], answers[2]):
+        assert not errors_of(answer)
         check_greedy(model, answer)
 
 

@@ -54,14 +54,16 @@ class AlignedCache(Cache):
             layer.commit(tokens)
         self.lengths = [length + tokens for length in self.lengths]
 
-    def join(self, other: AlignedCache) -> None:
-        """Add the only row of `other` below those here. Nothing is changed where memory does not suffice."""
-        width = max(self.width, other.width)
+    def join(self, other: AlignedCache, row: int = 0, padding: int = 0) -> None:
+        """Add `row` of `other` below those here, without its last `padding` tokens, which it may have only where all were
+        written in one pass. Nothing is changed where memory does not suffice."""
+        length = other.lengths[row] - padding
+        width = max(self.width, length)
         for layer, added in zip(self._aligned, other._aligned, strict=True):
             layer.make_room(layer.rows + 1, layer.bounded(width), 0, added.keys, added.values)
         for layer, added in zip(self._aligned, other._aligned, strict=True):
-            layer.join(added, width)
-        self.lengths.extend(other.lengths)
+            layer.join(added, row, padding, width)
+        self.lengths.append(length)
         self._empty_R = None
 
     def leave(self, row: int) -> None:
@@ -145,12 +147,13 @@ class _AlignedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             values[: self.rows, :, place] = values_RHCD[: self.rows, :, old]
         self.keys, self.values, self._end, self.is_initialized = keys, values, kept, True
 
-    def join(self, added: _AlignedLayer, width: int) -> None:
-        kept = added.bounded(added._width)
-        old = slice(added._end - kept, added._end)
+    def join(self, added: _AlignedLayer, row: int, padding: int, width: int) -> None:
+        kept = added.bounded(added._width - padding)
+        end = added._end - padding
+        old = slice(end - kept, end)
         place = slice(self._end - kept, self._end)
-        self.keys[self.rows, :, place] = added.keys[0, :, old]
-        self.values[self.rows, :, place] = added.values[0, :, old]
+        self.keys[self.rows, :, place] = added.keys[row, :, old]
+        self.values[self.rows, :, place] = added.values[row, :, old]
         self.rows += 1
         self._width = width
 

@@ -1,9 +1,10 @@
 """`Batcher`: rounds of work on one model, in which the steps of all running answers are one.
 
 In a round new prompts are read, a chunk of them for about `_READING_S`, so that a long one holds up the others for no longer;
-then each running answer gets one token, all by one pass of the model; then one input is embedded. An answer joins the batch
-when its prompt is read, and leaves it with its last token or in the round after it was cancelled. Models that keep more than
-keys and values (state spaces, linear attention) are stepped answer by answer.
+then each running answer gets one token, all by one pass of the model; then one input is embedded. Prompts of about one length
+are read in one pass, for few tokens take an accelerator as long as many. An answer joins the batch when its prompt is read, and
+leaves it with its last token or in the round after it was cancelled. Models that keep more than keys and values (state spaces,
+linear attention) are stepped answer by answer.
 
 Invariants: what an answer says does not depend on the others but for the rounding of sums; one that fails leaves the others as
 they are; where memory does not suffice, the newest answer fails. It ignores texts, and who waits for the answers.
@@ -30,6 +31,7 @@ _READING_S = 0.25
 _FIRST_CHUNK_TOKENS = 128
 _LEAST_CHUNK_TOKENS = 16
 _LARGEST_CHUNK_TOKENS = 4096
+_PADDED = 1.25
 
 
 class Batcher:
@@ -89,28 +91,79 @@ class Batcher:
         budget = self._chunk_tokens
         self._oldest_first = not self._oldest_first
         while budget > 0 and self._reading:
-            key = _age if self._oldest_first else _unread
-            group = min(self._reading, key=key)
-            self._reading.remove(group)
-            answer = group.answers[0]
-            # States of other kinds go on from more than one token in few models: their prompts are read at once.
-            chunk = answer.unread[: budget if self.is_joint else None]
-            budget -= len(chunk)
-            began_s = self._clock()
-            try:
+            ordered = sorted(self._reading, key=_age if self._oldest_first else _unread)
+            together = self._choose_together(ordered, budget)
+            read = self._read_together(together) if len(together) > 1 else self._read_chunk(together[0], budget)
+            budget -= read
+
+    def _choose_together(self, ordered: Sequence[_Group], budget: int) -> list[_Group]:
+        """The first, and those that one pass can read with it from their beginnings to their ends, with little padding."""
+        chosen = [ordered[0]]
+        longest = tokens = _unread(ordered[0])
+        if not self._reads_whole(ordered[0]):
+            return chosen
+        for group in ordered[1:]:
+            wider, more = max(longest, _unread(group)), tokens + _unread(group)
+            padded = wider * (len(chosen) + 1)
+            if self._reads_whole(group) and padded <= min(budget, _PADDED * more):
+                chosen.append(group)
+                longest, tokens = wider, more
+        return chosen
+
+    def _reads_whole(self, group: _Group) -> bool:
+        """Whether nothing of a prompt is read yet, and it can be read with others: it has a token besides the last."""
+        return self.is_joint and not group.cache.lengths and _unread(group) > 1
+
+    def _read_together(self, groups: Sequence[_Group]) -> int:
+        """Read whole prompts in one pass but for their last tokens, which the running answers' next step reads; returns how
+        many tokens that took, padding included. Where it fails each is read by itself.
+
+        Padding is behind the prompts: what comes later changes nothing before it, so the pass needs no mask.
+        """
+        answers = [group.answers[0] for group in groups]
+        longest = max(map(_unread, groups)) - 1
+        padding = [longest - (len(answer.unread) - 1) for answer in answers]
+        together = _Group(answers, self._new_cache(len(answers)))
+        began_s = self._clock()
+        try:
+            for answer in answers:
                 answer.chooser(self._device)
-                logits_1V = self._forward(group, [chunk])
-                if len(chunk) < len(answer.unread):
-                    answer.unread = answer.unread[len(chunk) :]
-                    _wait_for(logits_1V)
-                    self._reading.append(group)
-                else:
-                    self._choose(group, logits_1V)
-                    if group.answers:
-                        self._join(group)
-            except Exception as error:  # whatever the model raises must reach the answer that met it, not end the thread
-                self._fail(answer, error)
-            self._pace(len(chunk), self._clock() - began_s)
+            ids = [answer.unread[:-1] + [0] * behind for answer, behind in zip(answers, padding, strict=True)]
+            _wait_for(self._forward(together, ids))
+            failed = False
+        except Exception:  # whatever it is will be met again by the answer that it belongs to
+            failed = True
+        if failed:  # not in the block above, which holds what the pass has in memory
+            del together
+            return sum(self._read_chunk(group, _unread(group)) for group in groups)
+        for answer in answers:
+            answer.unread = answer.unread[-1:]
+        self._join(self._begin_running(), together, padding)
+        self._reading = [group for group in self._reading if group not in groups]
+        self._pace(longest * len(groups), self._clock() - began_s)
+        return longest * len(groups)
+
+    def _read_chunk(self, group: _Group, budget: int) -> int:
+        """Read what `budget` allows of one prompt; returns how many tokens."""
+        answer = group.answers[0]
+        # States of other kinds go on from more than one token in few models: their prompts are read at once.
+        chunk = answer.unread[: budget if self.is_joint else None]
+        began_s = self._clock()
+        try:
+            answer.chooser(self._device)
+            logits_1V = self._forward(group, [chunk])
+        except Exception as error:  # whatever the model raises must reach the answer that met it, not end the thread
+            self._fail(answer, error)
+            self._reading.remove(group)
+        else:
+            if len(chunk) < len(answer.unread):
+                answer.unread = answer.unread[len(chunk) :]
+                _wait_for(logits_1V)
+            else:
+                self._end_reading(group, logits_1V)
+                self._reading.remove(group)
+        self._pace(len(chunk), self._clock() - began_s)
+        return len(chunk)
 
     def _pace(self, tokens: int, took_s: float) -> None:
         """Fit the chunk to the time that reading one took; small ones say little, for a pass has a cost of its own."""
@@ -118,16 +171,32 @@ class Batcher:
             fitting = int(tokens * _READING_S / max(took_s, 1e-6))
             self._chunk_tokens = max(_LEAST_CHUNK_TOKENS, min(fitting, 2 * self._chunk_tokens, _LARGEST_CHUNK_TOKENS))
 
-    def _join(self, group: _Group) -> None:
-        """Let an answer alone run with the others."""
-        if not self.is_joint:
-            self._running.append(group)
+    def _end_reading(self, group: _Group, logits_1V: torch.Tensor) -> None:
+        """Choose the first token of an answer whose prompt is read, and let it run with the others."""
+        try:
+            self._choose(group, logits_1V)
+        except Exception as error:  # as above
+            self._fail(group.answers[0], error)
             return
+        if self.is_joint:
+            self._join(self._begin_running(), group)
+        else:
+            self._running += [group] * len(group.answers)
+
+    def _begin_running(self) -> _Group:
+        """Those that are stepped together."""
         if not self._running:
             self._running.append(_Group([], self._new_cache(self._max_rows)))
-        running = self._running[0]
-        running.cache.join(group.cache)
-        running.answers.extend(group.answers)
+        return self._running[0]
+
+    def _join(self, running: _Group, group: _Group, padding: Sequence[int] = ()) -> None:
+        """Let the answers of `group` run too, without the `padding` tokens at the ends of their rows."""
+        for row, answer in enumerate(group.answers):
+            try:
+                running.cache.join(group.cache, row, padding[row] if padding else 0)
+                running.answers.append(answer)
+            except Exception as error:  # no memory for it
+                self._fail(answer, error)
 
     def _step(self, group: _Group) -> None:
         """One token for each answer of `group`."""
@@ -153,12 +222,7 @@ class Batcher:
         for alone in apart:
             self._step(alone)
         for alone in apart:
-            for answer in alone.answers:
-                try:
-                    group.cache.join(alone.cache)
-                    group.answers.append(answer)
-                except Exception as error:  # no memory for it
-                    self._fail(answer, error)
+            self._join(group, alone)
 
     def _choose(self, group: _Group, logits_RV: torch.Tensor) -> None:
         answers = list(group.answers)
@@ -212,7 +276,7 @@ class Batcher:
         if isinstance(error, torch.AcceleratorError) and not _is_out_of_memory(error):
             raise EngineLostError(f"{self._device} has failed: {_first_line(error)}.", needs_new_process=True) from error
         if _is_out_of_memory(error):
-            others = len(self.tasks)
+            others = sum(other is not task for other in self.tasks)
             error = EngineError(
                 f"out of memory on {self._device}: this request did not fit beside {others} others.",
                 remedy="fewer --slots, or a smaller --context-tokens",
