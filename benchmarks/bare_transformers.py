@@ -3,7 +3,7 @@
     python benchmarks/bare_transformers.py FOLDER --clients 1 16 64 --prompt-tokens 128 --max-tokens 128
 
 FOLDER is one of `random_llama.py`. Prints a JSON line of figures for each number of clients. `--peer` asks transformers' own
-continuous batching instead, each wave of as many prompts as there are clients at once; it has no times to first tokens.
+continuous batching instead, on a GPU: it takes most of what memory is free for itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -41,25 +40,31 @@ async def measure(options: argparse.Namespace) -> None:
     await engine.close()
 
 
-def measure_peer(options: argparse.Namespace) -> None:
+async def measure_peer(options: argparse.Namespace) -> None:
     """Of transformers' own manager."""
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    model: Any = AutoModelForCausalLM.from_pretrained(options.folder, dtype=dtype).to(device).eval()
-    for clients in options.clients:
-        for length in (8, options.max_tokens):
-            config = GenerationConfig(max_new_tokens=length, do_sample=False, eos_token_id=-1, pad_token_id=0)
-            tokens, begun = 0, time.perf_counter()
-            for wave in range(2):
-                prompts = [choose_prompt(2 * one + wave, options.prompt_tokens) for one in range(clients)]
-                outputs = model.generate_batch(inputs=prompts, generation_config=config, progress_bar=False)
-                tokens += sum(len(output.generated_tokens) for output in outputs.values())
-            seconds = time.perf_counter() - begun
-        figures = {"clients": clients, "questions": 2 * clients, "tokens": tokens, "seconds": round(seconds, 3)}
-        print(json.dumps({**figures, "tokens_per_s": round(tokens / seconds, 1)}), flush=True)
+    tokenizer = TextTokenizer.load(options.folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(options.folder, dtype=torch.bfloat16).cuda().eval()
+    config = GenerationConfig(max_new_tokens=options.max_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    with model.continuous_batching_context_manager(generation_config=config) as manager:
+
+        async def ask(number: int, length: int) -> Pieces:
+            [prompt_ids] = tokenizer.encode_texts([choose_prompt(number, options.prompt_tokens)], first=[True])
+            outputs: asyncio.Queue[Any] = asyncio.Queue()
+            manager.register_result_handler(str(number), outputs.put_nowait)
+            manager.add_request(prompt_ids, request_id=str(number), max_new_tokens=length, streaming=True)
+            told, ended = 0, False
+            while not ended:
+                output = await outputs.get()
+                if output.error is not None:
+                    raise RuntimeError(output.error)
+                yield len(output.generated_tokens) - told
+                told, ended = len(output.generated_tokens), output.is_finished()
+
+        async for figures in measure_levels(ask, options.clients, max_tokens=options.max_tokens):
+            print(json.dumps(figures), flush=True)
 
 
 def main() -> None:
@@ -71,10 +76,7 @@ def main() -> None:
     cli.add_argument("--max-tokens", type=int, required=True)
     cli.add_argument("--peer", action="store_true")
     options = cli.parse_args()
-    if options.peer:
-        measure_peer(options)
-    else:
-        asyncio.run(measure(options))
+    asyncio.run(measure_peer(options) if options.peer else measure(options))
 
 
 if __name__ == "__main__":
