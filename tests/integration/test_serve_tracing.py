@@ -122,17 +122,19 @@ class Traced:
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
     folder = tmp_path_factory.mktemp("traced")
-    with pytest.MonkeyPatch.context() as patch, Collector() as collector:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        Collector() as collector,
+        FakeOpenAI({"up": FakeModel(answer=SECRET_WORDS)}) as upstream,
+    ):
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
-        # The workers find the collector by the variable, the gateway by its option.
-        options = ("--upstream", "up={}/v1", "--alias", "nick=scripted", "--rejoin-wait", "0", "--otlp", collector.root)
-        with FakeOpenAI({"up": FakeModel(answer=SECRET_WORDS)}) as upstream:
-            options = tuple(option.format(upstream.url) for option in options)
-            with start_gateway(folder, *options) as gateway:
-                patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.root)
-                model = f"scripted:scripted?text={quote(SECRET_WORDS)}&tokens_per_s=20&context_tokens=200"
-                with start_worker(folder, gateway, model):
-                    yield Traced(folder, gateway, collector, upstream)
+        options = ["--upstream", f"up={upstream.url}/v1", "--alias", "nick=scripted", "--rejoin-wait", "0"]
+        with start_gateway(folder, *options, "--otlp", collector.root) as gateway:
+            # The worker finds the collector by the variable.
+            patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.root)
+            model = f"scripted:scripted?text={quote(SECRET_WORDS)}&tokens_per_s=20&context_tokens=200"
+            with start_worker(folder, gateway, model):
+                yield Traced(folder, gateway, collector, upstream)
     assert SECRET_WORDS.encode() not in collector.received
 
 

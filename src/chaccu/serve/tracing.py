@@ -22,7 +22,6 @@ from chaccu.serve.link import TraceContext
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.trace import Span
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 Attribute = str | int | float | tuple[str, ...] | None
 
@@ -66,25 +65,23 @@ class Tracing:
 
     def begin(self, name: str, parent: TraceContext | None) -> RequestSpan:
         """The span of a request that has come, below `parent` where that is one."""
-        from opentelemetry.trace import SpanKind
+        from opentelemetry.trace import SpanKind, set_span_in_context
 
-        carrier = {} if parent is None else {"traceparent": parent.traceparent, "tracestate": parent.tracestate}
-        span = self._tracer.start_span(name, self._propagator.extract(carrier), SpanKind.SERVER)
-        return RequestSpan(span, self._propagator)
+        above = {} if parent is None else {"traceparent": parent.traceparent, "tracestate": parent.tracestate}
+        span = self._tracer.start_span(name, self._propagator.extract(above), SpanKind.SERVER)
+        below: dict[str, str] = {}
+        self._propagator.inject(below, set_span_in_context(span))
+        # Spans that the library's own variables turn off have no ids.
+        context = TraceContext(below["traceparent"], below.get("tracestate", "")) if below else None
+        return RequestSpan(span, context)
 
 
 class RequestSpan:
-    """One request, or what one worker has of it. `context`: its ids for whoever is given the request next; None where spans
-    are turned off by the library's own variables."""
+    """One request, or what one worker has of it. `context`: its ids, for whoever is given the request next, if it has any;
+    `alias`: the name that the model was asked for by, where that is not its own."""
 
-    def __init__(self, span: Span, propagator: TraceContextTextMapPropagator) -> None:
-        from opentelemetry.trace import set_span_in_context
-
-        carrier: dict[str, str] = {}
-        propagator.inject(carrier, set_span_in_context(span))
-        traceparent = carrier.get("traceparent")
-        self.context = None if traceparent is None else TraceContext(traceparent, carrier.get("tracestate", ""))
-        # The name that the model was asked for by, where that is another one than the model's.
+    def __init__(self, span: Span, context: TraceContext | None) -> None:
+        self.context = context
         self.alias: str | None = None
         self._span = span
 
@@ -95,13 +92,13 @@ class RequestSpan:
     def end(self, name: str, attributes: Mapping[str, Attribute], failed: str | None) -> None:
         """It has ended: its name, now that it is known, what is told of it (None: not known), and the code of the error if
         it has failed."""
-        from opentelemetry.trace import StatusCode
-
         self._span.update_name(name)
         for key, value in attributes.items():
             if value is not None:
                 self._span.set_attribute(key, value)
         if failed is not None:
+            from opentelemetry.trace import StatusCode
+
             self._span.set_status(StatusCode.ERROR, failed)
         self._span.end()
 
