@@ -128,7 +128,9 @@ WRONG: dict[str, tuple[dict[str, Any] | str, int, str | None, str]] = {
     "an earlier answer": ({"previous_response_id": "resp_1"}, 400, "previous_response_id", "send the whole conversation"),
     "background": ({"background": True}, 400, "background", "keeps no answers"),
     "tools": ({"tools": [{"type": "web_search"}]}, 400, "tools", "not supported"),
-    "a schema": ({"text": {"format": {"type": "json_schema"}}}, 400, "text", "not supported"),
+    "no schema": ({"text": {"format": {"type": "json_schema", "name": "x"}}}, 400, "text.format.schema", "missing"),
+    "a form": ({"text": {"format": {"type": "xml"}}}, 400, "text.format.type", "xml"),
+    "JSON": ({"text": {"format": {"type": "json_object"}}}, 400, "text.format", "text.format is not carried out by the engine"),
     "truncation": ({"truncation": "auto"}, 400, "truncation", "not supported"),
     "an image": (
         {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},

@@ -109,6 +109,13 @@ def test_answers_keep_to_a_schema(client: openai.OpenAI, model: str) -> None:
         )
 
     wanted = {"type": "json_schema", "json_schema": {"name": "animal", "strict": True, "schema": SCHEMA}}
+    form = {"type": "json_schema", "name": "animal", "strict": True, "schema": SCHEMA}
+    answer = client.responses.create(model=model, input="Hi", text={"format": form}, max_output_tokens=200, temperature=0)
+    assert set(json.loads(answer.output_text)) == {"name", "legs"}
+    assert answer.text.format.type == "json_schema"
+    with pytest.raises(openai.BadRequestError, match="schema cannot be carried out") as caught:
+        client.responses.create(model=model, input="Hi", text={"format": {**form, "schema": {"type": "nonsense"}}})
+    assert (caught.value.param, caught.value.code) == ("text.format", "invalid_value")
     for temperature in (0, 1):
         found = json.loads(ask(wanted, temperature=temperature, n=1).choices[0].message.content)
         assert set(found) == {"name", "legs"}

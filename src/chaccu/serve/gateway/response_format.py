@@ -20,7 +20,7 @@ class ObjectFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=
     """Any JSON object."""
 
 
-class NamedSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A schema; its name and description change nothing, and `strict` is what it always is here."""
 
     schema: dict[str, Any]
@@ -32,15 +32,18 @@ class NamedSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class SchemaFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="json_schema"):
     """JSON that keeps to a schema."""
 
-    json_schema: NamedSchema
+    json_schema: Schema
 
 
 ResponseFormat = TextFormat | ObjectFormat | SchemaFormat
 
 
-def schema_text(wanted: ResponseFormat | None) -> str | None:
+def schema_text(wanted: ResponseFormat | Schema | None) -> str | None:
     """The JSON text of the schema that an answer has to keep to, None for any text."""
     if wanted is None or isinstance(wanted, TextFormat):
         return None
-    schema = _ANY_OBJECT if isinstance(wanted, ObjectFormat) else wanted.json_schema.schema
+    if isinstance(wanted, ObjectFormat):
+        schema = _ANY_OBJECT
+    else:
+        schema = wanted.schema if isinstance(wanted, Schema) else wanted.json_schema.schema
     return msgspec.json.encode(schema).decode()
