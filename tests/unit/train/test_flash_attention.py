@@ -119,6 +119,7 @@ def test_a_layer_that_chooses_its_kernels_is_one_graph(monkeypatch: pytest.Monke
     # The answers of a GPU that has them; what is asked on the way must not cut the graph.
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(attention, "attends_at_once", lambda *_: True)
+    monkeypatch.setattr(flash_attention, "_LEAST_WIDTH", 16)
     (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
     monkeypatch.syspath_prepend(tmp_path)
     for asked in (flash_attention._is_hopper, flash_attention._is_installed):
@@ -132,6 +133,12 @@ def test_a_layer_that_chooses_its_kernels_is_one_graph(monkeypatch: pytest.Monke
     out = torch.compile(attend_row, backend="aot_eager", fullgraph=True)(*inputs)
     plain, _ = attend_plainly(*(one[0].transpose(0, 1) for one in inputs), packed.starts_N, 0.3, 0)
     torch.testing.assert_close(out[0], plain)
+
+
+def test_heads_that_the_kernels_are_wrong_for_are_not_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    served = [width for width in range(4, 300, 4) if flash_attention.serves_width(width, 0)]
+    assert served == list(range(32, 257, 8))
 
 
 def test_attention_is_counted_as_work() -> None:
