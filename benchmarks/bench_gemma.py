@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 import torch
-from machine import RESULTS
+from machine import RESULTS, describe_machine, write_results
 
 from chaccu.conversation import TextTokenizer, load_format
 from chaccu.train.encode import encode_sources
@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--max-minutes", type=float, help="of the epoch of all conversations")
     parser.add_argument("--only-ways", action="store_true", help="leave out the epoch of all conversations")
     parser.add_argument("--eager", action="store_true")
+    parser.add_argument("--commit", help="what is measured, where the code lies outside of its repository")
     options = parser.parse_args()
     base = Recipe(
         model=str(options.base),
@@ -79,10 +80,11 @@ def main() -> None:
     runs = [(name, WAYS[name], part) for name in options.ways]
     if not options.only_ways:
         runs.append(("all conversations", {"optimizer": "adamw", "max_minutes": options.max_minutes}, rows))
+    about = describe_machine("torch", "triton", "transformers", "flash-attn-4", "torchao", commit=options.commit)
     for name, changes, chosen in runs:
-        found["runs"][name] = run_once(msgspec.structs.replace(base, **changes), chosen, held_out)
+        found["runs"][name] = {**about, **run_once(msgspec.structs.replace(base, **changes), chosen, held_out)}
         print(name, json.dumps({key: value for key, value in found["runs"][name].items() if key != "loss"}), flush=True)
-        results.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        write_results(found, results)
 
 
 def load_rows(sources: Sequence[DataSource], recipe: Recipe, tokenizer: TextTokenizer) -> list[PackedRow]:
@@ -106,7 +108,6 @@ def run_once(recipe: Recipe, rows: Sequence[PackedRow], held_out: Sequence[Packe
     curve[len(log)] = evaluate(model, held_out)
     return {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "torch": torch.__version__,
         "steps": len(log),
         "tokens": sum(len(row.ids_T) for row in rows),
         "trained_tokens": sum(row.trained_tokens for row in rows),

@@ -64,7 +64,7 @@ CONFIGURATIONS = {
     "1b": Configuration("1b", 49152, bar=Bar(78_000, 0.53)),
     "7b": Configuration("7b", 12288, bar=Bar(14_000, 0.58)),
     "7b-fp8": Configuration("7b", 16384, "selective", precision="fp8", bar=Bar(16_500)),
-    "13b": Configuration("13b", 5120, "selective", bar=Bar(6_500, 0.52, 79)),
+    "13b": Configuration("13b", 4608, "selective", bar=Bar(6_500, 0.52, 79)),
     "13b-qlora": Configuration("13b", 2048, "full", "qlora", bar=Bar(peak_gb=16)),
     "13b-qlora-8192": Configuration("13b", 8192, "full", "qlora", bar=Bar(peak_gb=16)),
 }
