@@ -72,6 +72,27 @@ def merge_command(
     typer.echo(f"{out}: {manifest.kind}, {manifest.settings['adapted_weights']} weights merged")
 
 
+@app.command(
+    "adapter-gguf",
+    epilog="Example: chaccu weights adapter-gguf runs/demo/adapter --base runs/demo/base --gguf runs/demo/base.gguf "
+    "--out runs/demo/adapter-gguf",
+)
+def adapter_gguf_command(
+    adapter: Annotated[Path, typer.Argument(help="A LoRA adapter folder.")],
+    gguf: Annotated[Path, typer.Option(help="A GGUF file of the base.")],
+    out: _Out,
+    base: Annotated[
+        Path | None, typer.Option(help="The base's folder, to compare what the adapter's manifest says of its base.")
+    ] = None,
+) -> None:
+    """Write a LoRA adapter as llama.cpp takes it beside its base: chaccu worker --adapter NAME=OUT."""
+    from chaccu.weights.adapter_gguf import write_adapter_gguf
+
+    manifest = write_adapter_gguf(adapter, gguf, out, base=base)
+    size = sum(entry.size_bytes for entry in manifest.files.values())
+    typer.echo(f"{out}: an adapter for llama.cpp, {size / 1e6:.1f} MB")
+
+
 @app.command("wrap", epilog="Example: chaccu weights wrap gemma.gguf --base runs/demo/base --out runs/demo/base-gguf")
 def wrap_command(
     source: Annotated[Path, typer.Argument(help="A GGUF file.")],

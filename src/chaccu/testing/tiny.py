@@ -7,10 +7,11 @@ formats.
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
-from chaccu.artifact import Manifest, write_manifest
+from chaccu.artifact import Manifest, manifest_sha256, read_manifest, weights_sha256, write_manifest
 from chaccu.conversation import TextTokenizer
 
 BOS, EOS = "<bos>", "<|im_end|>"
@@ -109,5 +110,45 @@ def build_model(folder: Path, architecture: str, *, chat_format: str = "chatml",
         model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     model.save_pretrained(str(folder))
     manifest = Manifest(kind="base", name=f"tiny-{architecture}", chat_format=chat_format, tokenizer_sha256=tokenizer.sha256)
+    write_manifest(folder, manifest)
+    return folder
+
+
+def build_adapter(folder: Path, base: Path, *, seed: int = 1, token_rows: list[int] | None = None) -> Path:
+    """Write a random LoRA adapter of all linear layers of `base`, with the manifest that training writes; returns `folder`.
+
+    `token_rows`: tokens whose rows of embedding and projection are trained with it. Leaves torch's global generator as it was.
+    """
+    import peft
+    import torch
+    import transformers
+
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    # As training does: peft ties the rows of both by itself where the weights are tied.
+    ends = [embedding] if embedding.weight is head.weight else [embedding, head]
+    rows: dict[str, list[int]] | None = None
+    if token_rows:
+        rows = {name.rpartition(".")[2]: token_rows for name, module in model.named_modules() if module in ends}
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", trainable_token_indices=rows)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        with warnings.catch_warnings():
+            # Of transformers by an old name, and that it sets for a Conv1D what it knows.
+            warnings.simplefilter("ignore")
+            adapted = peft.get_peft_model(model, config)
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name or "trainable_tokens" in name:
+                torch.nn.init.normal_(parameter, std=0.3)
+    adapted.save_pretrained(str(folder))
+    parent = read_manifest(base)
+    manifest = Manifest(
+        kind="adapter",
+        name=folder.name,
+        chat_format=parent.chat_format,
+        tokenizer_sha256=parent.tokenizer_sha256,
+        parents={"base": manifest_sha256(base)},
+        facts={"base_weights": weights_sha256(parent)},
+    )
     write_manifest(folder, manifest)
     return folder

@@ -28,10 +28,10 @@ from chaccu.artifact import (
 )
 from chaccu.conversation import TOKENIZER_FILES
 from chaccu.errors import WeightsError
+from chaccu.lineage import check_base
 from chaccu.weights.gguf_file import GgufFile, write_gguf
 from chaccu.weights.gguf_import import Progress, find_architecture, gguf_values, hf_tensor
 from chaccu.weights.gguf_rope import stretch_pairs
-from chaccu.weights.lineage import check_base
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,6 +108,19 @@ class Adapter:
             return None, self._tensors[stem + _ROWS].shape[1]
         rows, columns = len(self._tensors[stem + _HIGH]), self._tensors[stem + _LOW].shape[1]
         return (columns, rows) if self._transposed else (rows, columns)
+
+    def factors(self, weight: str) -> tuple[np.ndarray, np.ndarray]:
+        """A (rank × in) and B (out × rank) of one weight, as float32. Raises `WeightsError` where single rows are trained."""
+        import numpy as np
+
+        stem = weight.removesuffix(".weight")
+        if stem + _ROWS in self._tensors:
+            raise WeightsError(
+                f"the adapter in {self.folder} trains {len(self._row_ids[stem.rpartition('.')[2]])} rows of {weight}, which "
+                "llama.cpp does not take from an adapter.",
+                remedy="merge it: chaccu weights merge --gguf",
+            )
+        return self._tensors[stem + _LOW].astype(np.float32), self._tensors[stem + _HIGH].astype(np.float32)
 
     def apply(self, weight: str, values: np.ndarray) -> np.ndarray:
         """One Hugging Face weight, float32 (out × in, a Conv1D's in × out), as the adapter makes it; `values`, the base's, may

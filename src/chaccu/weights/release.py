@@ -29,9 +29,9 @@ from chaccu.artifact import (
     write_manifest,
 )
 from chaccu.errors import UsageError, WeightsError
+from chaccu.lineage import check_base, find_tokenizer_sha256, identify_weights
 from chaccu.weights.data_statement import DataStatement, state_data
 from chaccu.weights.fetch import PACKAGED_MODELS, PackagedModel, find_packaged_origin, read_terms
-from chaccu.weights.lineage import check_base, find_tokenizer_sha256, identify_weights
 from chaccu.weights.merge import Adapter
 from chaccu.weights.model_card import render_card, render_notice
 from chaccu.weights.portable_paths import refuse_machine_paths, shorten_paths, shorten_settings

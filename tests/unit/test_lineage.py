@@ -1,4 +1,4 @@
-"""Which base an adapter is merged into: told by manifest, by weights, and by tokenizer."""
+"""Which base an adapter belongs to: told by manifest, by weights, and by tokenizer."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 
 from chaccu.artifact import Manifest, manifest_sha256, read_manifest, sha256_file, write_json, write_manifest
 from chaccu.errors import WeightsError
+from chaccu.lineage import check_base, find_tokenizer_sha256, identify_weights
 from chaccu.testing.tiny import build_tokenizer
-from chaccu.weights.lineage import check_base, find_tokenizer_sha256, identify_weights
 
 
 def make_base(folder: Path, weights: bytes = b"weights", *, versions: dict[str, str] | None = None) -> Path:
@@ -96,3 +96,26 @@ def test_models_made_of_the_same_data_are_not_the_same_base(tmp_path: Path) -> N
         write_manifest(folder, msgspec.structs.replace(read_manifest(folder), kind="model", inputs={"data.jsonl": "0" * 64}))
     with pytest.raises(WeightsError, match="another base"):
         check_base(there, make_adapter(tmp_path / "adapter", here))
+
+
+def test_a_packed_base_is_the_base_and_a_merged_one_is_not(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    adapter = make_adapter(tmp_path / "adapter", base)
+    gguf = msgspec.structs.replace(read_manifest(base), kind="gguf", parents={"base": manifest_sha256(base)})
+    packed = make_base(tmp_path / "packed")
+    (packed / "model.safetensors").unlink()
+    write_manifest(packed, gguf)
+    check_base(packed, adapter)
+    write_manifest(packed, msgspec.structs.replace(gguf, parents={**gguf.parents, "adapter": manifest_sha256(adapter)}))
+    with pytest.raises(WeightsError, match="another base"):
+        check_base(packed, adapter)
+
+
+def test_a_bare_gguf_file_is_known_by_its_bytes(tmp_path: Path) -> None:
+    base, bare = make_base(tmp_path / "base"), make_base(tmp_path / "bare")
+    (bare / "manifest.json").unlink()
+    (bare / "model.gguf").write_bytes(b"packed")
+    packed = sha256_file(bare / "model.gguf")
+    check_base(bare, make_adapter(tmp_path / "a", base, facts={"base_weights": {"b.gguf": packed}}), gguf=bare / "model.gguf")
+    with pytest.raises(WeightsError, match="another base"):
+        check_base(bare, make_adapter(tmp_path / "b", base), gguf=bare / "model.gguf")
