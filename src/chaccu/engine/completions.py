@@ -73,6 +73,7 @@ class _Model(msgspec.Struct):
     id: str
     owned_by: str | None = None
     max_model_len: int | None = None
+    parent: str | None = None
     meta: _Sizes | None = None
 
 
@@ -97,6 +98,8 @@ class CompletionsServer:
         self._takes_ids = False
         self._session: aiohttp.ClientSession | None = None
         self.context_tokens = DEFAULT_CONTEXT_TOKENS
+        # Names of what the server lists as adapters of the model.
+        self.adapters: tuple[str, ...] = ()
 
     @property
     def takes_ids(self) -> bool:
@@ -129,6 +132,7 @@ class CompletionsServer:
             names = ", ".join(sorted(model.id for model in models)) or "none"
             raise self._cannot_serve(f"has no model {self._model!r}; it serves: {names}", "--name NAME, as the server has it")
         self._kind = found.owned_by if found.owned_by in _SETTINGS else ""
+        self.adapters = tuple(model.id for model in models if model.parent == self._model)
         sizes = found.meta or _Sizes()
         self.context_tokens = found.max_model_len or sizes.n_ctx or sizes.n_ctx_train or DEFAULT_CONTEXT_TOKENS
 
@@ -184,7 +188,7 @@ class CompletionsServer:
             # A byte is a token at most; servers give few tokens where no limit is named.
             limit = request.max_tokens or max(context_tokens - len(ids), context_tokens // 2)
         body: dict[str, Any] = {
-            "model": self._model,
+            "model": self._model if request.adapter is None else request.adapter,
             "prompt": ids if self._takes_ids else self._spell(ids),
             "max_tokens": limit,
             "temperature": request.temperature,

@@ -1,11 +1,12 @@
 """The llama.cpp engine: GGUF weights on a CPU or laptop, through xllamacpp.
 
-Its server runs inside this process on a loopback port of its own with a random key; requests go to it as token ids and come
-back as a stream, several at once over its slots. Embeddings are the mean of the last hidden states over an input's tokens,
-scaled to length 1.
+Requests go to its server (`llama_server`) as token ids and come back as a stream, several at once over its slots. An adapter is
+a server of its own over the same file: the weights are mapped into memory once, the cache is each one's own. In one server
+llama.cpp would keep answers of other adapters waiting until all of one are done, and give the base what it has read through an
+adapter. Embeddings are the mean of the last hidden states over an input's tokens, scaled to length 1.
 
-Invariants: prompts are never tokenised here; at most `slots` requests are in
-it, the others wait in order; leaving a stream closes its connection, which frees the slot.
+Invariants: prompts are never tokenised here; at most `slots` requests are worked on, with adapters or without, the others wait
+in order; leaving a stream frees its slot.
 
 It ignores the chat template inside the GGUF.
 """
@@ -13,19 +14,18 @@ It ignores the chat template inside the GGUF.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import http.client
 import os
-import secrets
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
+from chaccu.engine.adapter_source import AdapterSource
 from chaccu.engine.deltas import DeltaBuilder
 from chaccu.engine.json_schemas import can_read_schemas, read_schema
+from chaccu.engine.llama_server import EMBEDDED_TOKENS, LlamaServer, ServerSettings
 from chaccu.engine.model_source import ModelSource
 from chaccu.engine.protocol import (
     LEAST_LOGPROB,
@@ -40,10 +40,7 @@ from chaccu.engine.protocol import (
     room_for_answer,
 )
 from chaccu.engine.server_text import read_lines, tell_error
-from chaccu.errors import EngineError, MissingDependencyError
-
-if TYPE_CHECKING:
-    import aiohttp
+from chaccu.errors import EngineError
 
 _DEFAULT_SLOTS = 4
 _DEFAULT_CONTEXT_TOKENS = 4096
@@ -51,7 +48,6 @@ _DEFAULT_CONTEXT_TOKENS = 4096
 # them, and a draw from the rest is a quarter faster.
 _LEAST_SHARE = 2.0**-24
 _MAX_AUTO_THREADS = 8
-_EMBEDDED_TOKENS = 512  # of one input at most: llama.cpp's own size of a batch
 _GGUF_MAGIC = b"GGUF"
 _DATA = b"data: "
 
@@ -87,47 +83,49 @@ class _Embeddings(msgspec.Struct):
 
 
 class LlamaCppEngine:
-    """One GGUF model in llama.cpp's server, spoken to over loopback."""
+    """One GGUF model in llama.cpp's server, and a server for each adapter over the same file."""
 
-    def __init__(self, server: Any, info: EngineInfo, key: str) -> None:
+    def __init__(self, server: LlamaServer, settings: ServerSettings, info: EngineInfo) -> None:
         self._server = server
-        self._url = server.listening_address
+        self._settings = settings
         self._info = info
-        self._key = key
+        self._adapted: dict[str, LlamaServer] = {}
         self._slots = asyncio.Semaphore(info.slots)
-        self._session: aiohttp.ClientSession | None = None
 
     @classmethod
     def load(cls, source: ModelSource, options: EngineOptions) -> LlamaCppEngine:
-        # OpenMP's threads that spin for long starve everything else on shared cores; those that do not spin at all lose a tenth
-        # of the speed in waking. The library reads this once, when it is loaded.
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-        try:
-            import xllamacpp
-        except ImportError as error:
-            raise MissingDependencyError("xllamacpp", extra="cpu-engine", needed_for="the engine llamacpp") from error
-        path = _check_gguf(source)
-        slots = options.slots or _DEFAULT_SLOTS
-        context_tokens = options.context_tokens or _DEFAULT_CONTEXT_TOKENS
-        key = secrets.token_urlsafe(24)
-        params = _build_params(path, options.threads or _default_threads(), slots, context_tokens, key)
-        try:
-            server = xllamacpp.Server(params)
-        except Exception as error:  # the binding raises whatever llama.cpp's loader met
-            raise EngineError(
-                f"llama.cpp cannot load {path}: {error}.", remedy="check the file; make it again if it is damaged"
-            ) from error
-        context_tokens = min(context_tokens, _trained_context(server.listening_address, key))
+        settings = ServerSettings(
+            gguf=_check_gguf(source),
+            threads=options.threads or _default_threads(),
+            slots=options.slots or _DEFAULT_SLOTS,
+            context_tokens=options.context_tokens or _DEFAULT_CONTEXT_TOKENS,
+        )
+        server = LlamaServer(settings)
         abilities: tuple[Ability, ...] = ("penalties", "logit_bias", "logprobs", "embeddings")
         if can_read_schemas():
             abilities += ("json_schema",)
-        info = EngineInfo(engine="llamacpp", context_tokens=context_tokens, slots=slots, abilities=abilities)
-        return cls(server, info, key)
+        info = EngineInfo(
+            engine="llamacpp",
+            context_tokens=min(settings.context_tokens, server.trained_context()),
+            slots=settings.slots,
+            abilities=abilities,
+        )
+        return cls(server, settings, info)
 
     @property
     def info(self) -> EngineInfo:
         return self._info
+
+    async def load_adapter(self, adapter: AdapterSource) -> None:
+        if adapter.gguf is None:
+            raise EngineError(
+                f"{adapter.folder} holds no adapter.gguf, which llama.cpp needs.",
+                remedy=f"chaccu weights adapter-gguf {adapter.folder} --gguf {self._settings.gguf} --out FOLDER",
+            )
+        self._adapted[adapter.name] = await asyncio.to_thread(LlamaServer, self._settings, adapter.gguf)
+
+    async def unload_adapter(self, name: str) -> None:
+        await self._adapted.pop(name).close()
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
         limit = room_for_answer(request, self._info.context_tokens)
@@ -136,7 +134,7 @@ class LlamaCppEngine:
         # llama.cpp's own stop strings lose the text they held back when an answer ends at its limit.
         builder = DeltaBuilder(request)
         async with self._slots:
-            events = self._events(body)
+            events = _events(self._server_of(request.adapter), body)
             try:
                 async for chunk in events:
                     tokens = chunk.tokens_predicted - builder.made
@@ -156,76 +154,32 @@ class LlamaCppEngine:
                 await events.aclose()
         raise EngineError("llama.cpp ended its stream without saying that the answer is complete.", remedy="ask again")
 
-    async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
-        check_inputs(inputs, min(self._info.context_tokens, _EMBEDDED_TOKENS))
+    async def embed(self, inputs: list[list[int]], adapter: str | None = None) -> list[list[float]]:
+        check_inputs(inputs, min(self._info.context_tokens, EMBEDDED_TOKENS))
         # One by one: side by side in a batch, equal inputs would get slightly different vectors.
-        return [await self._embed_one(ids) for ids in inputs]
+        return [await self._embed_one(ids, adapter) for ids in inputs]
 
-    async def _embed_one(self, ids: list[int]) -> list[float]:
-        async with self._slots, self._post("/v1/embeddings", {"input": [ids]}) as response:
+    async def _embed_one(self, ids: list[int], adapter: str | None) -> list[float]:
+        async with self._slots, self._server_of(adapter).post("/v1/embeddings", {"input": [ids]}) as response:
             (found,) = msgspec.json.decode(await response.read(), type=_Embeddings).data
         return found.embedding
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-        # The server joins its threads when it is freed, which may take as long as one batch.
-        server, self._server = self._server, None
-        await asyncio.to_thread(_free, [server])
+        servers = [self._server, *self._adapted.values()]
+        self._adapted.clear()
+        await asyncio.gather(*(server.close() for server in servers))
 
-    async def _events(self, body: dict[str, Any]) -> AsyncGenerator[_Chunk, None]:
-        async with self._post("/completion", body) as response:
-            async for line in read_lines(response.content.iter_any()):
-                if line.startswith(_DATA):
-                    yield msgspec.json.decode(line[len(_DATA) :], type=_Chunk)
-                elif line.startswith(b"error: "):
-                    raise EngineError(f"llama.cpp failed while generating: {tell_error(line[len(b'error: ') :])}")
-
-    @contextlib.asynccontextmanager
-    async def _post(self, path: str, body: dict[str, Any]) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The server's response, which is none of an error. Raises `EngineError`."""
-        import aiohttp
-
-        if self._session is None:
-            # A kept-alive connection of this server can break after a stream, and closing one is what cancels its work.
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, force_close=True),
-                timeout=aiohttp.ClientTimeout(total=None),
-                headers={"Authorization": f"Bearer {self._key}"},
-                trust_env=False,
-            )
-        try:
-            async with self._session.post(self._url + path, json=body) as response:
-                if response.status != 200:
-                    raise EngineError(f"llama.cpp refused the request: {tell_error(await response.read())}")
-                yield response
-        except aiohttp.ClientError as error:
-            raise EngineError(f"the connection to llama.cpp broke: {error}.", remedy="ask again") from error
+    def _server_of(self, adapter: str | None) -> LlamaServer:
+        return self._server if adapter is None else self._adapted[adapter]
 
 
-def _build_params(path: Path, threads: int, slots: int, context_tokens: int, key: str) -> Any:
-    import xllamacpp
-
-    params = xllamacpp.CommonParams()
-    params.model.path = str(path)
-    params.n_parallel = slots
-    params.n_ctx = context_tokens * slots  # llama.cpp divides its context among the slots
-    params.ctx_shift = False
-    params.cpuparams.n_threads = threads
-    params.cpuparams_batch.n_threads = threads
-    params.hostnames = ["127.0.0.1"]
-    params.port = 0
-    params.api_keys = [key]
-    params.n_threads_http = slots + 2  # one a running stream, and some to refuse with
-    params.verbosity = -1
-    params.ui = False
-    # Texts too: it still answers, and gives vectors beside. Their mean is made inside one batch of the processor's.
-    params.embedding = True
-    params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
-    params.n_ubatch = _EMBEDDED_TOKENS
-    params.endpoint_slots = False
-    params.endpoint_props = False
-    return params
+async def _events(server: LlamaServer, body: dict[str, Any]) -> AsyncGenerator[_Chunk, None]:
+    async with server.post("/completion", body) as response:
+        async for line in read_lines(response.content.iter_any()):
+            if line.startswith(_DATA):
+                yield msgspec.json.decode(line[len(_DATA) :], type=_Chunk)
+            elif line.startswith(b"error: "):
+                raise EngineError(f"llama.cpp failed while generating: {tell_error(line[len(b'error: ') :])}")
 
 
 def _request_body(request: GenerationRequest, limit: int, context_tokens: int) -> dict[str, Any]:
@@ -317,23 +271,7 @@ def _check_gguf(source: ModelSource) -> Path:
     return path
 
 
-def _trained_context(url: str, key: str) -> int:
-    """The longest context the weights were trained for, in tokens, as the loaded server tells it."""
-    host = url.removeprefix("http://")
-    connection = http.client.HTTPConnection(host, timeout=30)
-    try:
-        connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {key}"})
-        models = msgspec.json.decode(connection.getresponse().read())
-    finally:
-        connection.close()
-    return int(models["data"][0]["meta"]["n_ctx_train"])
-
-
 def _default_threads() -> int:
     """All cores this process may use, up to eight: generation is bound by memory, so more of them only compete."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     return max(1, min(usable, _MAX_AUTO_THREADS))
-
-
-def _free(owners: list[Any]) -> None:
-    owners.clear()

@@ -14,6 +14,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
+from chaccu.engine.adapter_source import AdapterSource
 from chaccu.engine.model_source import ModelSource
 from chaccu.errors import EngineError
 
@@ -41,6 +42,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     `top_logprobs`: None, or how many of the likeliest tokens are told at each place beside the one that was chosen. Logarithms
     are natural, of the model's own distribution: at temperature 1, before anything that a request changes. `json_schema`: the
     JSON text of a schema that the answer has to keep to.
+
+    `adapter`: the name of the loaded adapter to answer through; None: the model as it is.
     """
 
     id: str
@@ -60,6 +63,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     logit_bias: dict[int, float] = {}
     top_logprobs: int | None = None
     json_schema: str | None = None
+    adapter: str | None = None
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -95,7 +99,8 @@ class GenerationDelta(msgspec.Struct, frozen=True, kw_only=True):
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine offers. `context_tokens`: prompt and answer of one request together; `slots`: requests it works on at
-    once; `abilities`: what it carries out of that which not every engine can.
+    once; `abilities`: what it carries out of that which not every engine can. `adapters`: names of those that were loaded with
+    it, by its own flags.
     """
 
     engine: str
@@ -103,6 +108,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     slots: int
     device: str = "cpu"
     abilities: tuple[Ability, ...] = ()
+    adapters: tuple[str, ...] = ()
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,8 +143,8 @@ class Engine(Protocol):
         """
         ...
 
-    async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
-        """A vector of length 1 for each input's token ids; equal inputs have equal vectors.
+    async def embed(self, inputs: list[list[int]], adapter: str | None = None) -> list[list[float]]:
+        """A vector of length 1 for each input's token ids; equal inputs have equal vectors. `adapter` as in a request.
 
         Raises `ContextOverflowError` for an input that is too long, `WrongRequestError` for an empty one, `EngineError` when it
         fails.
@@ -164,6 +170,19 @@ class WatchedEngine(Protocol):
 
     def check(self) -> None:
         """Raise `EngineLostError` when it is."""
+        ...
+
+
+@runtime_checkable
+class AdapterEngine(Protocol):
+    """An engine that takes adapters while it runs. Requests with different adapters, or none, do not touch one another."""
+
+    async def load_adapter(self, adapter: AdapterSource) -> None:
+        """Make `adapter` ready under its name, which no other has. Raises `EngineError` when it is not for this model."""
+        ...
+
+    async def unload_adapter(self, name: str) -> None:
+        """Forget an adapter that no request uses any more."""
         ...
 
 

@@ -173,7 +173,7 @@ class ScriptedEngine:
                         return
             yield builder.end(finish)
 
-    async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
+    async def embed(self, inputs: list[list[int]], adapter: str | None = None) -> list[list[float]]:
         check_inputs(inputs, self._info.context_tokens)
         return [_draw_vector(ids) for ids in inputs]
 

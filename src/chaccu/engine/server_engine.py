@@ -33,7 +33,7 @@ class ServerEngine:
             async for delta in deltas:
                 yield delta
 
-    async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
+    async def embed(self, inputs: list[list[int]], adapter: str | None = None) -> list[list[float]]:
         raise EngineError(f"the engine {self._info.engine} makes no embeddings.", remedy=self.no_embeddings)
 
     async def close(self) -> None:

@@ -14,12 +14,13 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from chaccu.engine.batching.tasks import Answer, Embedding, Task, Words
+from chaccu.engine.adapter_source import AdapterSource
+from chaccu.engine.batching.tasks import AdapterChange, Answer, Embedding, Task, Words
 from chaccu.engine.json_schemas import can_read_schemas
 from chaccu.engine.model_source import ModelSource
 from chaccu.engine.protocol import (
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     import torch
 
     from chaccu.engine.batching.batcher import Batcher
+    from chaccu.engine.batching.model_adapters import ModelAdapters
 
 _SLOTS_ON_CPU = 8
 _SLOTS_ON_ACCELERATOR = 64
@@ -108,11 +110,21 @@ class TransformersEngine:
                     if delta.finish_reason is not None:
                         return
 
-    async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
+    async def load_adapter(self, adapter: AdapterSource) -> None:
+        await self._change(lambda adapters: adapters.load(adapter))
+
+    async def unload_adapter(self, name: str) -> None:
+        await self._change(lambda adapters: adapters.unload(name))
+
+    async def _change(self, work: Callable[[ModelAdapters], None]) -> None:
+        async with contextlib.aclosing(self._results(AdapterChange(work))) as results:
+            await anext(results)
+
+    async def embed(self, inputs: list[list[int]], adapter: str | None = None) -> list[list[float]]:
         check_inputs(inputs, self._info.context_tokens)
         if not inputs:
             return []
-        async with self._slots, contextlib.aclosing(self._results(Embedding(inputs))) as results:
+        async with self._slots, contextlib.aclosing(self._results(Embedding(inputs, adapter))) as results:
             vectors: list[list[float]] = await anext(results)
             return vectors
 

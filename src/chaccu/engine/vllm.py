@@ -21,6 +21,8 @@ import urllib.request
 from importlib import util
 from pathlib import Path
 
+import msgspec
+
 from chaccu.conversation import TextTokenizer
 from chaccu.engine.completions import CompletionsServer
 from chaccu.engine.guarded_child import GuardedChild
@@ -70,7 +72,7 @@ class VllmEngine(ServerEngine):
             child.close()
             raise
         info = describe_server(server, options, engine="vllm", default_slots=_DEFAULT_SLOTS, device="cuda")
-        return cls(child, server, info)
+        return cls(child, server, msgspec.structs.replace(info, adapters=server.adapters))
 
     def check(self) -> None:
         """Raise `EngineLostError` when the child has ended."""

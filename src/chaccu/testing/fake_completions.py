@@ -39,9 +39,18 @@ class FakeCompletions(HttpThread):
     """
 
     def __init__(
-        self, spec: str, *, name: str = "parrot", owned_by: str = "", key: str = "", takes_ids: bool = True, port: int = 0
+        self,
+        spec: str,
+        *,
+        name: str = "parrot",
+        owned_by: str = "",
+        key: str = "",
+        takes_ids: bool = True,
+        adapters: Sequence[str] = (),
+        port: int = 0,
     ) -> None:
         self.name = name
+        self.adapters = adapters
         self.owned_by = owned_by
         self.key = key
         self.takes_ids = takes_ids
@@ -69,13 +78,16 @@ class FakeCompletions(HttpThread):
         if not self._is_known(request):
             return _error(401, "the key is not known")
         model = {"id": self.name, "object": "model", "owned_by": self.owned_by, "max_model_len": self._context_tokens}
-        return JSONResponse({"object": "list", "data": [model]})
+        adapters = [{**model, "id": name, "parent": self.name} for name in self.adapters]
+        return JSONResponse({"object": "list", "data": [model, *adapters]})
 
     async def _complete(self, request: Request) -> Response:
         body = await request.json()
         self.requests.append(body)
         if not self._is_known(request):
             return _error(401, "the key is not known")
+        if body["model"] not in (self.name, *self.adapters):
+            return _error(404, f"the model {body['model']} does not exist")
         if isinstance(body["prompt"], list) and not self.takes_ids:
             return _error(400, "prompt must be a string")
         if self.fault == "refuse":
@@ -170,6 +182,8 @@ def run_fake_vllm(spec: str, arguments: Sequence[str]) -> None:
     parser.add_argument("--served-model-name")
     parser.add_argument("--max-model-len", type=int)
     parser.add_argument("--max-num-seqs", type=int)
+    parser.add_argument("--enable-lora", action="store_true")
+    parser.add_argument("--lora-modules", nargs="+", default=[])
     parser.add_argument("--fail-at-start", action="store_true")
     parser.add_argument("--die-once", type=Path)
     parser.add_argument("--pids", type=Path)
@@ -180,7 +194,10 @@ def run_fake_vllm(spec: str, arguments: Sequence[str]) -> None:
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         given.pids.write_text(json.dumps([os.getpid(), child.pid]), encoding="utf-8")
     key = os.environ["VLLM_API_KEY"]
-    with FakeCompletions(spec, name=given.served_model_name, owned_by="vllm", key=key, port=given.port) as server:
+    adapters = [module.partition("=")[0] for module in given.lora_modules]
+    with FakeCompletions(
+        spec, name=given.served_model_name, owned_by="vllm", key=key, adapters=adapters, port=given.port
+    ) as server:
         if given.die_once is not None and not given.die_once.exists():
             given.die_once.touch()
             server.fault = "exit"

@@ -102,8 +102,8 @@ async def test_llamacpp_answers_the_same_as_a_server_of_the_engine_openai(
     engines: list[Engine], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llamacpp: Any = engines[0]
-    monkeypatch.setenv(KEY_VARIABLE, llamacpp._key)
-    source = resolve_model(str(folder), name=str(folder / "model.gguf"), url=f"{llamacpp._url}/v1")
+    monkeypatch.setenv(KEY_VARIABLE, llamacpp._server.key)
+    source = resolve_model(str(folder), name=str(folder / "model.gguf"), url=f"{llamacpp._server.url}/v1")
     openai = await asyncio.to_thread(load_engine("openai").load, source, EngineOptions())
     assert openai.info.context_tokens == 256
     assert openai._server.takes_ids  # type: ignore[attr-defined]

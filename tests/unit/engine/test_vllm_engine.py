@@ -60,8 +60,8 @@ async def load(source: ModelSource, program: Path, *arguments: str, **options: A
     return await asyncio.to_thread(VllmEngine.load, source, chosen)
 
 
-async def answer(engine: VllmEngine) -> str:
-    request = GenerationRequest(id="r", prompt_ids=[65, 66, 67], max_tokens=40)
+async def answer(engine: VllmEngine, adapter: str | None = None) -> str:
+    request = GenerationRequest(id="r", prompt_ids=[65, 66, 67], max_tokens=40, adapter=adapter)
     return "".join([delta.text async for delta in engine.generate(request)])
 
 
@@ -77,6 +77,18 @@ async def test_flags_go_on_to_vllm_as_they_are(tmp_path: Path, source: ModelSour
         await load(source, program, "--tensor-parallel-size", "2", context_tokens=99, slots=3)
     # What it says is seen while it starts.
     assert "--tensor-parallel-size" in caplog.text
+
+
+async def test_its_own_adapters_are_known_and_asked_by_name(tmp_path: Path, source: ModelSource) -> None:
+    program = write_fake_vllm(tmp_path, "scripted:a?text=yes")
+    engine = await load(source, program, "--enable-lora", "--lora-modules", "law=/adapters/law", "prose=/adapters/prose")
+    try:
+        assert engine.info.adapters == ("law", "prose")
+        assert await answer(engine, "law") == await answer(engine) == "yes"
+        with pytest.raises(EngineError, match="the model poems does not exist"):
+            await answer(engine, "poems")
+    finally:
+        await engine.close()
 
 
 async def test_closing_ends_it_with_all_that_it_has_started(tmp_path: Path, source: ModelSource) -> None:

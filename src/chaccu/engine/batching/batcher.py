@@ -1,10 +1,10 @@
 """`Batcher`: rounds of work on one model, in which the steps of all running answers are one.
 
-In a round new prompts are read, a chunk of them for about `_READING_S`, so that a long one holds up the others for no longer;
-then each running answer gets one token, all by one pass of the model; then one input is embedded. Prompts of about one length
-are read in one pass, for few tokens take an accelerator as long as many. An answer joins the batch when its prompt is read, and
-leaves it with its last token or in the round after it was cancelled. Models that keep more than keys and values (state spaces,
-linear attention) are stepped answer by answer.
+In a round adapters are changed and new prompts are read, a chunk of them for about `_READING_S`, so that a long one holds up
+the others for no longer; then each running answer gets one token, all by one pass of the model, whichever adapter each names;
+then one input is embedded. Prompts of about one length are read in one pass, for few tokens take an accelerator as long as many.
+An answer joins the batch when its prompt is read, and leaves it with its last token or in the round after it was cancelled.
+Models that keep more than keys and values (state spaces, linear attention) are stepped answer by answer.
 
 Invariants: what an answer says does not depend on the others but for the rounding of sums; one that fails leaves the others as
 they are; where memory does not suffice, the newest answer fails. It ignores texts, and who waits for the answers.
@@ -22,7 +22,8 @@ from typing import Any
 import torch
 
 from chaccu.engine.batching.aligned_cache import AlignedCache, find_windows
-from chaccu.engine.batching.tasks import Answer, Embedding, Task, deliver
+from chaccu.engine.batching.model_adapters import ModelAdapters
+from chaccu.engine.batching.tasks import AdapterChange, Answer, Embedding, Task, deliver
 from chaccu.engine.protocol import EngineLostError
 from chaccu.engine.token_choice import Choice, choose_tokens
 from chaccu.errors import ChaccuError, EngineError
@@ -35,9 +36,10 @@ _PADDED = 1.25
 
 
 class Batcher:
-    """Everything is called by one thread. `clock` in seconds."""
+    """Everything is called by one thread. `clock` in seconds. `adapters`: those that answers may name."""
 
     def __init__(self, model: Any, max_rows: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.adapters = ModelAdapters(model)
         self._model = model
         # A model looks through its weights for it at each asking.
         self._device: torch.device = model.device
@@ -50,6 +52,7 @@ class Batcher:
         self._oldest_first = False
         self._running: list[_Group] = []
         self._embeddings: deque[Embedding] = deque()
+        self._changes: deque[AdapterChange] = deque()
 
     @property
     def is_joint(self) -> bool:
@@ -60,11 +63,13 @@ class Batcher:
     def tasks(self) -> list[Task]:
         """All that is not done."""
         answers = [answer for group in [*self._reading, *self._running] for answer in group.answers]
-        return [*answers, *self._embeddings]
+        return [*answers, *self._embeddings, *self._changes]
 
     def add(self, task: Task) -> None:
         if isinstance(task, Embedding):
             self._embeddings.append(task)
+        elif isinstance(task, AdapterChange):
+            self._changes.append(task)
         elif isinstance(task, Answer):
             self._reading.append(_Group([task], self._new_cache(1)))
 
@@ -72,6 +77,8 @@ class Batcher:
     def run_round(self) -> None:
         """One round. What is wrong with one task ends this task; raises `EngineLostError` when the device is lost."""
         self._leave_cancelled()
+        while self._changes:
+            self._change(self._changes.popleft())
         self._read()
         for group in list(self._running):
             self._step(group)
@@ -250,7 +257,8 @@ class Batcher:
                 inputs["attention_mask"] = mask_RT
                 if self._takes_positions:
                     inputs["position_ids"] = positions_RT
-        output = self._model(input_ids=ids_RT, past_key_values=group.cache, use_cache=True, logits_to_keep=1, **inputs)
+        inputs |= {"input_ids": ids_RT, "past_key_values": group.cache, "use_cache": True, "logits_to_keep": 1}
+        output = self.adapters.forward([answer.request.adapter for answer in group.answers], **inputs)
         if isinstance(group.cache, AlignedCache):
             group.cache.commit(ids_RT.shape[1])
         else:
@@ -263,8 +271,18 @@ class Batcher:
 
     def _embed(self, task: Embedding) -> None:
         try:
-            if task.step(self._model):
+            with self.adapters.through(task.adapter):
+                is_unfinished = task.step(self._model)
+            if is_unfinished:
                 self._embeddings.append(task)
+        except Exception as error:  # as above
+            self._fail(task, error)
+
+    # Not in inference mode: peft's parameters are to be ordinary tensors.
+    @torch.inference_mode(False)
+    def _change(self, task: AdapterChange) -> None:
+        try:
+            task.run(self.adapters)
         except Exception as error:  # as above
             self._fail(task, error)
 

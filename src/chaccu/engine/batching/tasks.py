@@ -1,4 +1,4 @@
-"""What the model's thread works on: `Answer`, a token at a time, and `Embedding`, an input at a time.
+"""What the model's thread works on: `Answer`, a token at a time, `Embedding`, an input at a time, and `AdapterChange`.
 
 Tasks are made on the event loop and worked on by one thread. Invariant: `sent` gets all that a task has to say, in order; a
 `ChaccuError` is its last word. They ignore which tasks run beside them, and the model's cache.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
@@ -21,6 +21,8 @@ from chaccu.engine.token_choice import TokenChooser
 if TYPE_CHECKING:
     import torch
     from llguidance import LLTokenizer
+
+    from chaccu.engine.batching.model_adapters import ModelAdapters
 
 
 _numbers = itertools.count()
@@ -116,10 +118,12 @@ class Answer(Task):
 
 
 class Embedding(Task):
-    """Vectors of some inputs: the mean of the last hidden states over an input's tokens, scaled to length 1."""
+    """Vectors of some inputs: the mean of the last hidden states over an input's tokens, scaled to length 1. `adapter`: the one
+    to go through, or None."""
 
-    def __init__(self, inputs: list[list[int]]) -> None:
+    def __init__(self, inputs: list[list[int]], adapter: str | None = None) -> None:
         super().__init__()
+        self.adapter = adapter
         self._inputs = inputs
         self._vectors: list[list[float]] = []
 
@@ -134,6 +138,19 @@ class Embedding(Task):
             return True
         self.send(self._vectors)
         return False
+
+
+class AdapterChange(Task):
+    """An adapter that is loaded or unloaded: `work` is done in the thread, between two steps of the answers."""
+
+    def __init__(self, work: Callable[[ModelAdapters], None]) -> None:
+        super().__init__()
+        self._work = work
+
+    def run(self, adapters: ModelAdapters) -> None:
+        """Do it, and say so."""
+        self._work(adapters)
+        self.send(None)
 
 
 class Words:
