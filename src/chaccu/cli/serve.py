@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chaccu.cli.serve_options import (
+    Adapters,
+    AllowLoad,
     Context,
     CorsOrigins,
     Drain,
@@ -70,6 +72,8 @@ def serve_command(
     engine: Engine = "auto",
     vllm_python: VllmPython = None,
     chat_format: Format = None,
+    adapter: Adapters = None,
+    allow_load: AllowLoad = None,
     threads: Threads = None,
     slots: Slots = None,
     context_tokens: Context = None,
@@ -79,7 +83,7 @@ def serve_command(
     import os
     import secrets
 
-    from chaccu.engine import resolve_model
+    from chaccu.engine import parse_adapter, resolve_adapter, resolve_model
     from chaccu.errors import UsageError
     from chaccu.serve.local import LocalModel, serve_locally
 
@@ -95,12 +99,20 @@ def serve_command(
     twice = sorted({one for one in served if served.count(one) > 1})
     if twice:
         raise UsageError(f"two models would be served as {twice[0]!r}.", remedy="tell them apart with --name, once a MODEL")
+    if adapter and len(models) > 1:
+        raise UsageError(
+            f"--adapter with {len(models)} models: over which one?", remedy="one MODEL, or a chaccu worker for each"
+        )
+    for text in adapter or []:
+        resolve_adapter(*parse_adapter(text), sources[0])
     log_options = {"--log-format": log_format, "--log-level": log_level, "--otlp": otlp or None}
     worker_arguments = _repeat(
         {
             "--engine": engine,
             "--vllm-python": vllm_python,
             "--format": chat_format,
+            "--adapter": adapter,
+            "--allow-load": allow_load,
             "--threads": threads,
             "--slots": slots,
             "--context-tokens": context_tokens,
@@ -266,6 +278,8 @@ def worker_command(
     ] = None,
     vllm_python: VllmPython = None,
     chat_format: Format = None,
+    adapter: Adapters = None,
+    allow_load: AllowLoad = None,
     threads: Threads = None,
     slots: Slots = None,
     context_tokens: Context = None,
@@ -287,7 +301,7 @@ def worker_command(
     otlp: Otlp = "",
 ) -> None:
     """Load one model and join one or more gateways with it; joins again whenever one comes back."""
-    from chaccu.engine import EngineOptions
+    from chaccu.engine import EngineOptions, parse_adapter
     from chaccu.serve.worker import WorkerConfig, run_worker
 
     config = WorkerConfig(
@@ -297,6 +311,8 @@ def worker_command(
         engine=engine,
         chat_format=chat_format,
         model_url=url,
+        adapters=tuple(parse_adapter(text) for text in adapter or []),
+        allow_load=allow_load,
         options=EngineOptions(
             threads=threads,
             slots=slots,

@@ -80,6 +80,18 @@ VllmPython = Annotated[
     typer.Option(metavar="PATH", help="Python or vllm executable of the environment that has vLLM; default: vllm on the PATH."),
 ]
 Format = Annotated[str | None, typer.Option("--format", help="Chat format, if the model's manifest names none.")]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        metavar="NAME=FOLDER",
+        help="A LoRA adapter to serve as NAME over the model; repeat for more (llamacpp, transformers).",
+    ),
+]
+AllowLoad = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Let gateways have adapters loaded while it runs, from below DIR alone; default: none."),
+]
 CorsOrigins = Annotated[
     list[str] | None,
     typer.Option(

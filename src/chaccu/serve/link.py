@@ -2,7 +2,8 @@
 
 One connection carries all requests of a worker, told apart by a number that the gateway gives. A worker opens with `Join`; the
 gateway answers `Welcome` or `Refused`. Then the gateway sends `Generate` and `Cancel`, the worker sends `Output` frames (each
-may carry pieces of many requests), `Share` when its other gateways give it more or less, and `Drain` when it wants no new work.
+may carry pieces of many requests), `Share` when its other gateways give it more or less, `Offers` when its adapters have
+changed, and `Drain` when it wants no new work. `LoadAdapter` and `UnloadAdapter` are answered by `OrderDone`.
 A `Ping` is answered by a `Pong`, by the program and not by a library below it, so a program that hangs is noticed.
 
 Invariants: every frame is one tagged struct of this module, at most `MAX_FRAME_BYTES` long; each request that was generated
@@ -19,7 +20,7 @@ import msgspec
 from chaccu.conversation import Conversation
 from chaccu.errors import ServeError
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 JOIN_PATH = "/workers/join"
 MAX_FRAME_BYTES = 16 * 2**20
 PING_INTERVAL_S = 5.0
@@ -29,7 +30,8 @@ MAX_WEIGHT = 1000.0
 MAX_PRIORITY = 1000
 
 End = Literal["stop", "length", "cancelled", "failed"]
-FailureKind = Literal["context_overflow", "invalid_request", "engine_failed"]
+# The last one: the worker has no model of this name any more, so another is to be asked.
+FailureKind = Literal["context_overflow", "invalid_request", "engine_failed", "not_served"]
 
 
 class ModelOffer(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +39,7 @@ class ModelOffer(msgspec.Struct, frozen=True, kw_only=True):
 
     `weight`: its share of the requests beside equal workers of weight 1; one of higher `priority` gets them first, while it has
     free slots. `abilities`: what its engine carries out of that which not every engine can, as `Generate.needs` names it;
-    `vocab_size`: ids of tokens are below it (0: not known).
+    `vocab_size`: ids of tokens are below it (0: not known). `base`: of an adapter, the model of this worker that it is over.
     """
 
     name: str
@@ -50,6 +52,7 @@ class ModelOffer(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     abilities: tuple[str, ...] = ()
     vocab_size: int = 0
+    base: str = ""
 
 
 class Join(msgspec.Struct, frozen=True, kw_only=True, tag="join"):
@@ -63,6 +66,20 @@ class Join(msgspec.Struct, frozen=True, kw_only=True, tag="join"):
 
 class Drain(msgspec.Struct, frozen=True, tag="drain"):
     """The worker finishes what it has and takes nothing new."""
+
+
+class Offers(msgspec.Struct, frozen=True, tag="offers"):
+    """What the worker serves from now on, all of it: adapters come and go."""
+
+    models: tuple[ModelOffer, ...]
+
+
+class OrderDone(msgspec.Struct, frozen=True, kw_only=True, tag="order_done"):
+    """An order of the gateway's has been carried out, or has not, and why."""
+
+    order: int
+    refusal: str = ""
+    remedy: str = ""
 
 
 class Share(msgspec.Struct, frozen=True, kw_only=True, tag="share"):
@@ -228,6 +245,24 @@ class Embed(msgspec.Struct, frozen=True, kw_only=True, tag="embed", omit_default
 Question = Tokenize | Detokenize | Embed
 
 
+class LoadAdapter(msgspec.Struct, frozen=True, kw_only=True, tag="load_adapter"):
+    """Load the adapter in the folder `path` and offer it as `name`. Answered by `OrderDone`, after `Offers` that have it."""
+
+    order: int
+    name: str
+    path: str
+
+
+class UnloadAdapter(msgspec.Struct, frozen=True, kw_only=True, tag="unload_adapter"):
+    """Offer `name` no more, and unload it once its requests have ended. Answered by `OrderDone`."""
+
+    order: int
+    name: str
+
+
+Order = LoadAdapter | UnloadAdapter
+
+
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     """Nobody waits for this request any more."""
 
@@ -242,8 +277,8 @@ class Pong(msgspec.Struct, frozen=True, tag="pong"):
     """It does."""
 
 
-FromWorker = Join | Output | Share | Drain | Pong
-ToWorker = Welcome | Refused | Generate | Question | Cancel | Ping
+FromWorker = Join | Offers | Output | Share | Drain | OrderDone | Pong
+ToWorker = Welcome | Refused | Generate | Question | Order | Cancel | Ping
 
 
 class LinkError(ServeError):

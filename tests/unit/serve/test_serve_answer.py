@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
+import msgspec
 import pytest
 
 from chaccu.conversation import Conversation, Message
@@ -468,3 +469,45 @@ async def test_logprobs_come_with_their_texts() -> None:
     worker.take_output([Piece(request.request, "a", 1, 9, logprobs=[told])])
     write(worker, request, end="stop")
     assert [one for part in await answer for one in part.logprobs] == [told]
+
+
+NOT_SERVED = Failure(kind="not_served", message="not any more")
+
+
+async def test_a_worker_that_serves_the_model_no_more_is_followed_by_one_that_does() -> None:
+    stage = Stage()
+    first, second = stage.join("first"), stage.join("second", priority=-1)
+    answer = stage.ask()
+    # On its way while the worker withdrew the model.
+    request = await next_request(first)
+    stage.registry.change_offers(first, ())
+    write(first, request, end="failed", failure=NOT_SERVED)
+    write(second, await next_request(second), "here", end="stop")
+    assert text_of(await answer) == "here"
+    assert (stage.events, stage.registry.knows("m")) == ([], True)
+
+
+async def test_a_model_whose_last_worker_withdrew_it_is_not_there() -> None:
+    stage = Stage()
+    worker = stage.join("one")
+    sent = stage.ask()
+    request = await next_request(worker)
+    worker.held = True
+    waits = stage.ask(wait_s=30)
+    await asyncio.sleep(0)
+    other = msgspec.structs.replace(worker.offers["m"], name="other")
+    stage.registry.change_offers(worker, (other,))
+    write(worker, request, end="failed", failure=NOT_SERVED)
+    for answer in (sent, waits):
+        with pytest.raises(ApiError, match="'m' does not exist; known: other") as caught:
+            await asyncio.wait_for(answer, 1)
+        assert (caught.value.status, caught.value.code) == (404, "model_not_found")
+
+
+async def test_a_model_is_known_while_another_worker_has_it_or_the_last_was_lost() -> None:
+    stage = Stage()
+    first, second = stage.join("first"), stage.join("second")
+    stage.registry.change_offers(first, ())
+    assert stage.registry.knows("m")
+    stage.registry.remove(second)
+    assert stage.registry.knows("m")

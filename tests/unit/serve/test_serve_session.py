@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 
 from chaccu.conversation import Conversation, Message, load_format
-from chaccu.engine import EngineInfo, EngineLostError, GenerationDelta, GenerationRequest, Usage
+from chaccu.engine import AdapterSource, EngineInfo, EngineLostError, GenerationDelta, GenerationRequest, Usage, resolve_model
 from chaccu.engine.scripted import Script, ScriptedEngine, build_byte_tokenizer
 from chaccu.serve.link import (
     Cancel,
@@ -19,6 +21,9 @@ from chaccu.serve.link import (
     Embed,
     Generate,
     LinkError,
+    ModelOffer,
+    Offers,
+    OrderDone,
     Output,
     Piece,
     Ping,
@@ -27,12 +32,16 @@ from chaccu.serve.link import (
     Sampling,
     Tokenize,
     ToWorker,
+    UnloadAdapter,
     Welcome,
     decode_from_worker,
     encode_frame,
 )
 from chaccu.serve.worker.prompt import PromptBuilder
+from chaccu.serve.worker.served import Served, ServedModels
 from chaccu.serve.worker.session import WorkerSession
+
+OFFER = ModelOffer(name="m", engine="scripted", context_tokens=4096, slots=4, chat_format="chatml")
 
 
 class Wire:
@@ -41,12 +50,15 @@ class Wire:
     def __init__(self) -> None:
         self.to_worker: asyncio.Queue[bytes | Exception] = asyncio.Queue()
         self.pieces: asyncio.Queue[Piece] = asyncio.Queue()
-        self.frames: list[Output | Drain | Pong] = []
+        self.orders: asyncio.Queue[OrderDone] = asyncio.Queue()
+        self.frames: list[Output | Drain | Pong | Offers | OrderDone] = []
 
     async def send(self, message: bytes, /) -> None:
         frame = decode_from_worker(message)
-        assert isinstance(frame, Output | Drain | Pong)
+        assert isinstance(frame, Output | Drain | Pong | Offers | OrderDone)
         self.frames.append(frame)
+        if isinstance(frame, OrderDone):
+            self.orders.put_nowait(frame)
         for piece in frame.pieces if isinstance(frame, Output) else []:
             self.pieces.put_nowait(piece)
 
@@ -77,7 +89,9 @@ class Bench:
         self.said: list[str] = []
         self.draining = asyncio.Event()
         builder = PromptBuilder(load_format(format_name), build_byte_tokenizer())
-        self.session = WorkerSession(self.wire, engine, builder, self.said.append)
+        source = resolve_model("scripted:m")
+        self.served = ServedModels(engine, Served(offer=OFFER, builder=builder), source, lambda _: builder)
+        self.session = WorkerSession(self.wire, self.served, self.said.append)
         self.task = asyncio.create_task(self.session.run(self.draining, 5.0))
 
 
@@ -318,3 +332,39 @@ async def test_an_answer_beyond_a_frame_is_refused(benches: list[Bench]) -> None
     assert piece.failure is not None
     assert (piece.failure.kind, piece.failure.parameter) == ("invalid_request", "tokens")
     assert "exceeds the limit" in piece.failure.message
+
+
+class Adaptable(ScriptedEngine):
+    """Takes any adapter, and names the one it answers through."""
+
+    async def load_adapter(self, adapter: AdapterSource) -> None:
+        pass
+
+    async def unload_adapter(self, name: str) -> None:
+        pass
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
+        yield GenerationDelta(text=str(request.adapter), tokens=1, finish_reason="stop", usage=Usage(1, 1))
+
+
+async def test_a_request_is_answered_through_the_adapter_it_names_and_changes_are_told(benches: list[Bench]) -> None:
+    bench = Bench(Adaptable(Script(text="x")))
+    benches.append(bench)
+    await bench.served.add(AdapterSource(name="law", folder=Path("nowhere")))
+    for request, model in ((1, "m"), (2, "law")):
+        bench.wire.give(msgspec.structs.replace(ask(request), model=model))
+    texts = [(await bench.wire.answer_to(request))[-1].text for request in (1, 2)]
+    assert texts == ["None", "law"]
+    bench.wire.give(UnloadAdapter(order=5, name="law"))
+    bench.wire.give(UnloadAdapter(order=6, name="law"))
+    assert [await bench.wire.orders.get() for _ in range(2)] == [
+        OrderDone(order=5),
+        OrderDone(order=6, refusal="this worker does not serve 'law'."),
+    ]
+    told = [frame for frame in bench.wire.frames if isinstance(frame, Offers | OrderDone)]
+    assert [[offer.name for offer in frame.models] for frame in told if isinstance(frame, Offers)] == [["m", "law"], ["m"]]
+    # The offers come before the word that it is done.
+    assert isinstance(told[1], Offers)
+    bench.wire.give(msgspec.structs.replace(ask(3), model="law"))
+    failure = (await bench.wire.answer_to(3))[-1].failure
+    assert (failure.kind, failure.message) == ("not_served", "this worker does not serve 'law'.") if failure else False

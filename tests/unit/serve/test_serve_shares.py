@@ -25,7 +25,7 @@ from chaccu.serve.worker.sharing import GatewayShares
 
 @given(slots=st.integers(1, 100), own=st.lists(st.integers(0, 200), min_size=1, max_size=6))
 def test_slots_are_shared_without_leaving_a_gateway_out(slots: int, own: list[int]) -> None:
-    mine = [slots_beside(slots, elsewhere=sum(own) - one, gateways=len(own)) for one in own]
+    mine = [slots_beside(slots, elsewhere=sum(own) - one, parties=len(own)) for one in own]
     assert all(1 <= share <= slots for share in mine)
     assert all(share >= slots // len(own) for share in mine)
     if len(own) == 1:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +16,7 @@ from chaccu.serve.gateway.errors import ApiError
 from chaccu.serve.gateway.registry import WorkerRegistry
 from chaccu.serve.gateway.remote_worker import RemoteWorker
 from chaccu.serve.gateway.waiting import ModelQueue, QueueFullError, Waiter
-from chaccu.serve.link import ModelOffer
+from chaccu.serve.link import Generate, ModelOffer, Piece, Sampling
 
 
 class Clock:
@@ -188,3 +190,63 @@ class TestBackPressure:
                 async with queues.turn("m", "a"):
                     pass
             assert gone.value.status == 503
+
+    async def test_names_of_one_worker_share_its_slots(self) -> None:
+        clock = Clock()
+        registry = WorkerRegistry(clock)
+        queues = BackPressure(registry, size=50, wait_s=5, clock=clock)
+        names = ("m", "law")
+        offer = ModelOffer(name="m", engine="scripted", context_tokens=100, slots=4, chat_format="chatml")
+        worker = RemoteWorker("one", tuple(msgspec.structs.replace(offer, name=name) for name in names), clock)
+        registry.add(worker)
+        begun: list[tuple[str, int]] = []
+
+        async def ask(name: str) -> None:
+            async with queues.turn(name, ""):
+                answer = worker.open(Generate(request=0, model=name, sampling=Sampling()), 1.0, changed := asyncio.Event())
+                begun.append((name, worker.frames.get_nowait().request))
+                while not answer.poll():
+                    await changed.wait()
+
+        async def end(name: str) -> None:
+            number = next(number for one, number in begun if one == name)
+            begun.remove((name, number))
+            worker.take_output([Piece(number, end="stop")])
+            await asyncio.sleep(0.01)
+
+        tasks = [asyncio.create_task(ask(name)) for name in ["m"] * 10 + ["law"] * 10]
+        await asyncio.sleep(0.01)
+        # The first had them all; the other got its part in any case.
+        assert Counter(name for name, _ in begun) == {"m": 4, "law": 2}
+        for _ in range(6):
+            await end("m")
+            counts = Counter(name for name, _ in begun)
+            assert min(counts["m"], counts["law"]) >= 2
+        assert counts.total() <= 5
+        while any(name == "m" for name, _ in begun):
+            await end("m")
+        # What one leaves is the other's.
+        assert Counter(name for name, _ in begun) == {"law": 4}
+        while begun:
+            await end("law")
+        await asyncio.gather(*tasks)
+
+    async def test_who_waits_for_a_model_that_is_withdrawn_is_told_at_once(self) -> None:
+        clock = Clock()
+        registry = WorkerRegistry(clock)
+        queues = BackPressure(registry, size=5, wait_s=30, clock=clock)
+        worker = build_worker(clock, "one")
+        registry.add(worker)
+
+        async def ask() -> None:
+            async with queues.turn("m", ""):
+                raise AssertionError
+
+        async with queues.turn("m", ""):
+            waits = asyncio.create_task(ask())
+            await asyncio.sleep(0)
+            registry.change_offers(worker, (msgspec.structs.replace(worker.offers["m"], name="other"),))
+            with pytest.raises(ApiError, match="'m' does not exist") as gone:
+                await asyncio.wait_for(waits, 1)
+        assert gone.value.status == 404
+        assert queues.waiting() == {"m": 0}

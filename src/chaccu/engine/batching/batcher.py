@@ -2,9 +2,9 @@
 
 In a round adapters are changed and new prompts are read, a chunk of them for about `_READING_S`, so that a long one holds up
 the others for no longer; then each running answer gets one token, all by one pass of the model, whichever adapter each names;
-then one input is embedded. Prompts of about one length are read in one pass, for few tokens take an accelerator as long as many.
-An answer joins the batch when its prompt is read, and leaves it with its last token or in the round after it was cancelled.
-Models that keep more than keys and values (state spaces, linear attention) are stepped answer by answer.
+then one input is embedded. Prompts of about one length are read in one pass, for few tokens take an accelerator as long as
+many. An answer joins the batch when its prompt is read, and leaves it with its last token or in the round after it was
+cancelled. Models that keep more than keys and values (state spaces, linear attention) are stepped answer by answer.
 
 Invariants: what an answer says does not depend on the others but for the rounding of sums; one that fails leaves the others as
 they are; where memory does not suffice, the newest answer fails. It ignores texts, and who waits for the answers.

@@ -1,7 +1,8 @@
 """`AdminApi`: what an operator looks at and changes while the gateway runs.
 
 Invariants: every request shows a key of scope admin, or comes from this machine where there are no keys; nothing shows a key
-but the answer that makes it. Drains and aliases last as long as the gateway, keys as long as their file. It ignores answers.
+but the answer that makes it. Drains and aliases last as long as the gateway, keys as long as their file, adapters as long as
+their worker. It ignores answers.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ from chaccu.serve.gateway.errors import ApiError, bad_request, from_validation
 from chaccu.serve.gateway.keys import KeyFile, describe_key
 from chaccu.serve.gateway.limits import Limits
 from chaccu.serve.gateway.observed_app import note_of
+from chaccu.serve.gateway.offers import refuse_name
 from chaccu.serve.gateway.registry import WorkerRegistry
+from chaccu.serve.gateway.remote_worker import OrderRefusedError, RemoteWorker, WorkerLostError
 from chaccu.serve.gateway.requests import read_fields
 from chaccu.serve.gateway.upstream import UpstreamRelay
+from chaccu.serve.link import LoadAdapter, Order, UnloadAdapter
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -38,6 +42,15 @@ class _NewKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _NewAlias(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     models: Annotated[dict[str, float], msgspec.Meta(min_length=1, max_length=100)]
+
+
+class _AdapterToLoad(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    adapter: str
+    path: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+
+
+class _AdapterToUnload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    adapter: str
 
 
 class AdminApi:
@@ -63,6 +76,8 @@ class AdminApi:
             Route("/admin/workers", self.workers),
             Route("/admin/workers/{worker:path}/drain", self.drain, methods=["POST"]),
             Route("/admin/workers/{worker:path}/undrain", self.undrain, methods=["POST"]),
+            Route("/admin/workers/{worker:path}/load", self.load, methods=["POST"]),
+            Route("/admin/workers/{worker:path}/unload", self.unload, methods=["POST"]),
             Route("/admin/upstreams", self.upstreams),
             Route("/admin/aliases", self.aliases),
             Route("/admin/aliases/{name:path}", self.set_alias, methods=["PUT"]),
@@ -84,6 +99,29 @@ class AdminApi:
     async def undrain(self, request: Request) -> Response:
         """Give it new requests again."""
         return self._hold(request, False)
+
+    async def load(self, request: Request) -> Response:
+        """`{"adapter": "law", "path": "law-7"}`: have a worker serve an adapter from its own disk; answers when it does."""
+        self._check(request)
+        body = await self._read(request, _AdapterToLoad)
+        worker = self._find(request)
+        refusal = refuse_name(body.adapter, self._config, worker.key)
+        if refusal is not None:
+            raise bad_request(refusal.reason, code="invalid_value", param="adapter")
+        if body.adapter in self._aliases:
+            raise bad_request(f"{body.adapter!r} is an alias.", code="invalid_value", param="adapter")
+        await _order(worker, LoadAdapter(order=0, name=body.adapter, path=body.path))
+        return self._describe(worker)
+
+    async def unload(self, request: Request) -> Response:
+        """`{"adapter": "law"}`: have a worker serve it no more; answers when its last request has ended."""
+        self._check(request)
+        body = await self._read(request, _AdapterToUnload)
+        worker = self._find(request)
+        if body.adapter not in worker.offers:
+            raise _not_found(f"the worker {worker.identity!r:.220} does not serve {body.adapter!r:.220}.")
+        await _order(worker, UnloadAdapter(order=0, name=body.adapter))
+        return self._describe(worker)
 
     async def upstreams(self, request: Request) -> Response:
         """Every upstream by model."""
@@ -148,10 +186,19 @@ class AdminApi:
 
     def _hold(self, request: Request, held: bool) -> Response:
         self._check(request)
-        worker = request.path_params["worker"]
-        if not self._registry.hold(worker, held):
-            raise _not_found(f"no worker {worker!r:.220} is joined.")
-        return _json([status for status in self._registry.statuses() if status.worker == worker])
+        worker = self._find(request)
+        self._registry.hold(worker, held)
+        return self._describe(worker)
+
+    def _find(self, request: Request) -> RemoteWorker:
+        identity = request.path_params["worker"]
+        worker = self._registry.find(identity)
+        if worker is None:
+            raise _not_found(f"no worker {identity!r:.220} is joined.")
+        return worker
+
+    def _describe(self, worker: RemoteWorker) -> Response:
+        return _json([status for status in self._registry.statuses() if status.worker == worker.identity])
 
     def _file(self) -> KeyFile:
         if self._config.keys is None:
@@ -168,6 +215,16 @@ class AdminApi:
             return msgspec.convert(fields, body_type)
         except msgspec.ValidationError as error:
             raise from_validation(error, fields, body_type.__struct_fields__) from error
+
+
+async def _order(worker: RemoteWorker, order: Order) -> None:
+    try:
+        await worker.order(order)
+    except OrderRefusedError as error:
+        remedy = f" ({error.remedy})" if error.remedy else ""
+        raise bad_request(f"the worker refuses: {error.message}{remedy}", code="order_refused", param="adapter") from error
+    except WorkerLostError as error:
+        raise ApiError(503, error.message, kind="service_unavailable", code="worker_lost") from error
 
 
 def _json(value: Any, *, status: int = 200) -> Response:

@@ -122,6 +122,10 @@ async def stream_answer(
                     failed[race.worker.identity] = last.failure
                     attempts, event = attempts + 1, "retried"
                     break
+                if last.failure is not None and last.failure.kind == "not_served":
+                    # The model was withdrawn there while the request was on its way; nothing was lost.
+                    attempts, event = attempts + 1, "continued" if progress.given else None
+                    break
                 if last.end is not None:
                     ending = progress.ending(_finish_reason(last), last.stopped_by)
                     if race.worker is not worker:
@@ -158,7 +162,7 @@ async def _next_worker(
     try:
         return await registry.acquire(prefix, tokens=tokens, needs=needs, wait_s=wait_s)
     except ApiError as error:
-        if event is None:
+        if event is None or error.status == 404:
             raise
         raise worker_lost(prefix.model, f"no other one that can go on joined within {wait_s:g} s") from error
 

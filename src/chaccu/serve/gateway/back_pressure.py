@@ -36,7 +36,8 @@ class BackPressure:
     async def turn(self, model: str, key: str) -> AsyncIterator[None]:
         """Wait until there is room for one more request of `model`, fairly between keys, and hold it for the block.
 
-        Raises `ApiError`: 429 when too many wait or for too long, 503 when there is no worker.
+        Raises `ApiError`: 429 when too many wait or for too long, 503 when there is no worker, 404 when its last one has
+        withdrawn the model.
         """
         queue = self._queues.get(model)
         if queue is None:
@@ -59,6 +60,7 @@ class BackPressure:
                 await changed.wait()
         if waiter.state == "under way":
             return
+        self._registry.check_known(model, ())
         if not self._registry.room(model):
             raise no_worker(model, self._wait_s)
         if waiter.state == "waiting":
@@ -67,7 +69,10 @@ class BackPressure:
 
     def _look_again(self) -> None:
         for model, queue in self._queues.items():
-            queue.fill(self._registry.room(model))
+            if self._registry.knows(model):
+                queue.fill(self._registry.room(model))
+            else:
+                queue.refuse_all()
 
 
 def _refusal(model: str, why: str, queue: ModelQueue) -> ApiError:

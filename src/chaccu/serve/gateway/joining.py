@@ -18,17 +18,19 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from chaccu.serve.gateway.admission import Admission
 from chaccu.serve.gateway.config import GatewayConfig
 from chaccu.serve.gateway.keys import Key
+from chaccu.serve.gateway.offers import refuse_offer
 from chaccu.serve.gateway.pulse import TICKS
 from chaccu.serve.gateway.registry import WorkerRegistry
 from chaccu.serve.gateway.remote_worker import RemoteWorker
 from chaccu.serve.link import (
     JOIN_TIMEOUT_S,
-    MAX_PRIORITY,
-    MAX_WEIGHT,
     PROTOCOL_VERSION,
     Drain,
     Join,
     LinkError,
+    ModelOffer,
+    Offers,
+    OrderDone,
     Output,
     Ping,
     Pong,
@@ -39,7 +41,6 @@ from chaccu.serve.link import (
     encode_frame,
 )
 
-_MAX_NAME_CHARS = 200
 _POLICY_VIOLATION = 1008
 _KEY_CHECK_S = 1.0
 _log = logging.getLogger(__name__)
@@ -63,9 +64,9 @@ class WorkerDoor:
             return
         await websocket.accept()
         try:
-            greeted = await self._greet(websocket)
-            if greeted is not None:
-                await self._serve(websocket, *greeted)
+            worker = await self._greet(websocket)
+            if worker is not None:
+                await self._serve(websocket, worker)
         except LinkError as error:
             _log.warning("a worker's connection is closed: %s", error.message)
             await websocket.close(_POLICY_VIOLATION)
@@ -73,7 +74,7 @@ class WorkerDoor:
             # Either the worker left, or a stranger said nothing in time; both are over.
             return
 
-    async def _greet(self, websocket: WebSocket) -> tuple[RemoteWorker, Key | None] | None:
+    async def _greet(self, websocket: WebSocket) -> RemoteWorker | None:
         async with asyncio.timeout(JOIN_TIMEOUT_S):
             frame = decode_from_worker(await _receive(websocket))
         if not isinstance(frame, Join):
@@ -90,7 +91,7 @@ class WorkerDoor:
             return None
         # Its key is part of a worker's name, so that none can take the place of another key's worker.
         identity = frame.worker if key is None else f"{key.id}/{frame.worker}"
-        return RemoteWorker(identity, frame.models, self._clock), key
+        return RemoteWorker(identity, frame.models, self._clock, key)
 
     def _refuse(self, join: Join, key: Key | None) -> Refused | None:
         if join.protocol != PROTOCOL_VERSION:
@@ -98,27 +99,13 @@ class WorkerDoor:
                 f"it speaks version {join.protocol} of the protocol, the gateway version {PROTOCOL_VERSION}.",
                 "run the same version of chaccu on both sides",
             )
-        upstreams = {upstream.name for upstream in self._config.upstreams}
         for offer in join.models:
-            if offer.name in upstreams:
-                return Refused(f"the gateway already serves {offer.name!r} from an upstream.", "--name another name")
-            if key is not None and not key.may_use(offer.name):
-                return Refused(
-                    f"its key {key.id} is not for {offer.name!r:.200}.",
-                    f"--name {key.models[0]}, or a key that is bound to this model",
-                )
-            if not offer.name.isprintable() or not 0 < len(offer.name) <= _MAX_NAME_CHARS:
-                return Refused("a model's name must have 1 to 200 printable characters.", "--name another name")
-            if offer.slots < 1 or offer.context_tokens < 1:
-                return Refused(f"it offers {offer.slots} slots of {offer.context_tokens} tokens.", "both must be 1 or more")
-            if not 0 < offer.weight <= MAX_WEIGHT or abs(offer.priority) > MAX_PRIORITY:
-                return Refused(
-                    f"it has the weight {offer.weight:g} and the priority {offer.priority}.",
-                    f"--weight above 0, up to {MAX_WEIGHT:g}; --priority within {MAX_PRIORITY} of 0",
-                )
+            refusal = refuse_offer(offer, self._config, key)
+            if refusal is not None:
+                return refusal
         return None if join.models else Refused("it offers no model.", "start it with --model M")
 
-    async def _serve(self, websocket: WebSocket, worker: RemoteWorker, key: Key | None) -> None:
+    async def _serve(self, websocket: WebSocket, worker: RemoteWorker) -> None:
         worker.frames.put_nowait(Welcome())
         self._registry.add(worker)
         parts = [
@@ -127,8 +114,8 @@ class WorkerDoor:
         ]
         if self._config.stall_s:
             parts.append(asyncio.ensure_future(self._watch(worker)))
-        if key is not None:
-            parts.append(asyncio.ensure_future(self._wait_for_revocation(key)))
+        if worker.key is not None:
+            parts.append(asyncio.ensure_future(self._wait_for_revocation(worker.key)))
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             for part in done:
@@ -154,13 +141,28 @@ class WorkerDoor:
                 self._registry.note_share(worker, frame)
             elif isinstance(frame, Drain):
                 worker.draining = True
+            elif isinstance(frame, Offers):
+                self._change_offers(worker, frame)
+            elif isinstance(frame, OrderDone):
+                worker.end_order(frame)
             elif not isinstance(frame, Pong):
                 raise LinkError("it sent a second Join.")
+
+    def _change_offers(self, worker: RemoteWorker, frame: Offers) -> None:
+        """What it may not serve here is left out: other gateways of its may take it."""
+        taken: list[ModelOffer] = []
+        for offer in frame.models:
+            refusal = refuse_offer(offer, self._config, worker.key)
+            if refusal is None:
+                taken.append(offer)
+            else:
+                _log.warning("an offer of the worker %s is left out: %s", worker.identity, refusal.reason)
+        self._registry.change_offers(worker, tuple(taken))
 
     async def _watch(self, worker: RemoteWorker) -> None:
         while True:
             await asyncio.sleep(self._config.stall_s / TICKS)
-            match worker.pulse.tick(worker.outstanding > 0):
+            match worker.pulse.tick(worker.is_busy):
                 case "ask":
                     worker.frames.put_nowait(Ping())
                 case "stalled":

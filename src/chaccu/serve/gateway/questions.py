@@ -40,6 +40,8 @@ async def ask_worker(
             continue
         finally:
             race.leave()
+        if piece.failure is not None and piece.failure.kind == "not_served":
+            continue
         if piece.failure is not None:
             raise from_failure(piece.failure)
         if piece.end != "stop":

@@ -1,6 +1,7 @@
 """`WorkerRegistry`: which workers serve which model now, and which ones were lost.
 
-Invariants: a model that was served once stays known, so its absence is a passing state and not a wrong name; a worker that
+Invariants: a model that was served once stays known until its last worker withdraws it, so its absence is a passing state and
+not a wrong name; a worker that
 joins again replaces what is left of its former self; the list of lost workers is bounded. `routing` decides who gets a request;
 what it needs to know of requests is kept here. It ignores how an answer is made.
 """
@@ -27,10 +28,11 @@ WorkerState = Literal["ready", "draining", "resting", "suspended", "lost"]
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One model of one worker, for people and scripts. `elsewhere`: requests that it has from other gateways; `since_s`:
-    seconds since it joined, or was lost."""
+    """One model of one worker, for people and scripts. `base`: of an adapter, the model it is over; `elsewhere`: requests that
+    the worker has from other gateways; `since_s`: seconds since it joined, or was lost."""
 
     model: str
+    base: str
     worker: str
     engine: str
     state: WorkerState
@@ -69,6 +71,7 @@ class WorkerRegistry:
         self._lost = deque((entry for entry in self._lost if entry[0].identity != worker.identity), maxlen=_LOST_REMEMBERED)
         self._workers[worker.identity] = worker
         worker.held = worker.identity in self._held
+        worker.on_more_room = lambda: self.on_more_room()
         self._joined_s[worker.identity] = self._clock()
         self._known.update(worker.offers)
         self._wake()
@@ -81,6 +84,19 @@ class WorkerRegistry:
             del self._joined_s[worker.identity]
             self._lost.append((worker, self._clock()))
 
+    def find(self, identity: str) -> RemoteWorker | None:
+        """The joined worker of this name."""
+        return self._workers.get(identity)
+
+    def change_offers(self, worker: RemoteWorker, offers: tuple[ModelOffer, ...]) -> None:
+        """`worker` serves these from now on. A model that was withdrawn and that no other worker has is known no more."""
+        withdrawn = worker.offers.keys() - {offer.name for offer in offers}
+        worker.offers = {offer.name: offer for offer in offers}
+        if self._workers.get(worker.identity) is worker:
+            self._known.update(worker.offers)
+            self._known -= {name for name in withdrawn if not self.offers(name)}
+            self._wake()
+
     def resume(self, worker: RemoteWorker) -> None:
         """`worker` was suspended and is heard again."""
         worker.suspended = False
@@ -92,16 +108,12 @@ class WorkerRegistry:
         if share.elsewhere < former.elsewhere or share.gateways < former.gateways:
             self.on_more_room()
 
-    def hold(self, identity: str, held: bool) -> bool:
-        """Give a worker nothing new, also when it joins again, or give it requests as before; False when it is not joined."""
-        worker = self._workers.get(identity)
-        if worker is None:
-            return False
+    def hold(self, worker: RemoteWorker, held: bool) -> None:
+        """Give a worker nothing new, also when it joins again, or give it requests as before."""
         if worker.held != held:
             worker.held = held
-            (self._held.add if held else self._held.discard)(identity)
+            (self._held.add if held else self._held.discard)(worker.identity)
             self._wake()
-        return True
 
     def models(self) -> dict[str, int]:
         """Models that a worker serves now, with the context in tokens that all of their workers have."""
@@ -135,7 +147,7 @@ class WorkerRegistry:
         self, prefix: Prefix, *, tokens: float, wait_s: float, needs: frozenset[str] = frozenset()
     ) -> RemoteWorker:
         """The worker to use for one more request, with about `tokens` of answer, that has the abilities it `needs`; waits for
-        one to join. Raises `ApiError` when none has joined after `wait_s`.
+        one to join. Raises `ApiError` when none has joined after `wait_s`, or the model is withdrawn.
         """
         worker = self.pick(prefix, tokens=tokens, needs=needs)
         if worker is not None:
@@ -143,6 +155,7 @@ class WorkerRegistry:
         try:
             async with asyncio.timeout(wait_s):
                 while (worker := self.pick(prefix, tokens=tokens, needs=needs)) is None:
+                    self.check_known(prefix.model, ())
                     await self._changed.wait()
                 return worker
         except TimeoutError:
@@ -215,6 +228,7 @@ def _status(worker: RemoteWorker, state: WorkerState, since_s: float) -> list[Wo
     return [
         WorkerStatus(
             model=offer.name,
+            base=offer.base,
             worker=worker.identity,
             engine=offer.engine,
             state=state,
@@ -223,7 +237,7 @@ def _status(worker: RemoteWorker, state: WorkerState, since_s: float) -> list[Wo
             context_tokens=offer.context_tokens,
             weight=offer.weight,
             priority=offer.priority,
-            outstanding=worker.outstanding,
+            outstanding=worker.outstanding_of(offer.name),
             elsewhere=worker.share.elsewhere,
             tokens_per_s=round(worker.rate.per_second(), 1),
             since_s=round(since_s, 1),

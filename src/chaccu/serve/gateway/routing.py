@@ -65,12 +65,12 @@ def expected_wait_s(load: WorkerLoad, tokens: float) -> float:
     return (load.due_tokens + tokens) / (load.speed * load.slots * load.weight)
 
 
-def slots_beside(slots: int, *, elsewhere: int, gateways: int) -> int:
-    """How many of a worker's `slots` one of its `gateways` may use, while the others have requests `elsewhere`: what they left,
-    and an equal part of the slots in any case, one at least.
+def slots_beside(slots: int, *, elsewhere: int, parties: int) -> int:
+    """How many of a worker's `slots` one of its `parties` may use, while the others have requests `elsewhere`: what they left,
+    and an equal part of the slots in any case, one at least. Parties are gateways, and names that it serves.
 
-    Without that part a gateway with a queue, which fills each slot as it is freed, would leave the others nothing. A worker may
-    so have more requests than slots for a while, less than twice as many where there are slots for all gateways; they wait in
+    Without that part a party with a queue, which fills each slot as it is freed, would leave the others nothing. A worker may
+    so have more requests than slots for a while, less than twice as many where there are slots for all parties; they wait in
     its engine.
     """
-    return max(slots - elsewhere, slots // gateways, 1)
+    return max(slots - elsewhere, slots // parties, 1)

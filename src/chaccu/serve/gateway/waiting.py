@@ -97,6 +97,15 @@ class ModelQueue:
                 self._begin(waiter)
             waiter.wake()
 
+    def refuse_all(self) -> None:
+        """Nobody will be answered."""
+        waiting = [waiter for waiters in self._waiting.values() for waiter in waiters]
+        self._waiting.clear()
+        self._turns.clear()
+        for waiter in waiting:
+            waiter.state = "refused"
+            waiter.wake()
+
     def retry_after_s(self) -> float:
         """About when a request that is refused now would find a place: when those that wait have been answered."""
         rate = self._ended.per_second()

@@ -37,8 +37,8 @@ _LONGEST_DELAY_S = 1.5
 
 async def stay_joined(
     gateway: GatewayAddress,
-    join: Join,
-    serve: Callable[[ClientConnection], Awaitable[None]],
+    build_join: Callable[[], Join],
+    serve: Callable[[ClientConnection, Join], Awaitable[None]],
     is_named: Callable[[], bool],
     draining: asyncio.Event,
     announce: Callable[[str], None],
@@ -47,16 +47,18 @@ async def stay_joined(
     ready: str,
 ) -> None:
     """Be a worker of `gateway` until `draining` is set, or its connection is gone and it is not named any more; `serve` gets
-    each connection that has joined, `announce` what happens, and then `ready`. Raises `ServeError` when the gateway refuses.
+    each connection that has joined, with what it joined by, `announce` what happens, and then `ready`. Raises `ServeError` when
+    the gateway refuses.
     """
     delay_s, reported = _FIRST_DELAY_S, False
     while not draining.is_set() and is_named():
         try:
             async with _connect(gateway, context) as connection:
+                join = build_join()
                 await _join(connection, join)
                 announce(ready)
                 delay_s, reported = _FIRST_DELAY_S, False
-                await serve(connection)
+                await serve(connection, join)
         except (OSError, WebSocketException, TimeoutError) as error:
             if not reported:
                 announce(f"{_reason(error, gateway.shown)}; trying again")

@@ -16,10 +16,22 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import msgspec
 from websockets.asyncio.client import ClientConnection
 
 from chaccu.conversation import TextTokenizer, check_format, resolve_format
-from chaccu.engine import Engine, EngineLostError, ModelSource, choose_engine, load_engine, resolve_model
+from chaccu.engine import (
+    AdapterEngine,
+    AdapterSource,
+    Engine,
+    EngineInfo,
+    EngineLostError,
+    ModelSource,
+    choose_engine,
+    load_engine,
+    resolve_adapter,
+    resolve_model,
+)
 from chaccu.engine.scripted import build_byte_tokenizer
 from chaccu.errors import EngineError, UsageError
 from chaccu.serve.link import PROTOCOL_VERSION, Join, ModelOffer
@@ -31,12 +43,15 @@ from chaccu.serve.worker.gateways import GatewayAddress, NamedGateway, parse_gat
 from chaccu.serve.worker.joined import stay_joined
 from chaccu.serve.worker.membership import Membership
 from chaccu.serve.worker.prompt import PromptBuilder
+from chaccu.serve.worker.served import Served, ServedModels
 from chaccu.serve.worker.session import WorkerSession
 from chaccu.serve.worker.sharing import GatewayShares
 from chaccu.serve.worker.work_log import WorkLog, open_work_log
 
 _FIRST_LOAD_DELAY_S = 0.5
 _LONGEST_LOAD_DELAY_S = 30.0
+_OF_ENGINES = "serve the model with llamacpp or transformers"
+_OTHER_WAY = {"vllm": "name them by its own flags: -- --enable-lora --lora-modules NAME=FOLDER"}
 
 
 def run_worker(
@@ -58,15 +73,15 @@ def run_worker(
             remedy="--engine vllm, or no flags behind --",
         )
     builder = _build_prompts(source)
+    adapters = _find_adapters(config, source, engine_name)
     announce(f"loading {source.name} with the engine {engine_name}: {reason}")
     # Loaded before the event loop starts, so Ctrl-C ends a long load as it ends any program.
     load = partial(load_engine(engine_name).load, source, config.options)
     engine = load()
     while True:
         try:
-            asyncio.run(
-                _serve(config, gateways, context, source, engine, builder, announce, partial(open_work_log, lines, tracing))
-            )
+            open_log = partial(open_work_log, lines, tracing)
+            asyncio.run(_serve(config, gateways, context, source, engine, builder, adapters, announce, open_log))
         except EngineLostError as error:
             if error.needs_new_process:
                 raise
@@ -74,6 +89,19 @@ def run_worker(
             engine = _load_again(load, announce)
         else:
             return
+
+
+def _find_adapters(config: WorkerConfig, source: ModelSource, engine_name: str) -> list[AdapterSource]:
+    """Those to be loaded at the start. Raises `UsageError` for an engine that loads none, or two of one name."""
+    names = [source.name, *(name for name, _ in config.adapters)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"two models would be served as {twice!r}.", remedy="give each --adapter a name of its own")
+    if (config.adapters or config.allow_load) and not issubclass(load_engine(engine_name), AdapterEngine):
+        raise UsageError(f"the engine {engine_name} loads no adapters.", remedy=_OTHER_WAY.get(engine_name, _OF_ENGINES))
+    if config.allow_load is not None and not config.allow_load.is_dir():
+        raise UsageError(f"--allow-load {config.allow_load} is no folder.", remedy="make it, or name another")
+    return [resolve_adapter(name, folder, source) for name, folder in config.adapters]
 
 
 def _load_again(load: Callable[[], Engine], announce: Callable[[str], None]) -> Engine:
@@ -115,13 +143,50 @@ async def _serve(
     source: ModelSource,
     engine: Engine,
     builder: PromptBuilder,
+    adapters: Sequence[AdapterSource],
     announce: Callable[[str], None],
     open_log: Callable[[str], WorkLog | None],
 ) -> None:
     draining = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, draining.set)
     info = engine.info
-    offer = ModelOffer(
+    served = ServedModels(
+        engine,
+        Served(offer=_describe(config, source, info, builder), builder=builder),
+        source,
+        lambda chat_format: _build_prompts(msgspec.structs.replace(source, chat_format=chat_format)),
+        config.allow_load,
+    )
+    identity = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
+
+    def build_join() -> Join:
+        return Join(protocol=PROTOCOL_VERSION, worker=identity, models=served.offers, token=config.join_token)
+
+    shares = GatewayShares()
+
+    async def serve(connection: ClientConnection, join: Join) -> None:
+        await WorkerSession(connection, served, announce, open_log(identity), shares, join.models).run(draining, config.drain_s)
+
+    async def join_one(gateway: GatewayAddress, is_named: Callable[[], bool]) -> None:
+        names = ", ".join(offer.name for offer in served.offers)
+        ready = (
+            f"worker ready: {names} at {gateway.shown} ({info.engine} on {info.device}, {info.slots} slots "
+            f"of {info.context_tokens:,} tokens)"
+        )
+        await stay_joined(gateway, build_join, serve, is_named, draining, announce, context=context, ready=ready)
+
+    try:
+        for adapter in adapters:
+            announce(f"loading the adapter {adapter.name}")
+            await served.add(adapter)
+        await Membership(gateways, join_one, announce).run(draining)
+    finally:
+        await engine.close()
+    announce(f"{source.name}: drained and stopped")
+
+
+def _describe(config: WorkerConfig, source: ModelSource, info: EngineInfo, builder: PromptBuilder) -> ModelOffer:
+    return ModelOffer(
         name=source.name,
         engine=info.engine,
         context_tokens=info.context_tokens,
@@ -133,22 +198,3 @@ async def _serve(
         abilities=info.abilities,
         vocab_size=builder.vocab_size,
     )
-    identity = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
-    join = Join(protocol=PROTOCOL_VERSION, worker=identity, models=(offer,), token=config.join_token)
-    shares = GatewayShares()
-
-    async def serve(connection: ClientConnection) -> None:
-        await WorkerSession(connection, engine, builder, announce, open_log(identity), shares).run(draining, config.drain_s)
-
-    async def join_one(gateway: GatewayAddress, is_named: Callable[[], bool]) -> None:
-        ready = (
-            f"worker ready: {source.name} at {gateway.shown} ({info.engine} on {info.device}, {info.slots} slots "
-            f"of {info.context_tokens:,} tokens)"
-        )
-        await stay_joined(gateway, join, serve, is_named, draining, announce, context=context, ready=ready)
-
-    try:
-        await Membership(gateways, join_one, announce).run(draining)
-    finally:
-        await engine.close()
-    announce(f"{source.name}: drained and stopped")

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from chaccu.engine import ContextOverflowError, Engine, EngineLostError, GenerationRequest, WatchedEngine, WrongRequestError
+from chaccu.engine import ContextOverflowError, EngineLostError, GenerationRequest, WatchedEngine, WrongRequestError
 from chaccu.errors import ChaccuError, ConversationError, FormatError
 from chaccu.serve.link import (
     Cancel,
@@ -27,6 +27,11 @@ from chaccu.serve.link import (
     FromWorker,
     Generate,
     LinkError,
+    LoadAdapter,
+    ModelOffer,
+    Offers,
+    Order,
+    OrderDone,
     Output,
     Piece,
     Ping,
@@ -39,6 +44,7 @@ from chaccu.serve.link import (
     encode_frame,
 )
 from chaccu.serve.worker.prompt import Prompt, PromptBuilder
+from chaccu.serve.worker.served import NotServedError, Served, ServedModels
 from chaccu.serve.worker.sharing import GatewayShares
 from chaccu.serve.worker.work_log import WorkLog
 
@@ -55,20 +61,21 @@ class Connection(Protocol):
 
 
 class WorkerSession:
-    """Serves `Generate` frames from one connection until it closes or `draining` is set and all is done."""
+    """Serves `Generate` frames from one connection until it closes or `draining` is set and all is done. `offered`: what the
+    gateway has been told of `served` when it was joined."""
 
     def __init__(
         self,
         connection: Connection,
-        engine: Engine,
-        builder: PromptBuilder,
+        served: ServedModels,
         announce: Callable[[str], None],
         log: WorkLog | None = None,
         shares: GatewayShares | None = None,
+        offered: tuple[ModelOffer, ...] | None = None,
     ) -> None:
         self._connection = connection
-        self._engine = engine
-        self._builder = builder
+        self._served = served
+        self._engine = served.engine
         self._announce = announce
         self._log = log
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -79,6 +86,10 @@ class WorkerSession:
         self._place = (shares or GatewayShares()).join(self._has_news.set)
         # What the gateway knows of the others: as if there were none, until it is told.
         self._told = Share()
+        self._offered = served.offers if offered is None else offered
+        self._unwatch = served.watch(self._has_news.set)
+        self._orders: set[asyncio.Task[None]] = set()
+        self._done_orders: list[OrderDone] = []
 
     async def run(self, draining: asyncio.Event, drain_s: float) -> None:
         """Serve. Raises what the connection raises when it is lost, `LinkError` for a wrong frame, and `EngineLostError`."""
@@ -88,12 +99,15 @@ class WorkerSession:
             asyncio.create_task(self._drain(draining, drain_s)),
             asyncio.create_task(self._watch_engine()),
         ]
+        # What has changed since the gateway was joined.
+        self._has_news.set()
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             for part in done:
                 part.result()
         finally:
-            tasks = [*parts, *self._tasks.values()]
+            self._unwatch()
+            tasks = [*parts, *self._tasks.values(), *self._orders]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -116,6 +130,10 @@ class WorkerSession:
                 # A request that is unknown has ended while this frame was on its way.
                 if frame.request in self._tasks:
                     self._tasks[frame.request].cancel()
+            elif isinstance(frame, Order):
+                order = asyncio.create_task(self._obey(frame))
+                self._orders.add(order)
+                order.add_done_callback(self._orders.discard)
             elif isinstance(frame, Ping):
                 # Sent from where all else is sent: what comes in never waits for what goes out.
                 self._is_asked = True
@@ -143,6 +161,13 @@ class WorkerSession:
         pieces, self._pieces = self._pieces, []
         if pieces:
             await self._send_frame(Output(pieces))
+        if self._served.offers != self._offered:
+            self._offered = self._served.offers
+            await self._send_frame(Offers(self._offered))
+        # After the offers that an order has changed.
+        orders, self._done_orders = self._done_orders, []
+        for order in orders:
+            await self._send_frame(order)
 
     async def _drain(self, draining: asyncio.Event, drain_s: float) -> None:
         """Once told to end: take nothing new, finish what there is within `drain_s`; the gateway hands over the rest."""
@@ -169,14 +194,35 @@ class WorkerSession:
         self._pieces.append(piece)
         self._has_news.set()
 
+    async def _obey(self, order: Order) -> None:
+        """Carry out an order, and say whether it could be."""
+        refusal = remedy = ""
+        try:
+            if isinstance(order, LoadAdapter):
+                await self._served.load(order.name, order.path)
+            else:
+                await self._served.unload(order.name)
+        except ChaccuError as error:
+            refusal, remedy = error.message, error.remedy
+        except Exception as error:  # an order that fails must reach its gateway and leave what is served alone
+            refusal = f"the worker failed ({type(error).__name__})."
+            self._announce(f"{order}: {type(error).__name__}: {error}")
+        else:
+            self._announce(f"{'loaded' if isinstance(order, LoadAdapter) else 'unloaded'} the adapter {order.name}")
+        self._done_orders.append(OrderDone(order=order.order, refusal=refusal, remedy=remedy))
+        self._has_news.set()
+
     async def _serve(self, request: Generate | Question) -> None:
         try:
-            if isinstance(request, Generate):
-                await self._generate(request)
-            else:
-                await self._find(request)
+            with self._served.use(request.model) as served:
+                if isinstance(request, Generate):
+                    await self._generate(request, served)
+                else:
+                    await self._find(request, served)
         except asyncio.CancelledError:
             self._put(Piece(request.request, end="cancelled"))
+        except NotServedError as error:
+            self._put(Piece(request.request, end="failed", failure=Failure(kind="not_served", message=error.message)))
         except EngineLostError as error:
             if not self._loss.done():
                 self._loss.set_result(error)
@@ -187,18 +233,19 @@ class WorkerSession:
             if not isinstance(error, (ContextOverflowError, ConversationError, FormatError, WrongRequestError)):
                 self._announce(f"the request {request.request_id} failed: {type(error).__name__}: {error}")
 
-    async def _find(self, question: Question) -> None:
+    async def _find(self, question: Question, served: Served) -> None:
         """Answer a question, in one piece."""
         number = question.request
         if isinstance(question, Tokenize):
-            ids = await asyncio.to_thread(self._builder.tokenize, question)
+            ids = await asyncio.to_thread(served.builder.tokenize, question)
             answer = Piece(number, end="stop", prompt_tokens=len(ids), found=Found(ids=ids))
         elif isinstance(question, Detokenize):
-            answer = Piece(number, self._builder.detokenize(question.ids), end="stop")
+            answer = Piece(number, served.builder.detokenize(question.ids), end="stop")
         else:
             self._check_can({"embeddings": "input"})
-            inputs = await asyncio.to_thread(self._builder.encode_inputs, question.inputs)
-            vectors = [struct.pack(f"<{len(vector)}f", *vector) for vector in await self._engine.embed(inputs)]
+            inputs = await asyncio.to_thread(served.builder.encode_inputs, question.inputs)
+            found = await self._engine.embed(inputs, served.adapter)
+            vectors = [struct.pack(f"<{len(vector)}f", *vector) for vector in found]
             answer = Piece(number, end="stop", prompt_tokens=sum(map(len, inputs)), found=Found(vectors=vectors))
         try:
             # In a frame of its own: it may be long.
@@ -216,10 +263,10 @@ class WorkerSession:
                 message = f"the engine {self._engine.info.engine} does not carry out {parameter}."
                 raise WrongRequestError(message, parameter=parameter)
 
-    async def _generate(self, request: Generate) -> None:
+    async def _generate(self, request: Generate, served: Served) -> None:
         sampling = request.sampling
         self._check_can(request.needs())
-        prompt = await self._build(request)
+        prompt = await _build(request, served.builder)
         generation = GenerationRequest(
             id=str(request.request),
             prompt_ids=prompt.prompt_ids,
@@ -238,6 +285,7 @@ class WorkerSession:
             logit_bias=sampling.logit_bias,
             top_logprobs=sampling.top_logprobs,
             json_schema=sampling.json_schema,
+            adapter=served.adapter,
         )
         prefix = _PrefixCutter(prompt.reply_prefix)
         tokens, prompt_tokens = 0, len(prompt.prompt_ids)
@@ -259,12 +307,13 @@ class WorkerSession:
                     self._put(Piece(request.request, text, tokens, prompt_tokens, logprobs=tuple(logprobs)))
                     tokens, logprobs = 0, []
 
-    async def _build(self, request: Generate) -> Prompt:
-        turns = request.conversation.messages if request.conversation else ()
-        chars = len(request.prompt) + len(request.begun) + sum(len(turn.content or "") for turn in turns)
-        if chars < _INLINE_CHARS:
-            return self._builder.build(request)
-        return await asyncio.to_thread(self._builder.build, request)
+
+async def _build(request: Generate, builder: PromptBuilder) -> Prompt:
+    turns = request.conversation.messages if request.conversation else ()
+    chars = len(request.prompt) + len(request.begun) + sum(len(turn.content or "") for turn in turns)
+    if chars < _INLINE_CHARS:
+        return builder.build(request)
+    return await asyncio.to_thread(builder.build, request)
 
 
 class _PrefixCutter:
