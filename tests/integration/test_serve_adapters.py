@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import signal
 from collections.abc import Iterator
@@ -12,7 +13,11 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
+from typer.testing import CliRunner
 
+from chaccu.cli import workers
+from chaccu.errors import ServeError
+from chaccu.serve.admin_client import AdminClient
 from chaccu.serve.gateway.keys import KeyFile
 from chaccu.testing.processes import Service, list_workers, start_gateway, start_serve, start_worker, wait_until
 
@@ -207,9 +212,29 @@ async def test_a_second_gateway_learns_of_it_and_a_new_one_too(
                 assert await text_of(client, "late") == await text_of(http, "law")
 
 
+def test_an_operator_s_commands_do_the_same(gateway: Service, models: Path) -> None:
+    def run(*arguments: str) -> Any:
+        result = CliRunner().invoke(workers.app, [*arguments, "--url", gateway.url])
+        if result.exception is not None:
+            raise result.exception
+        return result.stdout
+
+    worker = worker_of(gateway, "gguf")
+    assert f"{worker}  late over gguf  llamacpp on cpu  ready  0 under way" in run("load", worker, "late", "law-gguf")
+    with pytest.raises(ServeError, match="refuses: the worker refuses: this worker serves 'late' already"):
+        run("load", worker, "late", "law-gguf")
+    assert "late" in run("list")
+    assert [one["model"] for one in json.loads(run("unload", worker, "late", "--json"))] == ["gguf"]
+    assert "draining" in run("drain", worker)
+    assert "ready" in run("undrain", worker)
+    with pytest.raises(ServeError, match="no worker 'nobody' is joined"):
+        run("drain", "nobody")
+
+
 async def test_a_key_s_models_hold_for_adapters(models: Path, tmp_path: Path) -> None:
     file = KeyFile(tmp_path / "keys.json")
-    root = {"authorization": f"Bearer {file.create('root', ['admin', 'chat'])[0]}"}
+    shown = file.create("root", ["admin", "chat"])[0]
+    root = {"authorization": f"Bearer {shown}"}
     joins = file.create("gpu", ["worker"], ["gguf", "late"])[0]
     with (
         start_gateway(tmp_path, "--keys", str(file.path)) as service,
@@ -225,6 +250,10 @@ async def test_a_key_s_models_hold_for_adapters(models: Path, tmp_path: Path) ->
             assert (status, "is not for 'other'" in answer["error"]["message"]) == (400, True)
             assert (await order(client, worker, "load", adapter="late", path="law-gguf"))[0] == 200
             assert (await ask(client, "late"))[0] == 200
+            # Its name has a slash in it: the key's id comes before.
+            operator = AdminClient(service.url, shown)
+            served = await asyncio.to_thread(operator.ask, "POST", "workers", worker, "unload", body={"adapter": "late"})
+            assert [one["model"] for one in served] == ["gguf"]
 
 
 async def test_a_worker_that_freezes_or_dies_with_an_order_is_an_error(models: Path, tmp_path: Path) -> None:

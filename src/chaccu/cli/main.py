@@ -11,7 +11,7 @@ import traceback
 
 import typer
 
-from chaccu.cli import chat, data, demo, doctor, formats, judge, keys, rank, recipe, serve, train, web, weights
+from chaccu.cli import chat, data, demo, doctor, formats, judge, keys, rank, recipe, serve, train, web, weights, workers
 from chaccu.errors import ChaccuError, ChildFailedError
 
 app = typer.Typer(
@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for _group in (data.app, formats.app, judge.app, keys.app, recipe.app, weights.app):
+for _group in (data.app, formats.app, judge.app, keys.app, recipe.app, weights.app, workers.app):
     app.add_typer(_group)
 for _commands in (demo, doctor, train, serve, web, chat, rank):
     _commands.register(app)
