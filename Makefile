@@ -24,7 +24,7 @@ test: setup
 
 # With the Python at hand: a machine with a GPU has its own PyTorch, and need not have what the other tests want.
 test-gpu:
-	PYTHONPATH=src $(PYTHON) -m pytest -m gpu -o addopts= tests/unit/train $(ARGS)
+	PYTHONPATH=src $(PYTHON) -m pytest -m gpu -o addopts= tests/unit/train tests/unit/engine $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from chaccu.errors import ArtifactError, ChaccuError, EngineError, UsageError, W
 pytest.importorskip("peft", reason="the train extra is not installed")
 pytest.importorskip("xllamacpp", reason="xllamacpp is not installed")
 
+from chaccu.engine.batching.batcher import Batcher
 from chaccu.testing.tiny import build_adapter, build_llama, build_model
 from chaccu.testing.tiny_gguf import write_llama_gguf
 from chaccu.weights.adapter_gguf import write_adapter_gguf
@@ -59,22 +61,31 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["transformers", "llamacpp"])
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["transformers", "transformers as on CUDA", "llamacpp"])
 async def subject(request: pytest.FixtureRequest, models: Path) -> AsyncIterator[AdaptedSubject]:
-    engine_class = load_engine(request.param)
+    name = request.param.removesuffix(" as on CUDA")
+    with pytest.MonkeyPatch.context() as patch:
+        if name != request.param:
+            patch.setattr("chaccu.engine.batching.batcher.Batcher", partial(Batcher, graphed=True))
+        async for one in adapted(name, models):
+            yield one
+
+
+async def adapted(engine_name: str, models: Path) -> AsyncIterator[AdaptedSubject]:
+    engine_class = load_engine(engine_name)
     merged: dict[tuple[str | None, int], str] = {}
     for name, folder in {None: "base", "one": "one-merged", "two.b": "two.b-merged"}.items():
         engine = await asyncio.to_thread(engine_class.load, resolve_model(str(models / folder)), OPTIONS)
         merged |= {(name, prompt): await answer(engine, prompt) for prompt in range(len(PROMPTS))}
         await engine.close()
-    suffix = "-gguf" if request.param == "llamacpp" else ""
+    suffix = "-gguf" if engine_name == "llamacpp" else ""
     adapters = {name: models / f"{name}{suffix}" for name in ("one", "two.b")}
     source = resolve_model(str(models / "base"))
     engine = await asyncio.to_thread(engine_class.load, source, OPTIONS)
     assert isinstance(engine, AdapterEngine)
     for name, folder in adapters.items():
         await engine.load_adapter(resolve_adapter(name, folder, source))
-    yield AdaptedSubject(request.param, engine, adapters, merged)
+    yield AdaptedSubject(engine_name, engine, adapters, merged)
     await engine.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -64,10 +65,12 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     return load_one
 
 
-def make_batcher(model: Any, clock: Callable[[], float] | None = None) -> Any:
+@pytest.fixture(params=["aligned", "graphed"])
+def make_batcher(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """With the cache of CUDA devices too, whose steps are the same without a graph."""
     from chaccu.engine.batching.batcher import Batcher
 
-    return Batcher(model, 8, clock) if clock else Batcher(model, 8)
+    return partial(Batcher, max_rows=8, graphed=request.param == "graphed")
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:
@@ -86,7 +89,7 @@ def check_greedy(model: Any, answer: Recorded) -> None:
     """Every token is the likeliest behind those before it, by one pass without a cache; ties may fall either way."""
     ids = answer.request.prompt_ids + answer.tokens
     with torch.inference_mode():
-        logits_TV = model(torch.tensor([ids]), use_cache=False).logits[0].float()
+        logits_TV = model(torch.tensor([ids], device=model.device), use_cache=False).logits[0].float()
     for place, token in enumerate(answer.tokens, start=len(answer.request.prompt_ids) - 1):
         assert logits_TV[place, token] >= logits_TV[place].max() - 1e-3
 
@@ -105,7 +108,9 @@ async def run(batcher: Any, arrivals: list[tuple[int, Task]]) -> None:
 
 
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
-async def test_answers_are_those_of_one_at_a_time(load: Callable[..., Any], architecture: str) -> None:
+async def test_answers_are_those_of_one_at_a_time(
+    make_batcher: Callable[..., Any], load: Callable[..., Any], architecture: str
+) -> None:
     model = load(architecture)
     batcher = make_batcher(model)
     assert batcher.is_joint
@@ -116,6 +121,44 @@ async def test_answers_are_those_of_one_at_a_time(load: Callable[..., Any], arch
         assert len(answer.tokens) == answer.request.max_tokens
         assert len(set(answer.tokens)) > 3
         check_greedy(model, answer)
+
+
+@pytest.mark.gpu
+async def test_steps_out_of_graphs_say_what_the_model_says(load: Callable[..., Any]) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
+    from chaccu.engine.batching.batcher import Batcher
+    from chaccu.engine.batching.graphed_cache import GraphedCache
+
+    model = load("llama").to("cuda")
+    try:
+        batcher = Batcher(model, max_rows=8)
+        # Past 256 columns, where buffers grow and graphs are made anew, with rows that come and go.
+        answers = [Recorded(prompt(length), max_tokens=60 + 120 * (row % 3)) for row, length in enumerate(LENGTHS)]
+        await run(batcher, [(11 * row, answer) for row, answer in enumerate(answers)])
+        assert isinstance(batcher._graphed, GraphedCache)
+        assert any(graph.logits_RV is not None for graph in batcher._graphed._graphs.values())
+        for answer in answers:
+            assert len(answer.tokens) == answer.request.max_tokens
+            check_greedy(model, answer)
+    finally:
+        model.to("cpu")
+
+
+def test_only_models_that_agree_are_stepped_as_graphs_are(load: Callable[..., Any]) -> None:
+    from chaccu.engine.batching.graphed_cache import suits
+
+    class Deaf(Watched):
+        """Sees columns that the mask hides."""
+
+        def __call__(self, **inputs: Any) -> Any:
+            return super().__call__(**{name: value for name, value in inputs.items() if name != "attention_mask"})
+
+    for architecture in ("llama", "distilgpt2", "qwen2", "qwen3"):
+        model = load(architecture)
+        assert suits(model, model.config.num_hidden_layers)
+    assert not suits(Deaf(load("llama")), 2)
+    assert not suits(load("llama"), 1)
 
 
 class Watched:
@@ -132,18 +175,24 @@ class Watched:
 
 
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
-async def test_prompts_of_about_one_length_are_read_in_one_pass(load: Callable[..., Any], architecture: str) -> None:
+async def test_prompts_of_about_one_length_are_read_in_one_pass(
+    make_batcher: Callable[..., Any], load: Callable[..., Any], architecture: str
+) -> None:
     model = Watched(load(architecture))
     answers = [Recorded(prompt(length, seed)) for seed, length in enumerate((40, 44, 3, 38, 1, 3))]
-    await run(make_batcher(model), [(0, answer) for answer in answers])
+    batcher = make_batcher(model)
+    model.shapes.clear()
+    await run(batcher, [(0, answer) for answer in answers])
     # Of the first chunk, 128 tokens: without the last of each, which the common step reads; the 38 are what is left.
-    assert model.shapes[:4] == [(2, 43), (2, 2), (1, 38), (5, 1)]
+    assert model.shapes[:3] == [(2, 43), (2, 2), (1, 38)]
     for answer in answers:
         assert len(answer.tokens) == NEW_TOKENS
         check_greedy(load(architecture), answer)
 
 
-async def test_the_event_loop_is_woken_once_a_step(load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_event_loop_is_woken_once_a_step(
+    make_batcher: Callable[..., Any], load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     batcher = make_batcher(load("llama"))
     answers = [Recorded(prompt(20, seed), max_tokens=100) for seed in range(3)]
     for answer in answers:
@@ -158,7 +207,7 @@ async def test_the_event_loop_is_woken_once_a_step(load: Callable[..., Any], mon
     assert 1 <= len(wakes) <= 10
 
 
-async def test_a_batch_outgrows_its_buffers_and_its_window(load: Callable[..., Any]) -> None:
+async def test_a_batch_outgrows_its_buffers_and_its_window(make_batcher: Callable[..., Any], load: Callable[..., Any]) -> None:
     model = load("gemma-3")
     batcher = make_batcher(model)
     answers = [Recorded(prompt(length), max_tokens=tokens) for length, tokens in ((5, 150), (70, 30), (130, 100), (9, 4))]
@@ -167,7 +216,7 @@ async def test_a_batch_outgrows_its_buffers_and_its_window(load: Callable[..., A
         check_greedy(model, answer)
 
 
-async def test_a_seed_repeats_whatever_runs_beside_it(load: Callable[..., Any]) -> None:
+async def test_a_seed_repeats_whatever_runs_beside_it(make_batcher: Callable[..., Any], load: Callable[..., Any]) -> None:
     model = load("llama")
     settings = {"temperature": 1.0, "top_p": 0.95, "max_tokens": 20}
     alone = Recorded(prompt(20), seed=7, **settings)
@@ -194,8 +243,10 @@ async def test_draws_follow_the_shares() -> None:
     assert [count / 2000 for count in counts] == pytest.approx(shares, abs=0.04)
 
 
-async def test_a_long_prompt_is_read_in_chunks_beside_running_answers(load: Callable[..., Any]) -> None:
-    batcher = make_batcher(load("llama"), StepClock(1.0))  # reading takes ever too long: chunks shrink to the least
+async def test_a_long_prompt_is_read_in_chunks_beside_running_answers(
+    make_batcher: Callable[..., Any], load: Callable[..., Any]
+) -> None:
+    batcher = make_batcher(load("llama"), clock=StepClock(1.0))  # reading takes ever too long: chunks shrink to the least
     running, long = Recorded(prompt(5), max_tokens=100), Recorded(prompt(400), max_tokens=3)
     batcher.add(running)
     batcher.run_round()
@@ -212,8 +263,8 @@ async def test_a_long_prompt_is_read_in_chunks_beside_running_answers(load: Call
     check_greedy(load("llama"), running)
 
 
-async def test_a_short_prompt_does_not_wait_for_a_long_one(load: Callable[..., Any]) -> None:
-    batcher = make_batcher(load("llama"), StepClock(1.0))
+async def test_a_short_prompt_does_not_wait_for_a_long_one(make_batcher: Callable[..., Any], load: Callable[..., Any]) -> None:
+    batcher = make_batcher(load("llama"), clock=StepClock(1.0))
     long, short = Recorded(prompt(400)), Recorded(prompt(5))
     batcher.add(long)
     batcher.run_round()
@@ -224,7 +275,7 @@ async def test_a_short_prompt_does_not_wait_for_a_long_one(load: Callable[..., A
     assert not long.tokens
 
 
-async def test_a_cancelled_answer_leaves_in_the_next_round(load: Callable[..., Any]) -> None:
+async def test_a_cancelled_answer_leaves_in_the_next_round(make_batcher: Callable[..., Any], load: Callable[..., Any]) -> None:
     model = load("llama")
     batcher = make_batcher(model)
     answers = [Recorded(prompt(length), max_tokens=40) for length in (20, 60, 7)]
@@ -261,7 +312,9 @@ class Fragile:
         return output
 
 
-async def test_an_answer_that_fails_leaves_the_others_as_they_are(load: Callable[..., Any]) -> None:
+async def test_an_answer_that_fails_leaves_the_others_as_they_are(
+    make_batcher: Callable[..., Any], load: Callable[..., Any]
+) -> None:
     model = load("llama")
     alone = Recorded(prompt(20))
     await run(make_batcher(model), [(0, alone)])
@@ -280,7 +333,9 @@ async def test_an_answer_that_fails_leaves_the_others_as_they_are(load: Callable
         check_greedy(model, answer)
 
 
-async def test_a_prompt_that_fails_leaves_those_read_with_it(load: Callable[..., Any]) -> None:
+async def test_a_prompt_that_fails_leaves_those_read_with_it(
+    make_batcher: Callable[..., Any], load: Callable[..., Any]
+) -> None:
     model = load("llama")
     answers = [Recorded(prompt(20, seed)) for seed in range(3)]
     poison = next(one for one in answers[1].request.prompt_ids if all(one not in prompt(20, seed) for seed in (0, 2)))
@@ -292,7 +347,7 @@ async def test_a_prompt_that_fails_leaves_those_read_with_it(load: Callable[...,
         check_greedy(model, answer)
 
 
-async def test_out_of_memory_fails_the_newest_answer_alone(load: Callable[..., Any]) -> None:
+async def test_out_of_memory_fails_the_newest_answer_alone(make_batcher: Callable[..., Any], load: Callable[..., Any]) -> None:
     model = load("llama")
     batcher = make_batcher(Fragile(model, torch.OutOfMemoryError("CUDA out of memory"), -1, max_rows=2))
     answers = [Recorded(prompt(length)) for length in (31, 20, 8)]
@@ -305,7 +360,7 @@ async def test_out_of_memory_fails_the_newest_answer_alone(load: Callable[..., A
         check_greedy(model, answer)
 
 
-async def test_a_device_that_fails_is_a_lost_engine(load: Callable[..., Any]) -> None:
+async def test_a_device_that_fails_is_a_lost_engine(make_batcher: Callable[..., Any], load: Callable[..., Any]) -> None:
     model = load("llama")
     alone = Recorded(prompt(20))
     await run(make_batcher(model), [(0, alone)])
@@ -316,7 +371,7 @@ async def test_a_device_that_fails_is_a_lost_engine(load: Callable[..., Any]) ->
     assert caught.value.needs_new_process
 
 
-async def test_models_with_other_states_are_stepped_one_by_one() -> None:
+async def test_models_with_other_states_are_stepped_one_by_one(make_batcher: Callable[..., Any]) -> None:
     torch.manual_seed(0)
     config = transformers.Lfm2Config(
         vocab_size=300,

@@ -10,6 +10,7 @@ It ignores which request a row belongs to. R = rows, H = key heads, C = columns,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -74,6 +75,21 @@ class AlignedCache(Cache):
         for layer in self._aligned:
             layer.leave(row, self.width)
         self._empty_R = None
+
+    @classmethod
+    def of_row(cls, layers: Sequence[tuple[torch.Tensor, torch.Tensor]], length: int) -> AlignedCache:
+        """A cache with one row of `length` tokens: copies of each layer's keys and values (H, C, D), none with a window."""
+        alone = cls((None,) * len(layers), 1)
+        alone.lengths = [length]
+        for layer, (keys_HCD, values_HCD) in zip(alone._aligned, layers, strict=True):
+            layer.fill(keys_HCD[None].clone(), values_HCD[None].clone(), length)
+        return alone
+
+    def row_of(self, layer: int, row: int, padding: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The keys and values (H, C, D) that a layer without a window holds of `row`, but for the last `padding` tokens."""
+        held = self._aligned[layer]
+        used = slice(held._end - self.lengths[row], held._end - padding)
+        return held.keys[row, :, used], held.values[row, :, used]
 
     def copy_row(self, row: int) -> AlignedCache:
         """A cache of `row` alone."""
@@ -173,8 +189,12 @@ class _AlignedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def take(self, layer: _AlignedLayer, row: int, length: int) -> None:
         """Become a copy of `row` of `layer`, which holds `length` tokens."""
         used = slice(layer._end - layer.bounded(length), layer._end)
-        self.keys, self.values = layer.keys[row : row + 1, :, used].clone(), layer.values[row : row + 1, :, used].clone()
-        self.rows, self._width, self._end, self.is_initialized = 1, length, layer.bounded(length), True
+        self.fill(layer.keys[row : row + 1, :, used].clone(), layer.values[row : row + 1, :, used].clone(), length)
+
+    def fill(self, keys_1HCD: torch.Tensor, values_1HCD: torch.Tensor, length: int) -> None:
+        """Have one row with these columns, the last ones of a sequence of `length` tokens."""
+        self.keys, self.values = keys_1HCD, values_1HCD
+        self.rows, self._width, self._end, self.is_initialized = 1, length, keys_1HCD.shape[2], True
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         kept = self.bounded(self._width)

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from chaccu.engine.batching.aligned_cache import AlignedCache, find_windows
+from chaccu.engine.batching.graphed_cache import GraphedCache, suits
 from chaccu.engine.batching.model_adapters import ModelAdapters
 from chaccu.engine.batching.tasks import AdapterChange, Answer, Embedding, Task, deliver
 from chaccu.engine.protocol import EngineLostError
@@ -36,9 +37,12 @@ _PADDED = 1.25
 
 
 class Batcher:
-    """Everything is called by one thread. `clock` in seconds. `adapters`: those that answers may name."""
+    """Everything is called by one thread. `clock` in seconds. `graphed`: whether to keep running answers as CUDA graphs need
+    them; None: on a CUDA device, where there can be graphs. `adapters`: those that answers may name."""
 
-    def __init__(self, model: Any, max_rows: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, model: Any, max_rows: int, clock: Callable[[], float] = time.monotonic, *, graphed: bool | None = None
+    ) -> None:
         self.adapters = ModelAdapters(model)
         self._model = model
         # A model looks through its weights for it at each asking.
@@ -46,6 +50,9 @@ class Batcher:
         self._max_rows = max_rows
         self._clock = clock
         self._windows = _joinable_windows(model)
+        self._graphed: GraphedCache | None = None
+        if (self._device.type == "cuda" if graphed is None else graphed) and _can_be_graphed(model, self._windows):
+            self._graphed = GraphedCache(len(self._windows or ()))
         self._takes_positions = "position_ids" in signature(model.forward).parameters
         self._chunk_tokens = _FIRST_CHUNK_TOKENS
         self._reading: list[_Group] = []
@@ -193,7 +200,7 @@ class Batcher:
     def _begin_running(self) -> _Group:
         """Those that are stepped together."""
         if not self._running:
-            self._running.append(_Group([], self._new_cache(self._max_rows)))
+            self._running.append(_Group([], self._graphed or self._new_cache(self._max_rows)))
         return self._running[0]
 
     def _join(self, running: _Group, group: _Group, padding: Sequence[int] = ()) -> None:
@@ -248,6 +255,9 @@ class Batcher:
 
     def _forward(self, group: _Group, ids: Sequence[list[int]]) -> torch.Tensor:
         """Logits behind the last of `ids`, which are as many for each row; the cache holds them then."""
+        if isinstance(group.cache, GraphedCache):
+            names = [answer.request.adapter for answer in group.answers]
+            return group.cache.step(self.adapters.forward, [one for (one,) in ids], names)
         ids_RT = torch.tensor(ids, device=self._device)
         inputs: dict[str, Any] = {}
         if isinstance(group.cache, AlignedCache):
@@ -283,6 +293,8 @@ class Batcher:
     def _change(self, task: AdapterChange) -> None:
         try:
             task.run(self.adapters)
+            if self._graphed is not None:
+                self._graphed.forget_graphs()
         except Exception as error:  # as above
             self._fail(task, error)
 
@@ -319,7 +331,7 @@ class _Group:
             last = self.answers.pop()
             if row < len(self.answers):
                 self.answers[row] = last
-            if isinstance(self.cache, AlignedCache):
+            if isinstance(self.cache, (AlignedCache, GraphedCache)):
                 self.cache.leave(row)
 
 
@@ -333,6 +345,13 @@ def _unread(group: _Group) -> int:
 
 def _joinable_windows(model: Any) -> tuple[int | None, ...] | None:
     return find_windows(model.config) if "attention_mask" in signature(model.forward).parameters else None
+
+
+def _can_be_graphed(model: Any, windows: tuple[int | None, ...] | None) -> bool:
+    """Whether a step can be told its positions and its mask, the same for all layers."""
+    if windows is None or any(windows) or "position_ids" not in signature(model.forward).parameters:
+        return False
+    return model.config._attn_implementation == "sdpa" and suits(model, len(windows))
 
 
 def _wait_for(logits_1V: torch.Tensor) -> None:
