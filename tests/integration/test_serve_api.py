@@ -152,6 +152,9 @@ def test_completions(client: openai.OpenAI) -> None:
     assert client.completions.create(model="words", prompt="Once").usage.completion_tokens == 16
 
 
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+CALL = {"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+CALLED = [*HELLO, {"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "tool_call_id": "c", "content": "x"}]
 WRONG: dict[str, tuple[str | dict[str, Any], int, str | None, str]] = {
     "no JSON": ('{"model": ', 400, None, "no valid JSON"),
     "a list": ("[1]", 400, None, "JSON array"),
@@ -179,7 +182,9 @@ WRONG: dict[str, tuple[str | dict[str, Any], int, str | None, str]] = {
     "stop is a number": ({"stop": 3}, 400, "stop", "stop = 3"),
     "stream maybe": ({"stream": "maybe"}, 400, "stream", "'maybe'"),
     "unknown parameter": ({"temprature": 1}, 400, "temprature", "did you mean 'temperature'"),
-    "tools": ({"tools": [{"type": "function"}]}, 400, "tools", "not supported"),
+    "tools": ({"tools": [{"type": "function"}]}, 400, "tools[0].function", "missing"),
+    "a tool": ({"tools": [TOOL]}, 400, "tools", "tools is not carried out by the engine scripted of 'fixed'"),
+    "a call": ({"messages": CALLED}, 400, "tools", "tools is not carried out by the engine scripted of 'fixed'"),
     "lone surrogate": ('{"model": "fixed", "messages": [{"role": "user", "content": "\\ud800"}]}', 400, None, "no valid JSON"),
     "5 MB": ({"messages": [{"role": "user", "content": "x" * 5_000_000}]}, 413, None, "4,194,304"),
 }

@@ -117,6 +117,7 @@ def test_instructions_items_and_an_earlier_answer(client: openai.OpenAI) -> None
     assert ANSWER in again
 
 
+CALLED_NOT = {"type": "function_call_output", "call_id": "x", "output": "y"}
 WRONG: dict[str, tuple[dict[str, Any] | str, int, str | None, str]] = {
     "no JSON": ("{", 400, None, "no valid JSON"),
     "no input": ({"input": None}, 400, "input", "missing"),
@@ -127,7 +128,13 @@ WRONG: dict[str, tuple[dict[str, Any] | str, int, str | None, str]] = {
     "store": ({"store": True}, 400, "store", "keeps no answers"),
     "an earlier answer": ({"previous_response_id": "resp_1"}, 400, "previous_response_id", "send the whole conversation"),
     "background": ({"background": True}, 400, "background", "keeps no answers"),
-    "tools": ({"tools": [{"type": "web_search"}]}, 400, "tools", "not supported"),
+    "tools": ({"tools": [{"type": "web_search"}]}, 400, "tools", "tools[0].type = 'web_search'"),
+    "a function": (
+        {"tools": [{"type": "function", "name": "f"}]},
+        400,
+        "tools",
+        "tools is not carried out by the engine scripted",
+    ),
     "no schema": ({"text": {"format": {"type": "json_schema", "name": "x"}}}, 400, "text.format.schema", "missing"),
     "a form": ({"text": {"format": {"type": "xml"}}}, 400, "text.format.type", "xml"),
     "JSON": ({"text": {"format": {"type": "json_object"}}}, 400, "text.format", "text.format is not carried out by the engine"),
@@ -138,7 +145,14 @@ WRONG: dict[str, tuple[dict[str, Any] | str, int, str | None, str]] = {
         "input",
         "input[0].content[0].type = 'input_image'",
     ),
-    "a call's output": ({"input": [{"type": "function_call_output", "call_id": "x"}]}, 400, "input", "function_call_output"),
+    "a call's output": ({"input": [CALLED_NOT]}, 400, "input", "which no function_call before it has"),
+    "half an output": ({"input": [{"type": "function_call_output"}]}, 400, "input", "call_id' is missing"),
+    "a thought": (
+        {"input": [{"type": "reasoning"}]},
+        400,
+        "input",
+        "the types are: message, function_call, function_call_output",
+    ),
     "an alien role": ({"input": [{"role": "alien", "content": "Hi"}]}, 400, "input", "alien"),
     "instructions alone": ({"input": [{"role": "system", "content": "Be brief."}]}, 400, "input", "no messages"),
     "chat's max_tokens": ({"max_tokens": 9}, 400, "max_tokens", "no parameter of this request"),

@@ -18,9 +18,11 @@ from chaccu.conversation.message import (
     check_conversation,
     conversation_from_openai,
     parse_conversation,
+    text_of_content,
 )
 from chaccu.conversation.template_format import TOKENIZER_FORMAT, load_template_format, resolve_format
 from chaccu.conversation.tokenizer import TOKENIZER_FILES, TextTokenizer
+from chaccu.conversation.tool_chat import ToolCallDelta, ToolChat
 
 __all__ = [
     "TOKENIZER_FILES",
@@ -34,6 +36,8 @@ __all__ = [
     "Segment",
     "TextTokenizer",
     "TokenSpan",
+    "ToolCallDelta",
+    "ToolChat",
     "check_conversation",
     "check_format",
     "check_token_identity",
@@ -48,4 +52,5 @@ __all__ = [
     "pack_conversations",
     "parse_conversation",
     "resolve_format",
+    "text_of_content",
 ]

@@ -110,7 +110,7 @@ def conversation_from_openai(messages: list[dict[str, Any]]) -> Conversation:
     system: list[str] = []
     turns: list[Message] = []
     for index, message in enumerate(messages):
-        role, text = message.get("role"), _text_of(message.get("content"), index)
+        role, text = message.get("role"), text_of_content(message.get("content"), index)
         if role in ("system", "developer"):
             system.append(text)
         elif role in ROLES:
@@ -121,7 +121,8 @@ def conversation_from_openai(messages: list[dict[str, Any]]) -> Conversation:
     return check_conversation(Conversation(messages=tuple(turns), system="\n\n".join(system) if system else None))
 
 
-def _text_of(content: Any, index: int) -> str:
+def text_of_content(content: Any, index: int) -> str:
+    """The text of an OpenAI-style content, of message `index`. Raises `ConversationError` where it is no text."""
     if isinstance(content, str):
         return content
     if isinstance(content, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):

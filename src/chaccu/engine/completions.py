@@ -1,9 +1,9 @@
 """`CompletionsServer`: another program's OpenAI-compatible `/completions`, asked for answers as an engine is.
 
 Prompts go as token ids where the server takes them, which it is asked once at the start; else as the text that they spell. So
-messages are never put into a chat template of the server's. Invariants: stop strings are looked for here, never there, and no
-part of one is sent; leaving a stream closes its connection, which ends the server's work; what a server says in an error is
-told without its paths. It ignores who started the server.
+messages are never put into a chat template of the server's, but for those with tools (`tool_answers`). Invariants: stop strings
+are looked for here, never there, and no part of one is sent; leaving a stream closes its connection, which ends the server's
+work; what a server says in an error is told without its paths. It ignores who started the server.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 import msgspec
@@ -24,6 +24,7 @@ from chaccu.engine.protocol import (
     GenerationDelta,
     GenerationRequest,
     Usage,
+    WrongRequestError,
     check_prompt,
     room_for_answer,
 )
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
 DEFAULT_CONTEXT_TOKENS = 4096
 _CONNECT_S = 10.0
 _ASK_S = 60.0
+_REFUSED = frozenset({400, 422})
 _MAX_STOPS = 4  # that OpenAI's API allows
+_NO_TOOL = {"name": "wait", "description": "Waits.", "parameters": {"type": "object", "properties": {}}}
 _PROBE = "One two three four five six seven"
 # What servers of these names take beside OpenAI's fields: all of our sampling, which they would else fill with defaults.
 _SETTINGS = {
@@ -56,12 +59,15 @@ class _Counts(msgspec.Struct):
     completion_tokens: int = 0
 
 
-class _Chunk(msgspec.Struct):
-    """One event of a stream, or a whole answer."""
+class ServerEvent(msgspec.Struct):
+    """One event of a stream, or a whole answer: what all kinds have."""
 
-    choices: list[_Choice] = []
     usage: _Counts | None = None
     error: Any = None
+
+
+class _Chunk(ServerEvent):
+    choices: list[_Choice] = []
 
 
 class _Sizes(msgspec.Struct):
@@ -81,6 +87,9 @@ class _Models(msgspec.Struct):
     data: list[_Model] = []
 
 
+Event = TypeVar("Event", bound=ServerEvent)
+
+
 class CompletionsServer:
     """`url` ends before `/completions`; `model` is the server's name for it; `key` is sent with each request.
 
@@ -93,9 +102,9 @@ class CompletionsServer:
         self._key = key
         self._tokenizer = tokenizer
         self._counts_tokens = counts_tokens
-        self._who = who
+        self.who = who
         self._kind = ""
-        self._takes_ids = False
+        self._takes_ids = self._takes_tools = False
         self._session: aiohttp.ClientSession | None = None
         self.context_tokens = DEFAULT_CONTEXT_TOKENS
         # Names of what the server lists as adapters of the model.
@@ -104,6 +113,11 @@ class CompletionsServer:
     @property
     def takes_ids(self) -> bool:
         return self._takes_ids
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether it took functions that may be called, when it was asked."""
+        return self._takes_tools
 
     def meet(self) -> None:
         """Learn what the server is and takes. Raises `EngineError` when it is not there, refuses, or lacks the model."""
@@ -114,6 +128,7 @@ class CompletionsServer:
             await self._find_model()
             if self._counts_tokens:
                 self._takes_ids = await self._probe_ids()
+            self._takes_tools = await self._probe_tools()
         finally:
             await self.close()
 
@@ -150,12 +165,19 @@ class CompletionsServer:
             return usage is not None and usage.prompt_tokens == len(ids)
         return False
 
+    async def _probe_tools(self) -> bool:
+        """Whether a chat with a function is answered."""
+        messages, tools = [{"role": "user", "content": _PROBE}], [{"type": "function", "function": _NO_TOOL}]
+        probe = {"model": self._model, "messages": messages, "tools": tools, "max_tokens": 1, "temperature": 0}
+        status, _ = await self._ask("POST", "/chat/completions", probe)
+        return status == 200
+
     async def generate(self, request: GenerationRequest, context_tokens: int) -> AsyncGenerator[GenerationDelta, None]:
         """The answer to `request`. Raises `EngineLostError` when the server is gone, `EngineError` when it refuses or fails."""
         builder = DeltaBuilder(request)
         reason: FinishReason | None = None
         counts: _Counts | None = None
-        async with contextlib.aclosing(self._chunks(self._body(request, context_tokens))) as chunks:
+        async with contextlib.aclosing(self.stream("/completions", self._body(request, context_tokens), _Chunk)) as chunks:
             async for chunk in chunks:
                 counts = chunk.usage or counts
                 choice = chunk.choices[0] if chunk.choices else _Choice()
@@ -170,7 +192,7 @@ class CompletionsServer:
                         if delta.finish_reason is not None:
                             return
         if reason is None:
-            raise EngineError(f"{self._who} ended its stream without saying that the answer is complete.", remedy="ask again")
+            raise EngineError(f"{self.who} ended its stream without saying that the answer is complete.", remedy="ask again")
         missing = 0 if counts is None else max(0, counts.completion_tokens - builder.made)
         yield self._count_prompt(request, builder.end(reason, tokens=missing), counts)
 
@@ -179,18 +201,10 @@ class CompletionsServer:
         if session is not None:
             await session.close()
 
-    def _body(self, request: GenerationRequest, context_tokens: int) -> dict[str, Any]:
-        ids = request.prompt_ids + request.reply_ids
-        if self._counts_tokens:
-            limit = room_for_answer(request, context_tokens)
-        else:
-            check_prompt(request)
-            # A byte is a token at most; servers give few tokens where no limit is named.
-            limit = request.max_tokens or max(context_tokens - len(ids), context_tokens // 2)
+    def settings(self, request: GenerationRequest) -> dict[str, Any]:
+        """What every streamed request has: the model, and the sampling as far as this server takes it."""
         body: dict[str, Any] = {
             "model": self._model if request.adapter is None else request.adapter,
-            "prompt": ids if self._takes_ids else self._spell(ids),
-            "max_tokens": limit,
             "temperature": request.temperature,
             "top_p": request.top_p,
             "stream": True,
@@ -201,6 +215,17 @@ class CompletionsServer:
         body.update({name: value for name, value in optional.items() if value is not None})
         if self._kind == "vllm":
             body["stream_options"]["continuous_usage_stats"] = True
+        return body
+
+    def _body(self, request: GenerationRequest, context_tokens: int) -> dict[str, Any]:
+        ids = request.prompt_ids + request.reply_ids
+        if self._counts_tokens:
+            limit = room_for_answer(request, context_tokens)
+        else:
+            check_prompt(request)
+            # A byte is a token at most; servers give few tokens where no limit is named.
+            limit = request.max_tokens or max(context_tokens - len(ids), context_tokens // 2)
+        body = {**self.settings(request), "prompt": ids if self._takes_ids else self._spell(ids), "max_tokens": limit}
         if self._takes_ids and self._kind in ("vllm", "sglang"):
             body["stop_token_ids"] = list(request.stop_ids)
         elif request.stop_ids:
@@ -222,30 +247,38 @@ class CompletionsServer:
 
     def _read_reason(self, told: str) -> FinishReason:
         if told not in ("stop", "length"):
-            raise EngineError(f"{self._who} ended the answer with {told!r}.", remedy="ask again")
+            raise EngineError(f"{self.who} ended the answer with {told!r}.", remedy="ask again")
         return cast(FinishReason, told)
 
-    async def _chunks(self, body: dict[str, Any]) -> AsyncGenerator[_Chunk, None]:
+    async def stream(
+        self, path: str, body: dict[str, Any], event: type[Event], *, blames: str = ""
+    ) -> AsyncGenerator[Event, None]:
+        """The events that answer `body` at `path`. Raises `EngineLostError` when the server is gone, `WrongRequestError` where
+        it refuses and there is a parameter that it `blames`, and `EngineError` when it fails.
+        """
         import aiohttp
 
         try:
-            async with self._connect().post(f"{self._url}/completions", json=body) as response:
+            async with self._connect().post(self._url + path, json=body) as response:
                 if response.status != 200:
-                    raise EngineError(f"{self._who} refused the request: {tell_error(await response.read())}")
+                    message = f"{self.who} refused the request: {tell_error(await response.read())}"
+                    if blames and response.status in _REFUSED:
+                        raise WrongRequestError(message, parameter=blames)
+                    raise EngineError(message)
                 async for line in read_lines(response.content.iter_any()):
                     name, _, value = line.strip().partition(b":")
                     if name == b"error":
-                        raise EngineError(f"{self._who} failed while generating: {tell_error(value)}")
+                        raise EngineError(f"{self.who} failed while generating: {tell_error(value)}")
                     if name != b"data" or value.strip() == b"[DONE]":
                         continue
-                    chunk = msgspec.json.decode(value, type=_Chunk)
+                    chunk = msgspec.json.decode(value, type=event)
                     if chunk.error is not None:
-                        raise EngineError(f"{self._who} failed while generating: {tell_error(value)}")
+                        raise EngineError(f"{self.who} failed while generating: {tell_error(value)}")
                     yield chunk
         except msgspec.DecodeError as error:
-            raise EngineError(f"{self._who} sent an event that is no completion.", remedy="check --url") from error
+            raise EngineError(f"{self.who} sent an event that is no completion.", remedy="check --url") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise EngineLostError(f"the connection to {self._who} broke ({type(error).__name__}).") from error
+            raise EngineLostError(f"the connection to {self.who} broke ({type(error).__name__}).") from error
 
     async def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> tuple[int, bytes]:
         import aiohttp
@@ -272,7 +305,7 @@ class CompletionsServer:
 
     def _cannot_serve(self, why: str, remedy: str = "check the URL and the key, and that the server runs") -> EngineError:
         """For those who start a worker: they know the address, which clients do not get to see."""
-        return EngineError(f"{self._who} at {self._url} {why}.", remedy=remedy)
+        return EngineError(f"{self.who} at {self._url} {why}.", remedy=remedy)
 
 
 def check_url(url: str | None) -> str:

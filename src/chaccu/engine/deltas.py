@@ -7,6 +7,7 @@ stop string's beginning do not come at all. It ignores where tokens come from.
 
 from __future__ import annotations
 
+from chaccu.conversation import ToolCallDelta
 from chaccu.engine.protocol import FinishReason, GenerationDelta, GenerationRequest, TokenLogprob, Usage
 from chaccu.engine.stops import StopScanner
 
@@ -37,6 +38,13 @@ class DeltaBuilder:
         if not text:
             return None
         delta = GenerationDelta(text=text, tokens=self.made - self._counted, logprobs=self._take_logprobs())
+        self._counted = self.made
+        return delta
+
+    def push_calls(self, calls: list[ToolCallDelta], *, tokens: int = 1) -> GenerationDelta:
+        """Add parts of calls, which end the text before them."""
+        self.made += tokens
+        delta = GenerationDelta(text=self._scanner.flush(), tokens=self.made - self._counted, tool_calls=calls)
         self._counted = self.made
         return delta
 

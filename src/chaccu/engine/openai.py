@@ -1,8 +1,8 @@
 """The openai engine: any OpenAI-compatible server, for one that the gateway cannot reach, with the worker beside it.
 
-Invariants: the server gets the ids or the text that our renderer made, through `/completions`; its key comes by the
-environment (`CHACCU_ENGINE_KEY`) and is never told. What a server cannot be held to (penalties, log-probabilities, schemas)
-is not offered.
+Invariants: the server gets the ids or the text that our renderer made, through `/completions`, and chats with tools as
+they came; its key comes by the environment (`CHACCU_ENGINE_KEY`) and is never told. What a server cannot be held to (penalties,
+log-probabilities, schemas) is not offered.
 """
 
 from __future__ import annotations

@@ -14,14 +14,15 @@ from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
+from chaccu.conversation import ToolCallDelta, ToolChat
 from chaccu.engine.adapter_source import AdapterSource
 from chaccu.engine.model_source import ModelSource
 from chaccu.errors import EngineError
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 # What not every engine can: penalties of repetition, biases of tokens, log-probabilities, answers that keep to a JSON schema,
-# going on with such an answer in its middle, vectors of texts.
-Ability = Literal["penalties", "logit_bias", "logprobs", "json_schema", "json_resumed", "embeddings"]
+# going on with such an answer in its middle, vectors of texts, calls of functions.
+Ability = Literal["penalties", "logit_bias", "logprobs", "json_schema", "json_resumed", "embeddings", "tools"]
 # A log-probability that JSON can carry, for what is as good as impossible.
 LEAST_LOGPROB = -9999.0
 
@@ -44,6 +45,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     JSON text of a schema that the answer has to keep to.
 
     `adapter`: the name of the loaded adapter to answer through; None: the model as it is.
+
+    `chat`: in the place of a prompt, a conversation with functions that may be called; then there are no ids.
     """
 
     id: str
@@ -64,6 +67,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     top_logprobs: int | None = None
     json_schema: str | None = None
     adapter: str | None = None
+    chat: ToolChat | None = None
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -86,7 +90,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 class GenerationDelta(msgspec.Struct, frozen=True, kw_only=True):
     """The next piece of an answer. `tokens`: generated tokens that this piece accounts for (held-back text is counted when
     sent). `stopped_by`: the stop string that ended the answer, None where it ended otherwise. `logprobs`, where they are asked
-    for: of this piece's tokens in order, but for one that ends the answer.
+    for: of this piece's tokens in order, but for one that ends the answer. `tool_calls`: parts of calls, after the text.
     """
 
     text: str
@@ -95,6 +99,7 @@ class GenerationDelta(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage | None = None
     stopped_by: str | None = None
     logprobs: list[TokenLogprob] = []
+    tool_calls: list[ToolCallDelta] = []
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):

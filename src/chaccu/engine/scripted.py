@@ -151,6 +151,9 @@ class ScriptedEngine:
         return self._info
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
+        if request.chat is not None:
+            # It calls nothing.
+            request = msgspec.structs.replace(request, prompt_ids=list(msgspec.json.encode(request.chat)))
         limit = room_for_answer(request, self._info.context_tokens)
         async with self._slots:
             builder = DeltaBuilder(request)

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator
 
 from chaccu.engine.completions import CompletionsServer
 from chaccu.engine.protocol import EngineInfo, EngineOptions, GenerationDelta, GenerationRequest
+from chaccu.engine.tool_answers import answer_with_tools
 from chaccu.errors import EngineError
 
 
@@ -29,7 +30,12 @@ class ServerEngine:
         return self._info
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
-        async with self._slots, contextlib.aclosing(self._server.generate(request, self._info.context_tokens)) as deltas:
+        server = self._server
+        if request.chat is None:
+            answer = server.generate(request, self._info.context_tokens)
+        else:
+            answer = answer_with_tools(server, request)
+        async with self._slots, contextlib.aclosing(answer) as deltas:
             async for delta in deltas:
                 yield delta
 
@@ -45,4 +51,10 @@ def describe_server(
 ) -> EngineInfo:
     """What an engine over `server` offers: the server's context, or less where that is asked for."""
     context_tokens = min(options.context_tokens or server.context_tokens, server.context_tokens)
-    return EngineInfo(engine=engine, context_tokens=context_tokens, slots=options.slots or default_slots, device=device)
+    return EngineInfo(
+        engine=engine,
+        context_tokens=context_tokens,
+        slots=options.slots or default_slots,
+        device=device,
+        abilities=("tools",) if server.takes_tools else (),
+    )

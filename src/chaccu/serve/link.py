@@ -17,7 +17,7 @@ from typing import Literal
 
 import msgspec
 
-from chaccu.conversation import Conversation
+from chaccu.conversation import Conversation, ToolCallDelta, ToolChat
 from chaccu.errors import ServeError
 
 PROTOCOL_VERSION = 5
@@ -29,7 +29,7 @@ JOIN_TIMEOUT_S = 10.0
 MAX_WEIGHT = 1000.0
 MAX_PRIORITY = 1000
 
-End = Literal["stop", "length", "cancelled", "failed"]
+End = Literal["stop", "length", "tool_calls", "cancelled", "failed"]
 # The last one: the worker has no model of this name any more, so another is to be asked.
 FailureKind = Literal["context_overflow", "invalid_request", "engine_failed", "not_served"]
 
@@ -119,7 +119,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Piece(msgspec.Struct, frozen=True, array_like=True):
     """Text of one request with the tokens it accounts for, and their `logprobs` where they are asked for; the last piece has an
     `end`, and a `failure` if that is why, or the stop string of the request that it was `stopped_by`. A `Question` is answered
-    in one piece, by its text or by what was `found`.
+    in one piece, by its text or by what was `found`. `tool_calls`: parts of calls of functions, after the text.
     """
 
     request: int
@@ -131,6 +131,7 @@ class Piece(msgspec.Struct, frozen=True, array_like=True):
     stopped_by: str | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     found: Found | None = None
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 class Output(msgspec.Struct, frozen=True, tag="output"):
@@ -176,7 +177,7 @@ class TraceContext(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate", omit_defaults=True):
-    """One request: a `conversation` whose answer is awaited, or a raw `prompt`.
+    """One request: a `conversation` whose answer is awaited, a `chat` with functions that may be called, or a raw `prompt`.
 
     `begun`: the answer's text so far, when another worker (or the client) has begun it; only what follows is sent.
     `request_id`: what operators know the client's request by; `trace`: its span, where it has one.
@@ -190,6 +191,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate", omit_d
     begun: str = ""
     request_id: str = ""
     trace: TraceContext | None = None
+    chat: ToolChat | None = None
 
     def needs(self) -> dict[str, str]:
         """The abilities without which an engine cannot answer this, each with the parameter that asks for it."""
@@ -205,6 +207,8 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate", omit_d
             needs["json_schema"] = "response_format"
             if self.begun:
                 needs["json_resumed"] = "response_format"
+        if self.chat is not None:
+            needs["tools"] = "tools"
         return needs
 
 

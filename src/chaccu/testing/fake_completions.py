@@ -1,7 +1,7 @@
 """`FakeCompletions`: a server of `/v1/completions` over the scripted engine, and the same as a stand-in for `vllm serve`.
 
 Invariants: it takes ids or text as it is told, one byte a token; every body that it got is kept; a prompt that ends with a part
-of an answer is gone on with. It ignores chat, and sampling but for the seed.
+of an answer is gone on with. It ignores chat without functions, and sampling but for the seed.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from starlette.routing import Route
 
 from chaccu.engine.protocol import ContextOverflowError, GenerationRequest
 from chaccu.engine.scripted import ScriptedEngine, build_byte_tokenizer, parse_script
+from chaccu.testing.fake_tool_calls import chat_events
 from chaccu.testing.http_thread import HttpThread
 
 Fault = Literal["refuse", "event", "cut", "unfinished", "exit"]
@@ -35,7 +36,7 @@ _SOURCES = Path(__file__).parents[2]
 class FakeCompletions(HttpThread):
     """The server, in a thread. Use it as a context manager; `url` is what comes before `/completions`.
 
-    `fault` happens after some tokens of an answer, "refuse" before.
+    `fault` happens after some tokens of an answer, "refuse" before. With `takes_tools` it answers chats with functions too.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class FakeCompletions(HttpThread):
         key: str = "",
         takes_ids: bool = True,
         adapters: Sequence[str] = (),
+        takes_tools: bool = False,
         port: int = 0,
     ) -> None:
         self.name = name
@@ -54,6 +56,7 @@ class FakeCompletions(HttpThread):
         self.owned_by = owned_by
         self.key = key
         self.takes_ids = takes_ids
+        self.takes_tools = takes_tools
         self.fault: Fault | None = None
         self.requests: list[dict[str, Any]] = []
         self.cancelled = 0
@@ -67,6 +70,7 @@ class FakeCompletions(HttpThread):
             Route("/health", self._health),
             Route("/v1/models", self._list_models),
             Route("/v1/completions", self._complete, methods=["POST"]),
+            Route("/v1/chat/completions", self._chat, methods=["POST"]),
         ]
         super().__init__(routes, port)
         self.url = f"{self.root}/v1"
@@ -98,6 +102,26 @@ class FakeCompletions(HttpThread):
             text, usage = "".join(delta.text for delta in deltas), _count(asked, sum(delta.tokens for delta in deltas))
             return JSONResponse({"choices": [{"text": text, "finish_reason": deltas[-1].finish_reason}], "usage": usage})
         return StreamingResponse(self._events(asked, body), media_type="text/event-stream")
+
+    async def _chat(self, request: Request) -> Response:
+        if not self.takes_tools:
+            return _error(400, "no functions are taken")
+        body = await request.json()
+        self.requests.append(body)
+        if any("wrong" in tool["function"]["name"] for tool in body["tools"]):
+            return _error(400, "the function is wrong, says /opt/server/tools.py")
+        if not body.get("stream"):
+            return JSONResponse({"choices": [], "usage": {}})
+        return StreamingResponse(self._chat_events(body), media_type="text/event-stream")
+
+    async def _chat_events(self, body: dict[str, Any]) -> AsyncIterator[bytes]:
+        try:
+            async for event in chat_events(body):
+                yield _event(event)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        yield b"data: [DONE]\n\n"
 
     def _is_known(self, request: Request) -> bool:
         return not self.key or request.headers.get("authorization") == f"Bearer {self.key}"
@@ -184,6 +208,7 @@ def run_fake_vllm(spec: str, arguments: Sequence[str]) -> None:
     parser.add_argument("--max-num-seqs", type=int)
     parser.add_argument("--enable-lora", action="store_true")
     parser.add_argument("--lora-modules", nargs="+", default=[])
+    parser.add_argument("--enable-auto-tool-choice", action="store_true")
     parser.add_argument("--fail-at-start", action="store_true")
     parser.add_argument("--die-once", type=Path)
     parser.add_argument("--pids", type=Path)
@@ -195,8 +220,15 @@ def run_fake_vllm(spec: str, arguments: Sequence[str]) -> None:
         given.pids.write_text(json.dumps([os.getpid(), child.pid]), encoding="utf-8")
     key = os.environ["VLLM_API_KEY"]
     adapters = [module.partition("=")[0] for module in given.lora_modules]
+    takes_tools: bool = given.enable_auto_tool_choice
     with FakeCompletions(
-        spec, name=given.served_model_name, owned_by="vllm", key=key, adapters=adapters, port=given.port
+        spec,
+        name=given.served_model_name,
+        owned_by="vllm",
+        key=key,
+        adapters=adapters,
+        takes_tools=takes_tools,
+        port=given.port,
     ) as server:
         if given.die_once is not None and not given.die_once.exists():
             given.die_once.touch()

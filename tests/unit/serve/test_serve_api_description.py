@@ -50,7 +50,7 @@ def test_the_description_is_whole() -> None:
     assert {reference.rpartition("/")[2] for reference in references(described)} <= set(schemas)
     body = schemas["MessagesBody"]
     assert (body["required"], body["additionalProperties"]) == (["model", "max_tokens", "messages"], False)
-    assert body["properties"]["tools"]["enum"] == [[], None]
+    assert body["properties"]["speed"]["enum"] == ["standard", None]
     assert "temperature" in schemas["ChatBody"]["properties"]
     errors = described["paths"]["/v1/messages"]["post"]["responses"]["404"]["content"]["application/json"]["schema"]
     assert errors == {"$ref": "#/components/schemas/MessagesErrorBody"}

@@ -16,6 +16,8 @@ from chaccu.serve.gateway.responses import CompletionWriter
 from chaccu.serve.link import ModelOffer, Sampling, TokenLogprob
 
 ASKED: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+SAID = ASKED["messages"]
+TOOL = {"type": "function", "function": {"name": "f"}}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 
 
@@ -81,7 +83,17 @@ def test_logprobs_in_both_forms() -> None:
             "response_format.json_schema.schema",
             "object",
         ),
-        ({"tools": [{"type": "function"}]}, "tools", "not supported"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function", "is missing"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice", "the tools are: f"),
+        ({"tool_choice": "required"}, "tool_choice", "there are no tools"),
+        (
+            {"tools": [TOOL], "messages": [{"role": "assistant", "content": "I"}]},
+            "messages",
+            "let a user's or a tool's be the last",
+        ),
+        ({"tools": [TOOL], "messages": [{"role": "tool", "content": "I"}]}, "messages", "no tool_call_id"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"id": 3}]}, *SAID]}, "messages", "tool_calls of message 0"),
+        ({"messages": [{"role": "assistant", "content": None}, *SAID]}, "messages", "content of message 0 is not text"),
     ],
 )
 def test_wrong_values_are_named_with_their_limits(fields: dict[str, Any], param: str, text: str) -> None:

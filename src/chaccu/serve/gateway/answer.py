@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from chaccu.conversation import Conversation
+from chaccu.conversation import Conversation, ToolCallDelta, ToolChat
 from chaccu.serve.gateway.errors import ApiError, from_failure, worker_lost
 from chaccu.serve.gateway.hedging import Hedging
 from chaccu.serve.gateway.prefix_table import Prefix, hash_prefix
@@ -21,10 +21,13 @@ from chaccu.serve.gateway.registry import WorkerRegistry
 from chaccu.serve.gateway.remote_worker import AnswerPausedError, RemoteWorker, WorkerLostError
 from chaccu.serve.link import Failure, Generate, Piece, Sampling, TokenLogprob, TraceContext
 
+AnswerEnd = Literal["stop", "length", "tool_calls"]
+
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client asked for. `begun`: a reply that the client itself has begun; it is not repeated in the answer. `n`: how
-    many answers are wanted. `request_id`, `trace`: what operators know the request by.
+    """What a client asked for: a `conversation`, a `chat` with functions that may be called, or a raw `prompt`. `begun`: a
+    reply that the client itself has begun; it is not repeated in the answer. `n`: how many answers are wanted. `request_id`,
+    `trace`: what operators know the request by.
     """
 
     model: str
@@ -32,6 +35,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     conversation: Conversation | None = None
     prompt: str = ""
     begun: str = ""
+    chat: ToolChat | None = None
     n: int = 1
     request_id: str = ""
     trace: TraceContext | None = None
@@ -46,6 +50,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
             model=self.model,
             conversation=self.conversation,
             prompt=self.prompt,
+            chat=self.chat,
             begun=self.begun + given,
             sampling=sampling,
             request_id=self.request_id,
@@ -64,15 +69,17 @@ class AnswerPart(msgspec.Struct, frozen=True):
     """Texts in order, and the tokens of the prompt before them; the last part has a `finish_reason` and `usage`, and the stop
     string that it was `stopped_by`, if one of the request's was. `index`: to which of a request's answers it belongs; where
     there are several, only the part that is the last of all has the usage. `logprobs`: of the texts' tokens, where asked for.
+    `tool_calls`: parts of calls of functions, after the texts.
     """
 
     texts: list[str]
-    finish_reason: Literal["stop", "length"] | None = None
+    finish_reason: AnswerEnd | None = None
     usage: AnswerUsage | None = None
     prompt_tokens: int = 0
     stopped_by: str | None = None
     index: int = 0
     logprobs: list[TokenLogprob] = []
+    tool_calls: list[ToolCallDelta] = []
 
 
 async def stream_answer(
@@ -99,6 +106,10 @@ async def stream_answer(
             # The last worker was lost between its last text and the word that it was the last.
             yield progress.ending("length")
             return
+        if job.chat is not None and progress.has_begun:
+            # What a call is in the middle of is known to nobody else.
+            why = "an answer with tools does not go on with another one"
+            raise _last_failure(failed) if event == "retried" else worker_lost(job.model, why)
         request = progress.request()
         tokens = registry.expected_tokens(job.model, request.sampling.max_tokens)
         needs = frozenset(request.needs())
@@ -116,8 +127,9 @@ async def stream_answer(
                 last = pieces[-1]
                 texts = progress.add(pieces)
                 logprobs = [one for piece in pieces for one in piece.logprobs]
-                if texts or logprobs:
-                    yield AnswerPart(texts, prompt_tokens=progress.prompt_tokens, logprobs=logprobs)
+                calls = [call for piece in pieces for call in piece.tool_calls]
+                if texts or logprobs or calls:
+                    yield AnswerPart(texts, prompt_tokens=progress.prompt_tokens, logprobs=logprobs, tool_calls=calls)
                 if last.failure is not None and last.failure.kind == "engine_failed":
                     failed[race.worker.identity] = last.failure
                     attempts, event = attempts + 1, "retried"
@@ -178,6 +190,7 @@ class _Progress:
         self.prefix = _prefix(job)
         self.given: list[str] = []
         self.tokens = self.prompt_tokens = 0
+        self.has_begun = False
         self._job = job
 
     @property
@@ -194,11 +207,12 @@ class _Progress:
         """Count pieces; returns their texts."""
         texts = [piece.text for piece in pieces if piece.text]
         self.given.extend(texts)
+        self.has_begun |= any(piece.text or piece.tool_calls for piece in pieces)
         self.tokens += sum(piece.tokens for piece in pieces)
         self.prompt_tokens = pieces[-1].prompt_tokens or self.prompt_tokens
         return texts
 
-    def ending(self, finish_reason: Literal["stop", "length"], stopped_by: str | None = None) -> AnswerPart:
+    def ending(self, finish_reason: AnswerEnd, stopped_by: str | None = None) -> AnswerPart:
         """The last part."""
         usage = AnswerUsage(self.prompt_tokens, self.tokens)
         return AnswerPart([], finish_reason, usage, self.prompt_tokens, stopped_by)
@@ -210,16 +224,19 @@ class _Progress:
 
 
 def _prefix(job: Job) -> Prefix:
+    if job.chat is not None:
+        said = [(message["role"], msgspec.json.encode(message).decode()) for message in job.chat.messages]
+        return hash_prefix(job.model, [("", msgspec.json.encode(job.chat.tools).decode()), *said])
     if job.conversation is None:
         return hash_prefix(job.model, [("", job.prompt)])
     turns = [(turn.role, turn.content) for turn in job.conversation.messages if turn.content is not None]
     return hash_prefix(job.model, [("system", job.conversation.system or ""), *turns])
 
 
-def _finish_reason(last: Piece) -> Literal["stop", "length"]:
+def _finish_reason(last: Piece) -> AnswerEnd:
     """Why the answer ended. Raises `ApiError` when it failed."""
     if last.failure is not None:
         raise from_failure(last.failure)
-    if last.end == "stop" or last.end == "length":
+    if last.end == "stop" or last.end == "length" or last.end == "tool_calls":
         return last.end
     raise ApiError(500, f"the worker ended the answer as {last.end!r}.", kind="server_error", code="engine_failed")

@@ -14,22 +14,32 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 
 import msgspec
 
+from chaccu.conversation import ToolCallDelta
 from chaccu.serve.gateway.answer import AnswerPart, AnswerUsage, Job
+from chaccu.serve.gateway.tool_calls import ToolCall, join_calls
 from chaccu.serve.link import TokenLogprob
 
 OpenAnswer = Callable[[Job], AsyncGenerator[AnswerPart, None]]
 
 
 class WholeAnswer(msgspec.Struct):
-    """One choice, once it is complete: its texts with the log-probabilities of their tokens, and its `last` part."""
+    """One choice, once it is complete: its texts with the log-probabilities of their tokens, the parts of its calls, and its
+    `last` part.
+    """
 
     texts: list[str]
     logprobs: list[TokenLogprob]
     last: AnswerPart
+    called: list[ToolCallDelta] = msgspec.field(default_factory=list)
 
     @property
     def text(self) -> str:
         return "".join(self.texts)
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        """The functions that are to be called."""
+        return join_calls(self.called)
 
 
 def derive_seed(seed: int | None, index: int) -> int | None:
@@ -84,6 +94,7 @@ async def collect_choices(parts: AsyncGenerator[AnswerPart, None]) -> tuple[list
             answer = whole[part.index] = WholeAnswer([], [], part)
         answer.texts.extend(part.texts)
         answer.logprobs.extend(part.logprobs)
+        answer.called.extend(part.tool_calls)
         answer.last = part
         usage = part.usage or usage
     return [whole[index] for index in sorted(whole)], usage

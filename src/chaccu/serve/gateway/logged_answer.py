@@ -13,10 +13,12 @@ from typing import Any, Protocol
 
 import msgspec
 
-from chaccu.conversation import Message
+from chaccu.conversation import Message, ToolCallDelta
 from chaccu.errors import ServeError
 from chaccu.serve.gateway.answer import AnswerPart, Job
+from chaccu.serve.gateway.chat_history import read_history
 from chaccu.serve.gateway.errors import ApiError
+from chaccu.serve.gateway.tool_calls import join_calls
 
 CANCELLED = "cancelled"
 FAILED = "failed"
@@ -65,11 +67,13 @@ class WorkerAnswer:
         self._job = job
         self._user = user
         self._texts: list[list[str]] = [[] for _ in range(job.n)]
+        self._called: list[list[ToolCallDelta]] = [[] for _ in range(job.n)]
         self._finish_reasons = [CANCELLED] * job.n
 
     def take(self, part: AnswerPart) -> None:
         """The next part."""
         self._texts[part.index].extend(part.texts)
+        self._called[part.index].extend(part.tool_calls)
         if part.finish_reason is not None:
             self._finish_reasons[part.index] = part.finish_reason
 
@@ -84,31 +88,47 @@ class WorkerAnswer:
 
     @property
     def size(self) -> int:
-        conversation = self._job.conversation
+        conversation, chat = self._job.conversation, self._job.chat
         asked = 0 if conversation is None else sum(len(message.content or "") for message in conversation.messages)
+        asked += 0 if chat is None else sum(len(str(message)) for message in chat.messages)
+        asked += sum(len(call.arguments) for called in self._called for call in called)
         return asked + sum(len(text) for texts in self._texts for text in texts)
 
     def lines(self, time: str) -> list[LogLine]:
-        conversation = self._job.conversation
-        if conversation is None:
+        if self._job.conversation is None and self._job.chat is None:
             return []
-        messages = conversation.messages
-        if messages[-1].content is None:
-            # The place of a reply that the client has begun.
-            messages = messages[:-1]
+        system, messages = self._said()
         return [
             LogLine(
                 id=self._id,
                 time=time,
                 model=self._job.model,
                 finish_reason=self._finish_reasons[index],
-                system=conversation.system,
-                messages=(*messages, Message("assistant", self._job.begun + "".join(self._texts[index]))),
+                system=system,
+                messages=[*messages, self._answer(index)],
                 user=self._user,
             )
             for index in range(self._job.n)
             if self._is_answered(index)
         ]
 
+    def _said(self) -> tuple[str | None, Sequence[Any]]:
+        """The system text and the messages before the answer."""
+        job = self._job
+        if job.chat is not None:
+            return read_history(job.chat.messages)
+        assert job.conversation is not None
+        messages = job.conversation.messages
+        # The last one may be the place of a reply that the client has begun.
+        return job.conversation.system, messages[:-1] if messages[-1].content is None else messages
+
+    def _answer(self, index: int) -> Message | dict[str, Any]:
+        text = self._job.begun + "".join(self._texts[index])
+        if not self._called[index]:
+            return Message("assistant", text)
+        calls = [call.to_openai() for call in join_calls(self._called[index])]
+        return {"role": "assistant", "content": text or None, "tool_calls": calls}
+
     def _is_answered(self, index: int) -> bool:
-        return bool(self._texts[index]) or self._finish_reasons[index] in ("stop", "length")
+        given = self._texts[index] or self._called[index]
+        return bool(given) or self._finish_reasons[index] in ("stop", "length")

@@ -1,52 +1,39 @@
-"""Anthropic's Messages, as a dialect: `/v1/messages` for text.
+"""Anthropic's Messages, as a dialect: `/v1/messages` for text and tools.
 
-Invariants: content that is no text is refused, never dropped; `max_tokens` is required, as there. A last message of the
+Invariants: content that is neither is refused, never dropped; `max_tokens` is required, as there. A last message of the
 assistant is the beginning of the answer. It ignores the header `anthropic-version`: this is the one version there has been.
 """
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from chaccu.serve.gateway.answer import AnswerPart, AnswerUsage
-from chaccu.serve.gateway.choices import WholeAnswer
+from chaccu.serve.gateway.answer import Job
 from chaccu.serve.gateway.dialect import Asked, Dialect
-from chaccu.serve.gateway.errors import ApiError
-from chaccu.serve.gateway.event_stream import TEXT, event_around_text, write_event
+from chaccu.serve.gateway.errors import bad_request
+from chaccu.serve.gateway.message_writer import AnswerMessage, MessagesErrorBody, MessageWriter, write_error
 from chaccu.serve.gateway.parameters import MAX_MESSAGES, Count, Share, StopTexts, Unused, chat_job
+from chaccu.serve.gateway.tools import MAX_TOOLS, Function, FunctionName, Named, NamedTool, Tool, job_with_tools
 from chaccu.serve.link import Piece, Sampling, Tokenize
 
-UNUSED = Unused(
-    neutral=MappingProxyType(
-        {
-            "tools": ([],),
-            "tool_choice": ({"type": "auto"}, {"type": "none"}),
-            "thinking": ({"type": "disabled"},),
-            "speed": ("standard",),
-        }
-    ),
+_UNUSED = Unused(
+    neutral=MappingProxyType({"thinking": ({"type": "disabled"},), "speed": ("standard",)}),
     about=frozenset({"cache_control", "service_tier", "inference_geo"}),
 )
-_ERROR_TYPES = MappingProxyType(
-    {
-        401: "authentication_error",
-        403: "permission_error",
-        404: "not_found_error",
-        408: "timeout_error",
-        413: "request_too_large",
-        429: "rate_limit_error",
-        503: "overloaded_error",
-    }
+# No engine here counts the tokens that tools have in a prompt.
+COUNT_UNUSED = Unused(
+    neutral=MappingProxyType({**_UNUSED.neutral, "tools": ([],), "tool_choice": ({"type": "auto"}, {"type": "none"})}),
+    about=_UNUSED.about,
 )
-_STOP_REASONS = MappingProxyType({"stop": "end_turn", "length": "max_tokens"})
 
 
 class TextBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A piece of a message's text. `cache_control` is accepted and changes nothing."""
+    """A piece of a text. `cache_control` is accepted and changes nothing."""
 
     type: Literal["text"]
     text: str
@@ -54,14 +41,65 @@ class TextBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     citations: Annotated[list[Any], msgspec.Meta(max_length=0)] | None = None
 
 
-Content = str | Annotated[list[TextBlock], msgspec.Meta(min_length=1)]
+class SaidBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="text"):
+    """The same where blocks of other types stand beside it."""
+
+    text: str
+    cache_control: dict[str, Any] | None = None
+    citations: Annotated[list[Any], msgspec.Meta(max_length=0)] | None = None
+
+
+class ToolUseBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="tool_use"):
+    """A tool that the assistant used."""
+
+    id: str
+    name: str
+    input: dict[str, Any]
+    cache_control: dict[str, Any] | None = None
+
+
+class ToolResultBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="tool_result"):
+    """What came of it; that `is_error` is said to the model."""
+
+    tool_use_id: str
+    content: str | list[TextBlock] = ""
+    is_error: bool | None = None
+    cache_control: dict[str, Any] | None = None
+
+
+Block = SaidBlock | ToolUseBlock | ToolResultBlock
+
+
+class TextTurn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One message, of text."""
+
+    role: Literal["user", "assistant"]
+    content: str | Annotated[list[TextBlock], msgspec.Meta(min_length=1)]
 
 
 class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One message."""
 
     role: Literal["user", "assistant"]
-    content: Content
+    content: str | Annotated[list[Block], msgspec.Meta(min_length=1)]
+
+
+class MessageTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A tool that the model may use."""
+
+    name: FunctionName
+    input_schema: dict[str, Any]
+    description: str | None = None
+    type: Literal["custom"] | None = None
+    cache_control: dict[str, Any] | None = None
+
+
+class MessageToolChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Whether a tool has to be used; `name` where `type` is tool."""
+
+    type: Literal["auto", "any", "none", "tool"]
+    name: FunctionName | None = None
+    disable_parallel_tool_use: bool | None = None
 
 
 class Metadata(msgspec.Struct, frozen=True):
@@ -83,13 +121,15 @@ class MessagesBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     top_k: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] | None = None
     stop_sequences: StopTexts | None = None
     metadata: Metadata | None = None
+    tools: Annotated[list[MessageTool], msgspec.Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: MessageToolChoice | None = None
 
 
 class CountTokensBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of a request for the size of a prompt."""
 
     model: str
-    messages: Annotated[list[Turn], msgspec.Meta(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[TextTurn], msgspec.Meta(min_length=1, max_length=MAX_MESSAGES)]
     system: str | list[TextBlock] | None = None
 
     def questions(self) -> list[Tokenize]:
@@ -108,112 +148,6 @@ class CountTokensAnswer(msgspec.Struct, frozen=True):
     input_tokens: int
 
 
-class MessageUsage(msgspec.Struct, frozen=True):
-    """Tokens of the prompt and of the answer."""
-
-    input_tokens: int
-    output_tokens: int
-
-
-class AnswerBlock(msgspec.Struct, frozen=True):
-    """The answer's text."""
-
-    text: str
-    type: Literal["text"] = "text"
-
-
-class AnswerMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole answer; one without text has no block."""
-
-    id: str
-    type: Literal["message"] = "message"
-    role: Literal["assistant"] = "assistant"
-    model: str
-    content: list[AnswerBlock] = []
-    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence"] | None = None
-    stop_sequence: str | None = None
-    usage: MessageUsage
-
-
-class MessageWriter:
-    """Writes one answer as a message, whole or as its events."""
-
-    def __init__(self, answer_id: str, model: str) -> None:
-        self._id = answer_id
-        self._model = model
-        self._has_block = False
-        delta = {"index": 0, "delta": {"type": "text_delta", "text": TEXT}}
-        self._before, self._after = event_around_text("content_block_delta", delta)
-
-    def opening(self, first: AnswerPart) -> bytes:
-        """The events before any text."""
-        begun = AnswerMessage(id=self._id, model=self._model, usage=MessageUsage(first.prompt_tokens, 0))
-        return write_event("message_start", {"message": begun})
-
-    def texts(self, part: AnswerPart) -> bytes:
-        """One event a text; the first of all begins the answer's one block."""
-        begun = b""
-        if not self._has_block:
-            self._has_block = True
-            begun = write_event("content_block_start", {"index": 0, "content_block": AnswerBlock("")})
-        return begun + b"".join(self._before + msgspec.json.encode(text) + self._after for text in part.texts)
-
-    def ending(self, last: AnswerPart, usage: AnswerUsage) -> bytes:
-        """The events after all text."""
-        reason, sequence = _stop_of(last)
-        delta = {"stop_reason": reason, "stop_sequence": sequence}
-        ends = [write_event("content_block_stop", {"index": 0})] if self._has_block else []
-        ends.append(write_event("message_delta", {"delta": delta, "usage": _usage(usage)}))
-        ends.append(write_event("message_stop", {}))
-        return b"".join(ends)
-
-    def failure(self, error: ApiError) -> bytes:
-        """The event of an answer that breaks off."""
-        return b"event: error\ndata: %b\n\n" % write_error(error)
-
-    def whole(self, choices: list[WholeAnswer], usage: AnswerUsage) -> bytes:
-        """The answer as one object."""
-        text = choices[0].text
-        reason, sequence = _stop_of(choices[0].last)
-        answer = AnswerMessage(
-            id=self._id,
-            model=self._model,
-            content=[AnswerBlock(text)] if text else [],
-            stop_reason=reason,
-            stop_sequence=sequence,
-            usage=_usage(usage),
-        )
-        return msgspec.json.encode(answer)
-
-
-class ErrorCode(msgspec.Struct, frozen=True):
-    """`error_code`: the code that the other endpoints name."""
-
-    error_code: str
-
-
-class MessagesError(msgspec.Struct, frozen=True):
-    """What is wrong."""
-
-    type: str
-    message: str
-    details: ErrorCode | None = None
-
-
-class MessagesErrorBody(msgspec.Struct, frozen=True):
-    """The body of an error."""
-
-    error: MessagesError
-    type: Literal["error"] = "error"
-
-
-def write_error(error: ApiError) -> bytes:
-    """`{"type": "error", "error": {…}}`."""
-    kind = _ERROR_TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
-    details = None if error.code is None else ErrorCode(error.code)
-    return msgspec.json.encode(MessagesErrorBody(MessagesError(kind, error.message, details)))
-
-
 def _ask(body: MessagesBody, fields: dict[str, Any]) -> Asked:
     sampling = Sampling(
         max_tokens=body.max_tokens,
@@ -225,40 +159,86 @@ def _ask(body: MessagesBody, fields: dict[str, Any]) -> Asked:
     answer_id = f"msg_{secrets.token_hex(12)}"
     return Asked(
         answer_id=answer_id,
-        job=chat_job(body.model, _turns_of(body), sampling),
+        job=_job(body, sampling),
         writer=MessageWriter(answer_id, body.model),
         streamed=bool(body.stream),
         user=(body.metadata.user_id or "") if body.metadata else "",
     )
 
 
+def _job(body: MessagesBody, sampling: Sampling) -> Job:
+    choice = body.tool_choice
+    if choice is not None and (choice.type == "tool") != (choice.name is not None):
+        message = "tool_choice has a name where its type is tool, and only there."
+        raise bad_request(message, code="invalid_value", param="tool_choice")
+    return job_with_tools(
+        body.model,
+        _turns_of(body),
+        sampling,
+        tools=[Tool("function", Function(tool.name, tool.description, tool.input_schema)) for tool in body.tools or ()],
+        choice=None if choice is None else _read_choice(choice),
+        parallel=False if choice is not None and choice.disable_parallel_tool_use else None,
+    )
+
+
+def _read_choice(choice: MessageToolChoice) -> Literal["none", "auto", "required"] | NamedTool:
+    if choice.name is not None:
+        return NamedTool("function", Named(choice.name))
+    return "required" if choice.type == "any" else "none" if choice.type == "none" else "auto"
+
+
 def _turns_of(body: MessagesBody | CountTokensBody) -> list[dict[str, Any]]:
-    """The messages in OpenAI's form."""
+    """The messages in OpenAI's form. Raises `ApiError` for a block that has no place in its message."""
     # No block at all is no system text; an empty text is one.
-    system = [] if body.system is None or body.system == [] else [{"role": "system", "content": _text_of(body.system)}]
-    return system + [{"role": turn.role, "content": _text_of(turn.content)} for turn in body.messages]
+    turns: list[dict[str, Any]] = []
+    if body.system is not None and body.system != []:
+        turns.append({"role": "system", "content": _text_of(body.system)})
+    used: set[str] = set()
+    given: Sequence[Turn | TextTurn] = body.messages
+    for index, turn in enumerate(given):
+        blocks: Sequence[TextBlock | Block] = () if isinstance(turn.content, str) else turn.content
+        uses = [block for block in blocks if isinstance(block, ToolUseBlock)]
+        results = [block for block in blocks if isinstance(block, ToolResultBlock)]
+        if results if turn.role == "assistant" else uses:
+            wrong = (
+                f"message {index} of the {turn.role} has a block of the other's: {'tool_result' if results else 'tool_use'}."
+            )
+            raise bad_request(wrong, code="invalid_value", param="messages")
+        unknown = [block.tool_use_id for block in results if block.tool_use_id not in used]
+        if unknown:
+            wrong = f"message {index} has a tool_result for {unknown[0]!r:.80}, which no tool_use before it has as its id."
+            raise bad_request(wrong, code="invalid_value", param="messages")
+        used.update(block.id for block in uses)
+        turns += [_result_turn(block) for block in results]
+        text = _text_of(turn.content)
+        if uses:
+            calls = [{"id": block.id, "type": "function", "function": _called(block)} for block in uses]
+            turns.append({"role": "assistant", "content": text or None, "tool_calls": calls})
+        elif text or not results:
+            turns.append({"role": turn.role, "content": text})
+    return turns
 
 
-def _text_of(content: str | list[TextBlock]) -> str:
-    return content if isinstance(content, str) else "".join(block.text for block in content)
+def _called(block: ToolUseBlock) -> dict[str, str]:
+    return {"name": block.name, "arguments": msgspec.json.encode(block.input).decode()}
 
 
-def _stop_of(last: AnswerPart) -> tuple[Any, str | None]:
-    """The stop reason, and the stop sequence if one was it."""
-    if last.stopped_by is not None:
-        return "stop_sequence", last.stopped_by
-    return _STOP_REASONS[last.finish_reason or "stop"], None
+def _result_turn(block: ToolResultBlock) -> dict[str, Any]:
+    text = _text_of(block.content)
+    return {"role": "tool", "tool_call_id": block.tool_use_id, "content": f"Error: {text}" if block.is_error else text}
 
 
-def _usage(usage: AnswerUsage) -> MessageUsage:
-    return MessageUsage(usage.prompt_tokens, usage.completion_tokens)
+def _text_of(content: str | Sequence[TextBlock | Block]) -> str:
+    if isinstance(content, str):
+        return content
+    return "".join(block.text for block in content if isinstance(block, TextBlock | SaidBlock))
 
 
 MESSAGES = Dialect(
     path="/v1/messages",
-    summary="Anthropic's Messages, for text.",
+    summary="Anthropic's Messages, for text and tools.",
     body=MessagesBody,
-    unused=UNUSED,
+    unused=_UNUSED,
     ask=_ask,
     is_chat=True,
     answer=AnswerMessage,

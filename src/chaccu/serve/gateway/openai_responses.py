@@ -1,7 +1,7 @@
-"""OpenAI's Responses, as a dialect: `/v1/responses` for text.
+"""OpenAI's Responses, as a dialect: `/v1/responses` for text and functions.
 
 Invariant: the gateway keeps no answers, so `store` is false, and what would need a kept answer is refused. It ignores
-everything that is no message.
+how items are read and answers are written.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from chaccu.serve.gateway.answer import Job
 from chaccu.serve.gateway.dialect import Asked, Dialect
-from chaccu.serve.gateway.parameters import MAX_MESSAGES, SOMEBODY_SPEAKS, Count, Share, Unused, chat_job, user_of
+from chaccu.serve.gateway.parameters import Count, Share, Unused, user_of
 from chaccu.serve.gateway.response_format import ObjectFormat, Schema, TextFormat, schema_text
+from chaccu.serve.gateway.response_input import Items, read_items
 from chaccu.serve.gateway.response_writer import ResponseObject, ResponseWriter, write_error
+from chaccu.serve.gateway.tools import MAX_TOOLS, Function, Named, NamedTool, Tool, job_with_tools
 from chaccu.serve.link import Sampling
 
 _KEEPS_NOTHING = "this gateway keeps no answers: leave it out, and send the whole conversation as input"
@@ -28,9 +31,6 @@ _UNUSED = Unused(
             "conversation": (),
             "background": (False,),
             "prompt": (),
-            "tools": ([],),
-            "tool_choice": ("none", "auto"),
-            "parallel_tool_calls": (True, False),
             "max_tool_calls": (),
             "include": ([],),
             "reasoning": ({},),
@@ -43,26 +43,6 @@ _UNUSED = Unused(
 )
 _MetadataKey = Annotated[str, msgspec.Meta(max_length=64)]
 _MetadataValue = Annotated[str, msgspec.Meta(max_length=512)]
-
-
-class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A piece of a message's text, said to the model or by it."""
-
-    type: Literal["input_text", "output_text"]
-    text: str
-    annotations: Annotated[list[Any], msgspec.Meta(max_length=0)] | None = None
-    logprobs: list[Any] | None = None
-
-
-class InputMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A message; one out of an earlier answer's `output` too. Of such a one `id`, `status` and `phase` change nothing."""
-
-    role: Literal["user", "assistant", "system", "developer"]
-    content: str | Annotated[list[TextPart], msgspec.Meta(min_length=1)]
-    type: Literal["message"] = "message"
-    id: str | None = None
-    status: str | None = None
-    phase: str | None = None
 
 
 class ResponseStreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,14 +61,19 @@ class ResponseText(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     format: TextFormat | ObjectFormat | NamedFormat | None = None
 
 
+class ResponseTool(Function, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="function"):
+    """A function that the model may call."""
+
+
+class NamedResponseTool(Named, frozen=True, forbid_unknown_fields=True, tag="function"):
+    """The function that has to be called."""
+
+
 class ResponsesBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of a request for a response."""
 
     model: str
-    input: (
-        str
-        | Annotated[list[InputMessage], msgspec.Meta(min_length=1, max_length=MAX_MESSAGES, extra_json_schema=SOMEBODY_SPEAKS)]
-    )
+    input: str | Items
     instructions: str | None = None
     max_output_tokens: Count | None = None
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
@@ -97,6 +82,9 @@ class ResponsesBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     stream_options: ResponseStreamOptions | None = None
     metadata: Annotated[dict[_MetadataKey, _MetadataValue], msgspec.Meta(max_length=16)] | None = None
     text: ResponseText | None = None
+    tools: Annotated[list[ResponseTool], msgspec.Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedResponseTool | None = None
+    parallel_tool_calls: bool | None = None
 
 
 def _ask(body: ResponsesBody, fields: dict[str, Any]) -> Asked:
@@ -113,37 +101,46 @@ def _ask(body: ResponsesBody, fields: dict[str, Any]) -> Asked:
         max_output_tokens=body.max_output_tokens,
         metadata=body.metadata or {},
         model=body.model,
-        parallel_tool_calls=fields.get("parallel_tool_calls") is not False,
+        parallel_tool_calls=body.parallel_tool_calls is not False,
         temperature=temperature,
         text=msgspec.to_builtins(text),
-        tool_choice=fields.get("tool_choice") or "auto",
+        tool_choice=msgspec.to_builtins(body.tool_choice) or "auto",
+        tools=msgspec.to_builtins(body.tools or []),
         top_p=top_p,
         user=user_of(fields) or None,
     )
     return Asked(
         answer_id=begun.id,
-        job=chat_job(body.model, _messages_of(body), sampling, "input"),
+        job=_job(body, sampling),
         writer=ResponseWriter(begun),
         streamed=bool(body.stream),
         user=begun.user or "",
     )
 
 
-def _messages_of(body: ResponsesBody) -> list[dict[str, Any]]:
-    """The request as OpenAI-style messages."""
-    messages = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
+def _job(body: ResponsesBody, sampling: Sampling) -> Job:
+    messages: list[dict[str, Any]] = []
+    if body.instructions is not None:
+        messages.append({"role": "system", "content": body.instructions})
     if isinstance(body.input, str):
-        return [*messages, {"role": "user", "content": body.input}]
-    for message in body.input:
-        content = message.content
-        text = content if isinstance(content, str) else "".join(part.text for part in content)
-        messages.append({"role": message.role, "content": text})
-    return messages
+        messages.append({"role": "user", "content": body.input})
+    else:
+        messages += read_items(body.input)
+    choice = body.tool_choice
+    return job_with_tools(
+        body.model,
+        messages,
+        sampling,
+        tools=[Tool("function", Function(one.name, one.description, one.parameters, one.strict)) for one in body.tools or ()],
+        choice=NamedTool("function", Named(choice.name)) if isinstance(choice, NamedResponseTool) else choice,
+        parallel=body.parallel_tool_calls,
+        param="input",
+    )
 
 
 RESPONSES = Dialect(
     path="/v1/responses",
-    summary="OpenAI's Responses, for text.",
+    summary="OpenAI's Responses, for text and functions.",
     body=ResponsesBody,
     unused=_UNUSED,
     ask=_ask,

@@ -23,8 +23,8 @@ from chaccu.serve.gateway.back_pressure import BackPressure
 from chaccu.serve.gateway.client_limits import answer_late
 from chaccu.serve.gateway.config import GatewayConfig
 from chaccu.serve.gateway.keys import Key
-from chaccu.serve.gateway.messages import UNUSED as MESSAGES_UNUSED
-from chaccu.serve.gateway.messages import CountTokensAnswer, CountTokensBody, MessagesErrorBody
+from chaccu.serve.gateway.message_writer import MessagesErrorBody
+from chaccu.serve.gateway.messages import COUNT_UNUSED, CountTokensAnswer, CountTokensBody
 from chaccu.serve.gateway.openapi import Endpoint
 from chaccu.serve.gateway.parameters import Unused, parse_body
 from chaccu.serve.gateway.question_bodies import (
@@ -78,7 +78,7 @@ QUESTIONS = (
         body=CountTokensBody,
         answer=CountTokensAnswer,
         error=MessagesErrorBody,
-        unused=MESSAGES_UNUSED,
+        unused=COUNT_UNUSED,
     ),
 )
 

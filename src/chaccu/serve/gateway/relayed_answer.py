@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from chaccu.serve.gateway.chat_history import read_history
 from chaccu.serve.gateway.event_lines import DONE_DATA, data_of
 from chaccu.serve.gateway.logged_answer import CANCELLED, FAILED, LogLine, UnreadableAnswerError
 
@@ -123,7 +124,7 @@ class RelayedAnswer:
             raise UnreadableAnswerError(f"an answer of {self._model!r} has {self._kept:,} bytes; {_MAX_KEPT_BYTES:,} are kept.")
         answer_id, ending, choices = self._join(b"".join(self._pieces))
         request = msgspec.json.decode(self._body)
-        system, history = _read_history(request.get("messages"))
+        system, history = read_history(request.get("messages"))
         user = request.get("user")
         answer_id = answer_id or f"chatcmpl-{secrets.token_hex(12)}"
         return [
@@ -175,27 +176,3 @@ def _read_events(data: bytes) -> Iterator[_Completion]:
         body = data_of(line)
         if body is not None and body != DONE_DATA:
             yield _decode(body)
-
-
-def _read_history(messages: Any) -> tuple[str | None, list[dict[str, Any]]]:
-    """A request's system text and its messages: text joined out of parts, null where a part is no text (an image), tool calls
-    as they are."""
-    system: list[str] = []
-    history: list[dict[str, Any]] = []
-    for message in messages if isinstance(messages, list) else []:
-        fields = message if isinstance(message, dict) else {}
-        role, text = fields.get("role"), _text_of(fields.get("content"))
-        if role in ("system", "developer") and text is not None and not history:
-            system.append(text)
-            continue
-        turn = {"role": role, "content": text}
-        history.append({**turn, "tool_calls": fields["tool_calls"]} if fields.get("tool_calls") else turn)
-    return "\n\n".join(system) if system else None, history
-
-
-def _text_of(content: Any) -> str | None:
-    if not isinstance(content, list):
-        return content if isinstance(content, str) else None
-    texts = [part.get("text") if isinstance(part, dict) else part for part in content]
-    found = [text for text in texts if isinstance(text, str)]
-    return "".join(found) if found and len(found) == len(texts) else None

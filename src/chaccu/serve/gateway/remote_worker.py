@@ -216,7 +216,7 @@ class RemoteWorker:
         self.speed.set_active(self.outstanding)
         # Nothing is due of nothing, whatever rounding has left.
         self._due_tokens = self._due_tokens - answer.due_tokens if self._answers else 0.0
-        if last.end in ("stop", "length"):
+        if last.end in ("stop", "length", "tool_calls"):
             self.breaker.succeed()
         elif last.failure is not None and last.failure.kind == "engine_failed":
             self.breaker.fail()

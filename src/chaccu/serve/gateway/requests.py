@@ -13,8 +13,9 @@ import msgspec
 
 from chaccu.serve.gateway.answer import Job
 from chaccu.serve.gateway.errors import ApiError, bad_request
-from chaccu.serve.gateway.parameters import AnyMessages, Count, Share, StopText, StopTexts, Unused, chat_job
+from chaccu.serve.gateway.parameters import AnyMessages, Count, Share, StopText, StopTexts, Unused
 from chaccu.serve.gateway.response_format import ResponseFormat, schema_text
+from chaccu.serve.gateway.tools import ToolChoice, Tools, job_with_tools
 from chaccu.serve.link import Sampling
 
 MAX_CHOICES = 128
@@ -47,9 +48,6 @@ UNUSED = Unused(
             "best_of": (1,),
             "echo": (False,),
             "suffix": ("",),
-            "tools": ([],),
-            "tool_choice": ("none", "auto"),
-            "parallel_tool_calls": (True, False),
             "modalities": (["text"],),
         }
     ),
@@ -124,6 +122,9 @@ class ChatBody(_Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
     top_logprobs: TopLogprobs | None = None
     continue_final_message: _GoesOn | None = None
     add_generation_prompt: _BeginsAnew | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
     def job(self) -> Job:
         """The job. A last message of the assistant is a reply to go on with. Raises `ApiError` for messages that cannot be
@@ -135,7 +136,15 @@ class ChatBody(_Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         # To ask for the likeliest tokens is to ask for logprobs.
         top = (self.top_logprobs or 0) if self.logprobs or self.top_logprobs else None
-        return chat_job(self.model, self.messages, self.sampling(limit, top), n=self.choices)
+        return job_with_tools(
+            self.model,
+            self.messages,
+            self.sampling(limit, top),
+            tools=self.tools,
+            choice=self.tool_choice,
+            parallel=self.parallel_tool_calls,
+            n=self.choices,
+        )
 
 
 class CompletionBody(_Body, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from chaccu.conversation import ToolCallDelta
 from chaccu.serve.gateway.answer import AnswerPart, AnswerUsage
 from chaccu.serve.gateway.choices import WholeAnswer
 from chaccu.serve.gateway.errors import ApiError
@@ -55,7 +56,7 @@ class CompletionWriter:
         return b"".join(self._event([self._choice(index, begun, None)], None) for index in range(self._n))
 
     def texts(self, part: AnswerPart) -> bytes:
-        """One event a text, or one for texts with log-probabilities; and one for the end of a choice."""
+        """One event a text, or one for texts with log-probabilities; one for calls, and one for the end of a choice."""
         if part.logprobs:
             text = "".join(part.texts)
             choice = self._choice(part.index, {"content": text} if self._chat else text, None)
@@ -63,6 +64,9 @@ class CompletionWriter:
         else:
             before, after = self._around[part.index]
             events = b"".join(before + _encode(text) + after for text in part.texts)
+        if part.tool_calls:
+            called = {"tool_calls": [_write_call(delta) for delta in part.tool_calls]}
+            events += self._event([self._choice(part.index, called, None)], None)
         return events if part.finish_reason is None else events + self._end(part)
 
     def ending(self, last: AnswerPart, usage: AnswerUsage) -> bytes:
@@ -84,7 +88,11 @@ class CompletionWriter:
         logprobs = self._logprobs(index, told) if told else None
         choice = {"index": index, "finish_reason": answer.last.finish_reason, "logprobs": logprobs}
         if self._chat:
-            return {**choice, "message": {"role": "assistant", "content": answer.text, "refusal": None}}
+            message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+            if answer.called:
+                calls = [call.to_openai() for call in answer.tool_calls]
+                message |= {"content": answer.text or None, "tool_calls": calls}
+            return {**choice, "message": message}
         return {**choice, "text": answer.text}
 
     def _logprobs(self, index: int, logprobs: list[TokenLogprob]) -> dict[str, Any]:
@@ -117,6 +125,13 @@ class CompletionWriter:
         }
         # Other servers count the begun text with the prompt: a gateway before this one has to know which it is.
         return {**told, "prompt_tokens_details": {CONTINUED_TOKENS: 0}} if self._goes_on else told
+
+
+def _write_call(delta: ToolCallDelta) -> dict[str, Any]:
+    function: dict[str, Any] = {"arguments": delta.arguments}
+    if not delta.name:
+        return {"index": delta.index, "function": function}
+    return {"index": delta.index, "id": delta.id, "type": "function", "function": {"name": delta.name, **function}}
 
 
 def error_event(error_json: bytes) -> bytes:

@@ -286,6 +286,7 @@ class WorkerSession:
             top_logprobs=sampling.top_logprobs,
             json_schema=sampling.json_schema,
             adapter=served.adapter,
+            chat=request.chat,
         )
         prefix = _PrefixCutter(prompt.reply_prefix)
         tokens, prompt_tokens = 0, len(prompt.prompt_ids)
@@ -303,12 +304,16 @@ class WorkerSession:
                     if delta.usage is not None:
                         prompt_tokens = delta.usage.prompt_tokens
                     self._put(Piece(request.request, text, tokens, prompt_tokens, end, stopped_by=named, logprobs=told))
-                elif text:
-                    self._put(Piece(request.request, text, tokens, prompt_tokens, logprobs=tuple(logprobs)))
+                elif text or delta.tool_calls:
+                    told, calls = tuple(logprobs), tuple(delta.tool_calls)
+                    self._put(Piece(request.request, text, tokens, prompt_tokens, logprobs=told, tool_calls=calls))
                     tokens, logprobs = 0, []
 
 
 async def _build(request: Generate, builder: PromptBuilder) -> Prompt:
+    if request.chat is not None:
+        # Written where it is answered.
+        return Prompt(prompt_ids=[], stop=request.sampling.stop)
     turns = request.conversation.messages if request.conversation else ()
     chars = len(request.prompt) + len(request.begun) + sum(len(turn.content or "") for turn in turns)
     if chars < _INLINE_CHARS:

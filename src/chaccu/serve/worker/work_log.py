@@ -72,7 +72,7 @@ class WorkLog:
         work = self._under_way[piece.request]
         work.tokens += piece.tokens
         work.prompt_tokens = piece.prompt_tokens or work.prompt_tokens
-        if work.first_s is None and piece.text:
+        if work.first_s is None and (piece.text or piece.tool_calls):
             work.first_s = self._clock() - work.began_s
             if work.span is not None:
                 work.span.note_first_text()
