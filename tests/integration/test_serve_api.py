@@ -152,6 +152,46 @@ def test_completions(client: openai.OpenAI) -> None:
     assert client.completions.create(model="words", prompt="Once").usage.completion_tokens == 16
 
 
+@pytest.mark.parametrize("as_ids", [False, True])
+def test_several_prompts_are_answered_in_their_order(client: openai.OpenAI, as_ids: bool) -> None:
+    texts = ["Once upon", "a time", "a time"]
+    # Of this model a token is a byte, and no BOS is put before what comes as ids.
+    prompts: Any = [list(text.encode()) for text in texts] if as_ids else texts
+    options: dict[str, Any] = {"model": "words", "n": 2, "seed": 3, "max_tokens": 5}
+    whole = client.completions.create(prompt=prompts, **options)
+    alone = [client.completions.create(prompt=prompt, **options) for prompt in prompts]
+    assert [choice.index for choice in whole.choices] == list(range(6))
+    assert [choice.text for choice in whole.choices] == [choice.text for one in alone for choice in one.choices]
+    assert len({choice.text for choice in whole.choices}) == 4
+    assert whole.usage.prompt_tokens == sum(one.usage.prompt_tokens for one in alone) == sum(map(len, texts))
+    assert whole.usage.completion_tokens == 30
+    streamed = dict.fromkeys(range(6), "")
+    for chunk in client.completions.create(prompt=prompts, stream=True, stream_options={"include_usage": True}, **options):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.text
+    assert list(streamed.values()) == [choice.text for choice in whole.choices]
+    assert chunk.usage == whole.usage
+
+
+@pytest.mark.parametrize(
+    ("given", "param", "text"),
+    [
+        ({"prompt": []}, "prompt", "there are 0 prompts; send 1 to 128"),
+        ({"prompt": ["a", ""]}, "prompt", "prompt 1 = ''"),
+        ({"prompt": [["a"]]}, "prompt", "prompt 0 = ['a']"),
+        ({"prompt": [1, -2]}, "prompt", "neither a text nor a list of token ids"),
+        ({"prompt": [300]}, "prompt", "there is no token 300"),
+        ({"prompt": ["a"] * 2, "n": 65}, "n", "128 choices at most"),
+        ({"prompt": "x" * 500}, "prompt", "context holds 200"),
+    ],
+)
+def test_wrong_prompts_are_named(client: openai.OpenAI, given: dict[str, Any], param: str, text: str) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.completions.create(**{"model": "fixed", **given})
+    assert refused.value.param == param
+    assert text in refused.value.message
+
+
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 CALL = {"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}
 CALLED = [*HELLO, {"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "tool_call_id": "c", "content": "x"}]

@@ -42,12 +42,15 @@ def test_requests_made_from_the_description_are_answered_as_it_says(tmp_path: Pa
             # What tools are for depends on the messages, and a choice on the tools.
             for name in ("tools", "tool_choice") if schema["title"] in ("ChatBody", "MessagesBody", "ResponsesBody") else ():
                 del schema["properties"][name]
+            # How many choices there may be to a prompt depends on how many prompts there are; and ids on the vocabulary.
+            if schema["title"] == "CompletionBody":
+                schema["properties"]["n"] = {"enum": [1, None]}
             # So do blocks of tools.
             if schema["title"] == "Turn":
                 schema["properties"]["content"] = {"type": "string"}
             # Its vocabulary is one of bytes.
-            if schema["title"] in ("DetokenizeBody", "EmbeddingsBody"):
-                schema["properties"] = json.loads(json.dumps(schema["properties"]).replace(str(2**31 - 1), "257"))
+            for name in {"tokens", "input", "prompt"} & set(schema["properties"]):
+                schema["properties"][name] = json.loads(json.dumps(schema["properties"][name]).replace(str(2**31 - 1), "257"))
             for form in schema["properties"].get("logit_bias", {}).get("anyOf", []):
                 if form["type"] == "object":
                     form["propertyNames"]["pattern"] = "^[0-9]{1,2}$"

@@ -123,6 +123,16 @@ def test_what_cannot_be_carried_out_is_refused(client: openai.OpenAI) -> None:
         client.chat.completions.create(model="caller", messages=begun, tools=TOOLS)
 
 
+def test_ids_are_for_those_who_know_them(client: openai.OpenAI) -> None:
+    # This worker knows its server's model by name alone, and has no tokenizer of it.
+    with pytest.raises(
+        openai.BadRequestError, match="a prompt of token ids is not carried out by the engine openai"
+    ) as refused:
+        client.completions.create(model="caller", prompt=[1, 2])
+    assert refused.value.param == "prompt"
+    assert client.completions.create(model="caller", prompt=["a", "b"]).choices[1].text == "plain"
+
+
 def test_messages_use_tools(claude: anthropic.Anthropic, server: FakeCompletions) -> None:
     tools: list[Any] = [{"name": name, "input_schema": SCHEMA} for name in ("warmth", "wind")]
     options: dict[str, Any] = {"model": "caller", "max_tokens": 50, "tools": tools, "system": "Be brief."}

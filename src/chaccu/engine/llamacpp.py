@@ -101,7 +101,7 @@ class LlamaCppEngine:
             context_tokens=options.context_tokens or _DEFAULT_CONTEXT_TOKENS,
         )
         server = LlamaServer(settings)
-        abilities: tuple[Ability, ...] = ("penalties", "logit_bias", "logprobs", "embeddings")
+        abilities: tuple[Ability, ...] = ("penalties", "logit_bias", "logprobs", "embeddings", "token_ids")
         if can_read_schemas():
             abilities += ("json_schema",)
         info = EngineInfo(

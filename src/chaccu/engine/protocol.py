@@ -21,8 +21,9 @@ from chaccu.errors import EngineError
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 # What not every engine can: penalties of repetition, biases of tokens, log-probabilities, answers that keep to a JSON schema,
-# going on with such an answer in its middle, vectors of texts, calls of functions.
-Ability = Literal["penalties", "logit_bias", "logprobs", "json_schema", "json_resumed", "embeddings", "tools"]
+# going on with such an answer in its middle, vectors of texts, calls of functions,
+# prompts that a client gives as token ids.
+Ability = Literal["penalties", "logit_bias", "logprobs", "json_schema", "json_resumed", "embeddings", "tools", "token_ids"]
 # A log-probability that JSON can carry, for what is as good as impossible.
 LEAST_LOGPROB = -9999.0
 

@@ -93,7 +93,7 @@ class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     @property
     def abilities(self) -> tuple[Ability, ...]:
         """What it says that it can."""
-        return msgspec.convert(["logprobs", "embeddings", *filter(None, self.can.split(","))], tuple[Ability, ...])
+        return msgspec.convert(["logprobs", "embeddings", "token_ids", *filter(None, self.can.split(","))], tuple[Ability, ...])
 
 
 def parse_script(spec: str) -> Script:

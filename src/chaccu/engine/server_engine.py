@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import AsyncGenerator
 
 from chaccu.engine.completions import CompletionsServer
-from chaccu.engine.protocol import EngineInfo, EngineOptions, GenerationDelta, GenerationRequest
+from chaccu.engine.protocol import Ability, EngineInfo, EngineOptions, GenerationDelta, GenerationRequest
 from chaccu.engine.tool_answers import answer_with_tools
 from chaccu.errors import EngineError
 
@@ -51,10 +51,11 @@ def describe_server(
 ) -> EngineInfo:
     """What an engine over `server` offers: the server's context, or less where that is asked for."""
     context_tokens = min(options.context_tokens or server.context_tokens, server.context_tokens)
+    can: dict[Ability, bool] = {"tools": server.takes_tools, "token_ids": server.takes_ids}
     return EngineInfo(
         engine=engine,
         context_tokens=context_tokens,
         slots=options.slots or default_slots,
         device=device,
-        abilities=("tools",) if server.takes_tools else (),
+        abilities=tuple(name for name, has in can.items() if has),
     )

@@ -206,6 +206,6 @@ def _end_ids(model: Any) -> set[int]:
 
 
 def _abilities() -> tuple[Ability, ...]:
-    always: tuple[Ability, ...] = ("penalties", "logit_bias", "embeddings")
+    always: tuple[Ability, ...] = ("penalties", "logit_bias", "embeddings", "token_ids")
     # llguidance keeps answers to schemas, and knows the bytes of each token.
     return (*always, "logprobs", "json_schema", "json_resumed") if can_read_schemas() else always

@@ -177,7 +177,8 @@ class TraceContext(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate", omit_defaults=True):
-    """One request: a `conversation` whose answer is awaited, a `chat` with functions that may be called, or a raw `prompt`.
+    """One request: a `conversation` whose answer is awaited, a `chat` with functions that may be called, or a raw `prompt`,
+    which may be `prompt_ids`.
 
     `begun`: the answer's text so far, when another worker (or the client) has begun it; only what follows is sent.
     `request_id`: what operators know the client's request by; `trace`: its span, where it has one.
@@ -188,6 +189,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate", omit_d
     sampling: Sampling
     conversation: Conversation | None = None
     prompt: str = ""
+    prompt_ids: list[int] = []
     begun: str = ""
     request_id: str = ""
     trace: TraceContext | None = None
@@ -209,6 +211,8 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate", omit_d
                 needs["json_resumed"] = "response_format"
         if self.chat is not None:
             needs["tools"] = "tools"
+        if self.prompt_ids:
+            needs["token_ids"] = "prompt"
         return needs
 
 

@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from chaccu.serve.gateway.errors import ApiError, bad_request
 from chaccu.serve.link import Generate, ModelOffer
 
+# What parameters ask for that all engines have in another form.
+_SAID = {"prompt": "a prompt of token ids"}
+
 
 def check_abilities(request: Generate, offers: Sequence[ModelOffer]) -> None:
     """Raise `ApiError` when none of the `offers` of the request's model can answer it: for a parameter that is not carried
@@ -34,5 +37,6 @@ def check_needs(needs: Mapping[str, str], offers: Sequence[ModelOffer]) -> None:
 def not_carried_out(parameter: str, offers: Sequence[ModelOffer]) -> ApiError:
     """The engines of a model do not do what `parameter` asks for (400)."""
     engines = " and ".join(sorted({offer.engine for offer in offers}))
-    message = f"{parameter} is not carried out by the engine {engines} of {offers[0].name!r}."
+    asked = _SAID.get(parameter, parameter)
+    message = f"{asked} is not carried out by the engine {engines} of {offers[0].name!r}."
     return bad_request(message, code="unsupported_parameter", param=parameter)

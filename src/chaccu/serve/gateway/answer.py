@@ -25,31 +25,39 @@ AnswerEnd = Literal["stop", "length", "tool_calls"]
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client asked for: a `conversation`, a `chat` with functions that may be called, or a raw `prompt`. `begun`: a
-    reply that the client itself has begun; it is not repeated in the answer. `n`: how many answers are wanted. `request_id`,
-    `trace`: what operators know the request by.
+    """What a client asked for: a `conversation`, a `chat` with functions that may be called, or raw `prompts`. `begun`: a
+    reply that the client itself has begun; it is not repeated in the answer. `n`: how many answers to each are wanted.
+    `request_id`, `trace`: what operators know the request by.
     """
 
     model: str
     sampling: Sampling
     conversation: Conversation | None = None
-    prompt: str = ""
+    prompts: tuple[str | list[int], ...] = ()
     begun: str = ""
     chat: ToolChat | None = None
     n: int = 1
     request_id: str = ""
     trace: TraceContext | None = None
 
+    @property
+    def choices(self) -> int:
+        """How many answers there are in all."""
+        return self.n * max(1, len(self.prompts))
+
     def request(self, given: str = "", tokens: int = 0) -> Generate:
-        """What a worker is asked for, behind the text that has been `given` of an answer, in `tokens`."""
-        sampling = self.sampling
+        """What a worker is asked for, behind the text that has been `given` of an answer, in `tokens`; the first prompt, where
+        there are several.
+        """
+        sampling, prompt = self.sampling, self.prompts[0] if self.prompts else ""
         if sampling.max_tokens is not None:
             sampling = msgspec.structs.replace(sampling, max_tokens=sampling.max_tokens - tokens)
         return Generate(
             request=0,
             model=self.model,
             conversation=self.conversation,
-            prompt=self.prompt,
+            prompt=prompt if isinstance(prompt, str) else "",
+            prompt_ids=[] if isinstance(prompt, str) else prompt,
             chat=self.chat,
             begun=self.begun + given,
             sampling=sampling,
@@ -228,7 +236,7 @@ def _prefix(job: Job) -> Prefix:
         said = [(message["role"], msgspec.json.encode(message).decode()) for message in job.chat.messages]
         return hash_prefix(job.model, [("", msgspec.json.encode(job.chat.tools).decode()), *said])
     if job.conversation is None:
-        return hash_prefix(job.model, [("", job.prompt)])
+        return hash_prefix(job.model, [("", one if isinstance(one, str) else repr(one)) for one in job.prompts[:1]])
     turns = [(turn.role, turn.content) for turn in job.conversation.messages if turn.content is not None]
     return hash_prefix(job.model, [("system", job.conversation.system or ""), *turns])
 

@@ -95,7 +95,7 @@ class AnswerApi:
         asked = dialect.read(received.fields)
         check_abilities(asked.job.request(), self._registry.offers(received.model))
         job = msgspec.structs.replace(asked.job, request_id=note.id, trace=note.trace)
-        tokens = estimate_tokens(len(received.data), (job.sampling.max_tokens or 0) * job.n)
+        tokens = estimate_tokens(len(received.data), (job.sampling.max_tokens or 0) * job.choices)
         admit = partial(received.admit, tokens)
         logged = WorkerAnswer(asked.answer_id, job, asked.user) if is_logged else None
         return UntilDisconnect(lambda send: self._answer(admit, asked, job, send, logged, note))

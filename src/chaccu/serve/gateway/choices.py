@@ -1,8 +1,8 @@
-"""`stream_choices`: the n answers of one request, as parts in the order they come.
+"""`stream_choices`: the n answers to each prompt of one request, as parts in the order they come.
 
 Invariants: each choice has a seed of its own, derived from the request's, so equal requests give equal answers; no more choices
 are under way than `lanes`, and each takes its own turn at the workers, as n requests would; one that fails ends them all; the
-prompt's tokens are counted once, and the usage comes with the last part of all. It ignores how one choice is answered.
+tokens of a prompt are counted once, and the usage comes with the last part of all. It ignores how one choice is answered.
 """
 
 from __future__ import annotations
@@ -43,39 +43,45 @@ class WholeAnswer(msgspec.Struct):
 
 
 def derive_seed(seed: int | None, index: int) -> int | None:
-    """The seed of choice `index`: the request's own for the first, so that `n` does not change it; hashes for the others."""
+    """The seed of choice `index` of a prompt: the request's own for the first, so that `n` does not change it; hashes for the
+    others.
+    """
     if seed is None or index == 0:
         return seed
     return int.from_bytes(hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest(), "big", signed=True)
 
 
 async def stream_choices(job: Job, lanes: int, open_answer: OpenAnswer) -> AsyncGenerator[AnswerPart, None]:
-    """The parts of all choices of `job`, each with its `index`; at most `lanes` choices at once.
+    """The parts of all choices of `job`, each with its `index`, those to one prompt behind one another; at most `lanes` choices
+    at once.
 
     Raises what the first choice that fails raises.
     """
-    if job.n == 1:
+    count = job.choices
+    if count == 1:
         async with contextlib.aclosing(open_answer(job)) as parts:
             async for part in parts:
                 yield part
         return
-    lanes = max(1, min(lanes, job.n))
+    lanes = max(1, min(lanes, count))
     # Bounded, so that a client that reads slowly holds up its own answers.
     came: asyncio.Queue[AnswerPart | Exception] = asyncio.Queue(maxsize=lanes)
-    waiting = iter(range(job.n))
+    waiting = iter(range(count))
     tasks = [asyncio.create_task(_run_lane(job, waiting, open_answer, came)) for _ in range(lanes)]
-    prompt_tokens = completion_tokens = ended = 0
+    prompt_tokens: dict[int, int] = {}
+    completion_tokens = ended = 0
     try:
-        while ended < job.n:
+        while ended < count:
             item = await came.get()
             if isinstance(item, Exception):
                 raise item
             part = item
-            prompt_tokens = part.prompt_tokens or prompt_tokens
+            if part.prompt_tokens:
+                prompt_tokens[part.index // job.n] = part.prompt_tokens
             if part.usage is not None:
                 ended += 1
                 completion_tokens += part.usage.completion_tokens
-                usage = AnswerUsage(prompt_tokens, completion_tokens) if ended == job.n else None
+                usage = AnswerUsage(sum(prompt_tokens.values()), completion_tokens) if ended == count else None
                 part = msgspec.structs.replace(part, usage=usage)
             yield part
     finally:
@@ -106,8 +112,10 @@ async def _run_lane(
     """Answer one choice after the other, as long as one waits."""
     try:
         for index in waiting:
-            sampling = msgspec.structs.replace(job.sampling, seed=derive_seed(job.sampling.seed, index))
-            async with contextlib.aclosing(open_answer(msgspec.structs.replace(job, sampling=sampling, n=1))) as parts:
+            number, place = divmod(index, job.n)
+            sampling = msgspec.structs.replace(job.sampling, seed=derive_seed(job.sampling.seed, place))
+            alone = msgspec.structs.replace(job, sampling=sampling, n=1, prompts=job.prompts[number : number + 1])
+            async with contextlib.aclosing(open_answer(alone)) as parts:
                 async for part in parts:
                     await came.put(msgspec.structs.replace(part, index=index))
     except Exception as error:  # the one who reads the parts raises it

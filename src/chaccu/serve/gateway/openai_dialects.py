@@ -33,7 +33,7 @@ def _asked(body: ChatBody | CompletionBody, fields: dict[str, Any], prefix: str)
         model=body.model,
         chat=isinstance(body, ChatBody),
         with_usage=body.wants_stream and body.wants_usage,
-        n=body.choices,
+        n=job.choices,
         goes_on=bool(job.begun),
     )
     return Asked(

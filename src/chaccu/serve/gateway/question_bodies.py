@@ -15,24 +15,12 @@ import msgspec
 
 from chaccu.serve.gateway.errors import bad_request
 from chaccu.serve.gateway.parameters import AnyMessages, Unused, chat_job
+from chaccu.serve.gateway.texts_or_ids import ID, describe_texts, read_ids, read_texts
 from chaccu.serve.link import Detokenize, Embed, Generate, Piece, Sampling, Tokenize
 
 MAX_INPUTS = 2048
-_MAX_ID = 2**31 - 1
 # So many vectors fit into a frame, however wide they are; and other requests have their turns between.
 _INPUTS_AT_ONCE = 32
-_ID = {"type": "integer", "minimum": 0, "maximum": _MAX_ID}
-_IDS = {"type": "array", "minItems": 1, "items": _ID}
-_TEXT = {"type": "string", "minLength": 1}
-# What makes a question of a body checks its inputs.
-_INPUT = {
-    "anyOf": [
-        _TEXT,
-        _IDS,
-        *({"type": "array", "minItems": 1, "maxItems": MAX_INPUTS, "items": form} for form in (_TEXT, _IDS)),
-    ]
-}
-
 TOKENIZE_UNUSED = Unused(
     neutral=MappingProxyType({"return_token_strs": (False,), "continue_final_message": (False,)}), about=frozenset()
 )
@@ -78,13 +66,13 @@ class DetokenizeBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Ids of tokens."""
 
     model: str
-    tokens: Annotated[list[Any], msgspec.Meta(extra_json_schema={"items": _ID})]
+    tokens: Annotated[list[Any], msgspec.Meta(extra_json_schema={"items": ID})]
 
     def questions(self) -> list[Detokenize]:
         """The one question. Raises `ApiError` for what is no id."""
-        ids = _read_ids(self.tokens)
+        ids = read_ids(self.tokens)
         if ids is None:
-            wrong = next(one for one in self.tokens if _read_ids([one]) is None)
+            wrong = next(one for one in self.tokens if read_ids([one]) is None)
             raise bad_request(f"tokens has {wrong!r:.80}; ids are integers from 0.", code="invalid_value", param="tokens")
         return [Detokenize(request=0, model=self.model, ids=ids)]
 
@@ -103,12 +91,12 @@ class EmbeddingsBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """One or several texts, or lists of token ids."""
 
     model: str
-    input: Annotated[Any, msgspec.Meta(extra_json_schema=_INPUT)]
+    input: Annotated[Any, msgspec.Meta(extra_json_schema=describe_texts(MAX_INPUTS))]
     encoding_format: Literal["float", "base64"] | None = None
 
     def questions(self) -> list[Embed]:
         """The questions, of a few inputs each. Raises `ApiError` for an input that is none."""
-        inputs = _read_inputs(self.input)
+        inputs = read_texts(self.input, "input", MAX_INPUTS)
         starts = range(0, len(inputs), _INPUTS_AT_ONCE)
         return [Embed(request=0, model=self.model, inputs=inputs[start : start + _INPUTS_AT_ONCE]) for start in starts]
 
@@ -154,26 +142,3 @@ def _encode(vector: bytes) -> str:
 
 def _unpack(vector: bytes) -> list[float]:
     return list(struct.unpack(f"<{len(vector) // 4}f", vector))
-
-
-def _read_inputs(given: Any) -> list[str | list[int]]:
-    """The inputs, each a text or token ids; a list of integers is one input. Raises `ApiError`."""
-    several = given if isinstance(given, list) and not (given and _read_ids(given)) else [given]
-    if not 1 <= len(several) <= MAX_INPUTS:
-        raise bad_request(f"there are {len(several):,} inputs; send 1 to {MAX_INPUTS:,}.", code="invalid_value", param="input")
-    inputs: list[str | list[int]] = []
-    for index, one in enumerate(several):
-        read = one if isinstance(one, str) else _read_ids(one)
-        if not read:
-            message = f"input {index} = {one!r:.80} is neither a text nor a list of token ids, or it is empty."
-            raise bad_request(message, code="invalid_value", param="input")
-        inputs.append(read)
-    return inputs
-
-
-def _read_ids(value: Any) -> list[int] | None:
-    """Token ids, None for what is none. JSON has one kind of number: 5.0 is 5."""
-    if not isinstance(value, list):
-        return None
-    ids = [int(one) if isinstance(one, float) and one.is_integer() else one for one in value]
-    return ids if all(type(one) is int and 0 <= one <= _MAX_ID for one in ids) else None

@@ -15,6 +15,7 @@ from chaccu.serve.gateway.answer import Job
 from chaccu.serve.gateway.errors import ApiError, bad_request
 from chaccu.serve.gateway.parameters import AnyMessages, Count, Share, StopText, StopTexts, Unused
 from chaccu.serve.gateway.response_format import ResponseFormat, schema_text
+from chaccu.serve.gateway.texts_or_ids import describe_texts, read_texts
 from chaccu.serve.gateway.tools import ToolChoice, Tools, job_with_tools
 from chaccu.serve.link import Sampling
 
@@ -29,8 +30,6 @@ _BIAS = {
     "propertyNames": {"pattern": "^[0-9]{1,9}$"},
     "additionalProperties": {"type": "number", "minimum": -MAX_BIAS, "maximum": MAX_BIAS},
 }
-# What makes a job of a prompt checks it.
-_Prompt = Annotated[str, msgspec.Meta(extra_json_schema={"minLength": 1})]
 _GoesOn = Annotated[
     bool,
     msgspec.Meta(
@@ -148,23 +147,20 @@ class ChatBody(_Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class CompletionBody(_Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of a raw completion: the client writes the whole prompt, control tokens included."""
+    """The body of a raw completion: the client writes each whole prompt, control tokens included, as text or as token ids."""
 
     logprobs: TopLogprobs | None = None
-    prompt: _Prompt | Annotated[list[_Prompt], msgspec.Meta(extra_json_schema={"minItems": 1, "maxItems": 1})]
+    prompt: Annotated[Any, msgspec.Meta(extra_json_schema=describe_texts(MAX_CHOICES))]
 
     def job(self) -> Job:
-        """The job. Raises `ApiError` unless there is exactly one prompt, and that is not empty."""
-        prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
-        if len(prompts) != 1:
-            raise bad_request(
-                f"there are {len(prompts)} prompts; this server takes 1 a request.", code="invalid_value", param="prompt"
-            )
-        if not prompts[0]:
-            raise bad_request("the prompt is empty.", code="invalid_value", param="prompt")
+        """The job. Raises `ApiError` for what is no prompt, or an empty one, and for too many choices."""
+        prompts = read_texts(self.prompt, "prompt", MAX_CHOICES)
+        if len(prompts) * self.choices > MAX_CHOICES:
+            message = f"n = {self.choices} for each of {len(prompts)} prompts; there are {MAX_CHOICES} choices at most."
+            raise bad_request(message, code="invalid_value", param="n")
         # Sixteen is the API's own default for this endpoint.
         sampling = self.sampling(self.max_tokens or 16, self.logprobs)
-        return Job(model=self.model, prompt=prompts[0], sampling=sampling, n=self.choices)
+        return Job(model=self.model, prompts=tuple(prompts), sampling=sampling, n=self.choices)
 
 
 def _check_flag(name: str, value: bool | None, done: bool) -> None:

@@ -95,8 +95,13 @@ class PromptBuilder:
         )
 
     def _raw(self, request: Generate) -> Prompt:
-        """A prompt given as text: the client writes the control tokens itself."""
-        ids = self._encode_raw(request.prompt, adds_bos=True)
+        """A prompt given as text, of which the client writes the control tokens itself, or as ids. Raises `WrongRequestError`
+        for one that is no token's.
+        """
+        if request.prompt_ids:
+            ids = self._check_ids(request.prompt_ids, "prompt")
+        else:
+            ids = self._encode_raw(request.prompt, adds_bos=True)
         begun = self._encode_parts("", request.begun) if request.begun else []
         return Prompt(prompt_ids=ids, reply_ids=begun, stop=request.sampling.stop, stop_ids=tuple(sorted(self._eos_ids)))
 

@@ -227,9 +227,7 @@ class WorkerSession:
             if not self._loss.done():
                 self._loss.set_result(error)
         except Exception as error:  # one request's failure must reach its client and leave the others alone
-            self._put(
-                Piece(request.request, end="failed", failure=_explain(error, "input" if isinstance(request, Embed) else ""))
-            )
+            self._put(Piece(request.request, end="failed", failure=_explain(error, _text_of(request))))
             if not isinstance(error, (ContextOverflowError, ConversationError, FormatError, WrongRequestError)):
                 self._announce(f"the request {request.request_id} failed: {type(error).__name__}: {error}")
 
@@ -341,6 +339,14 @@ class _PrefixCutter:
     def flush(self) -> str:
         held, self._held = self._held, ""
         return held
+
+
+def _text_of(request: Generate | Question) -> str:
+    """The parameter that gives a request's text, where it is not the messages."""
+    if isinstance(request, Embed):
+        return "input"
+    is_raw = isinstance(request, Generate) and request.conversation is None and request.chat is None
+    return "prompt" if is_raw else ""
 
 
 def _explain(error: Exception, parameter: str) -> Failure:
