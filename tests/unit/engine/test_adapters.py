@@ -215,6 +215,8 @@ def spoil(adapter: Path, text: str, new: str) -> None:
     [
         (lambda folder: spoil(folder, '"use_dora": false', '"use_dora": true'), EngineError, "uses use_dora"),
         (lambda folder: spoil(folder, '"bias": "none"', '"bias": "all"'), EngineError, "with bias all"),
+        (lambda folder: spoil(folder, '"r": 4', '"r": 8'), EngineError, "peft cannot load"),
+        (lambda folder: spoil(folder, "0.self_attn.q_proj", "0.self_attn.no_proj"), EngineError, "no place for .*q_proj"),
         (lambda folder: (folder / "adapter_model.safetensors").unlink(), EngineError, "holds no LoRA adapter"),
         (lambda folder: (folder / "manifest.json").write_text("{", encoding="utf-8"), ArtifactError, "damaged"),
         (
@@ -223,7 +225,7 @@ def spoil(adapter: Path, text: str, new: str) -> None:
             "positions stretched",
         ),
     ],
-    ids=["dora", "bias", "missing", "manifest", "stretched"],
+    ids=["dora", "bias", "rank", "targets", "missing", "manifest", "stretched"],
 )
 async def test_what_cannot_be_served_beside_others_is_refused(
     models: Path, tmp_path: Path, damage: Callable[[Path], object], error: type[ChaccuError], text: str
@@ -235,6 +237,9 @@ async def test_what_cannot_be_served_beside_others_is_refused(
     try:
         with pytest.raises(error, match=text):
             await engine.load_adapter(resolve_adapter("x", adapter, source))
+        before = await answer(engine, 0)
+        await engine.load_adapter(resolve_adapter("one", models / "one", source))
+        assert await answer(engine, 0) == before != await answer(engine, 0, "one")
     finally:
         await engine.close()
 

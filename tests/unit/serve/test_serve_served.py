@@ -65,18 +65,26 @@ async def test_an_adapter_is_offered_once_it_is_loaded_and_unloaded_once_it_is_i
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert (names(served), unloading.done(), engine.events) == (["m"], False, ["+law"])
+        with pytest.raises(NotServedError):
+            await served.unload("law")
+        with pytest.raises(UsageError, match="still unloading 'law'"):
+            await served.add(adapter("law"))
+        # Others come and go meanwhile.
+        await served.add(adapter("prose"))
+        await served.unload("prose")
         # What was on its way is still answered.
         with served.use("law"), served.use("m") as base:
             assert base.adapter is None
     await unloading
-    assert (seen, engine.events) == ([["m", "law"], ["m"]], ["+law", "-law"])
+    assert seen == [["m", "law"], ["m"], ["m", "prose"], ["m"]]
+    assert engine.events == ["+law", "+prose", "-prose", "-law"]
     with pytest.raises(NotServedError, match="does not serve 'law'"), served.use("law"):
         pass
     with pytest.raises(NotServedError):
         await served.unload("law")
     unwatch()
     await served.add(adapter("law"))
-    assert len(seen) == 2
+    assert len(seen) == 4
 
 
 async def test_a_change_is_finished_though_who_asked_has_left_and_the_next_waits_for_it() -> None:

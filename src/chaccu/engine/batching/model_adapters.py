@@ -124,7 +124,10 @@ class ModelAdapters:
             self._peft = peft.PeftModelForCausalLM(self._model, config, adapter_name=key)
         else:
             self._peft.add_adapter(key, config)
-        self._peft.load_adapter(str(adapter.peft), key, torch_device=str(self._model.device))
+        loaded = self._peft.load_adapter(str(adapter.peft), key, torch_device=str(self._model.device))
+        left = [name for name in loaded.unexpected_keys if "token_adapter" not in name]
+        if left:
+            raise EngineError(f"its configuration has no place for {left[0]}.")
         self._peft.eval()
 
     def _remove(self, key: str) -> None:
@@ -148,7 +151,7 @@ class ModelAdapters:
                 continue
             ending = _LOW if name.endswith(_LOW) else _HIGH
             layer = self._find_layer(name.removesuffix(ending))
-            if layer is None or not name.endswith(ending):
+            if not name.endswith(ending) or getattr(layer, "weight", None) is None:
                 raise EngineError(
                     f"the adapter in {adapter.folder} has {name}, for which this model has no layer.",
                     remedy="name an adapter that was trained on this very base",

@@ -222,7 +222,7 @@ class RemoteWorker:
             self.breaker.fail()
         else:
             self.breaker.abandon()
-        if len(self.offers) > 1:
+        if len(self._by_model) > 1:
             self.on_more_room()
 
     def suspend(self) -> None:

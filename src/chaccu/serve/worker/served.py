@@ -1,7 +1,8 @@
 """`ServedModels`: the names that a worker answers to: its model, and adapters over it that come and go.
 
 Invariants: a name that is withdrawn is offered no more from that moment on, and is unloaded once its last request has ended; a
-change that has begun is finished, whoever has asked for it and left; changes come one after the other. It ignores gateways.
+change that has begun is finished, whoever has asked for it and left; the engine changes one adapter at a time. It ignores
+gateways.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class ServedModels:
         self._served = {base.offer.name: base}
         for name in engine.info.adapters:
             self._served[name] = self._over_base(name, base.builder)
+        self._offers = tuple(one.offer for one in self._served.values())
         self._loaded: set[str] = set()
         # Offered no more, though some requests of theirs are left.
         self._withdrawn: set[str] = set()
@@ -66,8 +68,8 @@ class ServedModels:
 
     @property
     def offers(self) -> tuple[ModelOffer, ...]:
-        """What gateways may give requests for, the model itself first."""
-        return tuple(one.offer for name, one in self._served.items() if name not in self._withdrawn)
+        """What gateways may give requests for, the model itself first; the same object until that changes."""
+        return self._offers
 
     def watch(self, on_change: Callable[[], None]) -> Callable[[], None]:
         """Have `on_change` called whenever `offers` have changed; returns what ends that."""
@@ -108,28 +110,34 @@ class ServedModels:
     async def _add(self, adapter: AdapterSource) -> None:
         async with self._changing:
             self._check_free(adapter.name)
-            builder = self._base.builder if adapter.chat_format is None else self._build(adapter.chat_format)
+            builder = self._base.builder
+            if adapter.chat_format not in (None, self._base.offer.chat_format):
+                builder = await asyncio.to_thread(self._build, adapter.chat_format)
             await self._adapters().load_adapter(adapter)
             self._loaded.add(adapter.name)
             self._served[adapter.name] = self._over_base(adapter.name, builder, adapter.chat_format)
             self._tell()
 
     async def _remove(self, name: str) -> None:
-        async with self._changing:
-            if name not in self._served:
-                raise NotServedError(f"this worker does not serve {name!r:.220}.")
-            if name not in self._loaded:
-                whose = "its own model" if name == self._base.offer.name else "loaded by the engine's own flags"
-                raise UsageError(f"this worker cannot unload {name!r}: it is {whose}.", remedy="end the worker")
-            self._withdrawn.add(name)
-            self._tell()
+        if name not in self._served or name in self._withdrawn:
+            raise NotServedError(f"this worker does not serve {name!r:.220}.")
+        if name not in self._loaded:
+            whose = "its own model" if name == self._base.offer.name else "loaded by the engine's own flags"
+            raise UsageError(f"this worker cannot unload {name!r}: it is {whose}.", remedy="end the worker")
+        self._withdrawn.add(name)
+        self._tell()
+        while True:
+            # Others may change meanwhile, for this may take as long as an answer does.
             while self._requests[name]:
                 self._idle.clear()
                 await self._idle.wait()
-            del self._served[name], self._requests[name]
-            self._loaded.discard(name)
-            self._withdrawn.discard(name)
-            await self._adapters().unload_adapter(name)
+            async with self._changing:
+                if not self._requests[name]:
+                    del self._served[name], self._requests[name]
+                    self._loaded.discard(name)
+                    self._withdrawn.discard(name)
+                    await self._adapters().unload_adapter(name)
+                    return
 
     async def _finish(self, change: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(change)
@@ -146,6 +154,8 @@ class ServedModels:
         return self.engine
 
     def _check_free(self, name: str) -> None:
+        if name in self._withdrawn:
+            raise UsageError(f"this worker is still unloading {name!r}.", remedy="wait, or choose another name")
         if name in self._served:
             raise UsageError(f"this worker serves {name!r} already.", remedy="unload it, or choose another name")
 
@@ -155,5 +165,6 @@ class ServedModels:
         return Served(offer=offer, builder=builder, adapter=name)
 
     def _tell(self) -> None:
+        self._offers = tuple(one.offer for name, one in self._served.items() if name not in self._withdrawn)
         for on_change in [*self._watchers]:
             on_change()

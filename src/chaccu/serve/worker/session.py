@@ -161,7 +161,7 @@ class WorkerSession:
         pieces, self._pieces = self._pieces, []
         if pieces:
             await self._send_frame(Output(pieces))
-        if self._served.offers != self._offered:
+        if self._served.offers is not self._offered:
             self._offered = self._served.offers
             await self._send_frame(Offers(self._offered))
         # After the offers that an order has changed.
