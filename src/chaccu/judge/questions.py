@@ -19,11 +19,15 @@ STARTER = "starter"
 
 
 class Question(msgspec.Struct, frozen=True):
-    """One question; each further turn is asked after the answer to the one before."""
+    """One question; each further turn is asked after the answer to the one before.
+
+    `criteria`: what a rubric grades its answers by.
+    """
 
     question_id: int | str
     category: str
     turns: tuple[str, ...]
+    criteria: str | None = None
 
 
 class _Line(msgspec.Struct):
@@ -33,6 +37,7 @@ class _Line(msgspec.Struct):
     category: str = "generic"
     turns: tuple[str, ...] = ()
     text: str | None = None
+    criteria: str | None = None
 
 
 def list_question_sets() -> list[str]:
@@ -77,7 +82,7 @@ def _parse(data: bytes, source: str) -> list[Question]:
             raise DataError(f"line {number} of {source}: question {line.question_id} asks nothing.", remedy="give it turns")
         if line.question_id in questions:
             raise DataError(f"line {number} of {source}: the id {line.question_id} is taken.", remedy="give each its own id")
-        questions[line.question_id] = Question(line.question_id, line.category, turns)
+        questions[line.question_id] = Question(line.question_id, line.category, turns, line.criteria)
     if not questions:
         raise DataError(f"{source} holds no question.", remedy="give at least one JSON line")
     return list(questions.values())
