@@ -1,4 +1,4 @@
-"""`Question` and the sets of them: shipped ones by name, others out of JSONL files.
+"""`Question` and the sets of them: shipped ones by name, others out of files.
 
 Invariants: the ids of a set are unique, and every question has at least one turn with text; a file that breaks this is
 refused with its line. It ignores fields that it does not know.
@@ -14,6 +14,7 @@ import msgspec
 
 from chaccu.artifact import storage_errors
 from chaccu.errors import DataError, UsageError, did_you_mean
+from chaccu.judge.checks import Check
 
 STARTER = "starter"
 
@@ -21,13 +22,16 @@ STARTER = "starter"
 class Question(msgspec.Struct, frozen=True):
     """One question; each further turn is asked after the answer to the one before.
 
-    `criteria`: what a rubric grades its answers by.
+    `reference`: a right answer for each turn, for the judge's eyes only. `temperature`: what to sample the answers with, unless
+    the user says otherwise. `checks`: rules that the answers meet or not.
     """
 
     question_id: int | str
     category: str
     turns: tuple[str, ...]
-    criteria: str | None = None
+    reference: tuple[str, ...] | None = None
+    temperature: float | None = None
+    checks: tuple[Check, ...] = ()
 
 
 class _Line(msgspec.Struct):
