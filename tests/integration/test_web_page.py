@@ -78,8 +78,7 @@ def test_stop_keeps_what_has_come_and_frees_the_worker(page: Any, stage: Stage) 
     text = until(page, lambda text: "tuned · stopped" in text)
     page.wait_for_timeout(500)
     assert said(page).count("grazes") == text.count("grazes") < 12
-    # By the keyboard: the status of the stopped answer may still lie over it.
-    page.locator("#chaccu-chat").get_by_label("Retry").press("Enter")
+    page.locator("#chaccu-chat").get_by_label("Retry").click()
     until(page, lambda text: text.count("grazes") == 12 and "tokens" in text)
     assert said(page).count("Go on.") == 1
     page.get_by_role("button", name="New chat").click()
@@ -101,6 +100,17 @@ def test_a_lost_worker_is_named_the_other_goes_on_and_it_may_come_back(page: Any
     choose(page, "tuned")
     send(page, "Back again?")
     until(page, lambda text: text.count("grazes") >= 12 and re.search(r"tuned · \d+ tokens", text) is not None)
+
+
+def test_the_settings_stand_beside_the_page(page: Any) -> None:
+    for width in (1500, 1100, 800):
+        page.set_viewport_size({"width": width, "height": 700})
+        page.locator(".sidebar .toggle-button").click()
+        page.get_by_label("System prompt").fill("Be brief.")
+        # Each takes clicks where it is: nothing lies over it.
+        choose(page, "base")
+        page.get_by_role("button", name="New chat").click()
+        page.locator(".sidebar .toggle-button").click()
 
 
 def test_it_fits_a_phone_in_the_dark(browser: Any, stage: Stage) -> None:
