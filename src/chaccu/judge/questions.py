@@ -23,7 +23,7 @@ class Question(msgspec.Struct, frozen=True):
     """One question; each further turn is asked after the answer to the one before.
 
     `reference`: a right answer for each turn, for the judge's eyes only. `temperature`: what to sample the answers with, unless
-    the user says otherwise. `checks`: rules that the answers meet or not.
+    the user says otherwise. `checks`: rules that the answers meet or not. `criteria`: what a rubric grades its answers by.
     """
 
     question_id: int | str
@@ -32,6 +32,7 @@ class Question(msgspec.Struct, frozen=True):
     reference: tuple[str, ...] | None = None
     temperature: float | None = None
     checks: tuple[Check, ...] = ()
+    criteria: str | None = None
 
 
 class _Line(msgspec.Struct):
@@ -86,7 +87,7 @@ def _parse(data: bytes, source: str) -> list[Question]:
             raise DataError(f"line {number} of {source}: question {line.question_id} asks nothing.", remedy="give it turns")
         if line.question_id in questions:
             raise DataError(f"line {number} of {source}: the id {line.question_id} is taken.", remedy="give each its own id")
-        questions[line.question_id] = Question(line.question_id, line.category, turns, line.criteria)
+        questions[line.question_id] = Question(line.question_id, line.category, turns, criteria=line.criteria)
     if not questions:
         raise DataError(f"{source} holds no question.", remedy="give at least one JSON line")
     return list(questions.values())
