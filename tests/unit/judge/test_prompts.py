@@ -94,7 +94,7 @@ def test_a_rubric_takes_the_criteria_of_the_question_or_of_a_file() -> None:
     other = with_criteria(prompt, "- It rhymes.")
     assert other.sha256 != prompt.sha256
     assert "It rhymes" in render(other)
-    question = Question(1, "writing", ("Write.",), "- It scans.")
+    question = Question(1, "writing", ("Write.",), criteria="- It scans.")
     (message,) = render_prompt(other, question, 0, [["La."]], None)
     assert "It scans" in (message.content or "")
     assert "It rhymes" not in (message.content or "")
