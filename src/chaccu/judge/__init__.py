@@ -1,8 +1,9 @@
 """Questions become answers of several models, and a judge's texts become verdicts."""
 
 from chaccu.judge.answers import Answer, Asked, Failure, collect_answers, read_answers
+from chaccu.judge.parsing import parse_scores
 from chaccu.judge.questions import Question, list_question_sets, load_questions
-from chaccu.judge.score import PairScores, Review, ScoreReport, parse_scores, read_reviews, score_reviews
+from chaccu.judge.score import PairScores, Review, ScoreReport, read_reviews, score_reviews
 
 __all__ = [
     "Answer",

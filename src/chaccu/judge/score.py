@@ -9,34 +9,14 @@ a judge may work towards its verdict.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
 from chaccu.artifact import storage_errors
 from chaccu.errors import DataError
-
-LOWEST, HIGHEST = 0.0, 10.0
-
-_NUMBER = r"(\d{1,2}(?:\.\d+)?)(?:/10)?"
-_PAIR = rf"{_NUMBER}(?:[ \t]*,[ \t]*|[ \t]+){_NUMBER}"
-_WHO = r"\b(?:Assistant|Answer|Model)[ \t]+"
-# Bold type around a score; a power, "2 ** 3", has spaces on both sides.
-_BOLD = re.compile(r"\*\*(?=\S)|(?<=\S)\*\*")
-_LINE = re.compile(
-    rf"^[ \t]*(?:(?:final[ \t]+)?(?:scores?|ratings?)[ \t]*[:=])?[ \t(\[]*{_PAIR}[ \t)\]]*\.?[ \t]*$", re.M | re.I
-)
-_LABELLED = re.compile(
-    rf"^[ \t•-]*(?:scores?[ \t]+(?:for|of)[ \t]+)?{_WHO}([12AB])[ \t]*[:=][ \t]*{_NUMBER}[ \t]*(?=[(.,;–\n-]|\Z)", re.M | re.I
-)
-# A score's bracket stands behind a word for it; behind "=" or a full stop a bracket may be a point of the plane.
-_BRACKET = re.compile(rf"\b(?:scores?|ratings?|tuple)\b[^\n=.()]*\([ \t]*{_PAIR}[ \t]*\)", re.I)
-_PROSE = re.compile(
-    rf"{_WHO}[1A][ \t]+a[ \t]+score[ \t]+of[ \t]+{_NUMBER}\b[^\n.]*{_WHO}[2B][ \t]+a[ \t]+score[ \t]+of[ \t]+{_NUMBER}\b", re.I
-)
+from chaccu.judge.parsing import parse_scores
 
 
 class Review(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,24 +76,6 @@ class ScoreReport(msgspec.Struct, frozen=True, kw_only=True):
     contradictions: list[Contradiction]
     unlike_first_line: int
     pairs: dict[str, PairScores]
-
-
-def parse_scores(text: str) -> tuple[float, float] | None:
-    """The scores that the judge states last, each from 0 to 10, or None when it states none."""
-    stated = [
-        (end, pair) for end, pair in _find_statements(_BOLD.sub("", text)) if all(LOWEST <= one <= HIGHEST for one in pair)
-    ]
-    return max(stated)[1] if stated else None
-
-
-def _find_statements(text: str) -> Iterator[tuple[int, tuple[float, float]]]:
-    """Each pair that is stated, with the place in `text` where its statement ends."""
-    for pattern in (_LINE, _BRACKET, _PROSE):
-        for match in pattern.finditer(text):
-            yield match.end(), (float(match[1]), float(match[2]))
-    for first, second in pairwise(_LABELLED.finditer(text)):
-        if first[1] in "1Aa" and second[1] in "2Bb":
-            yield second.end(), (float(first[2]), float(second[2]))
 
 
 def read_reviews(file: Path) -> list[Review]:

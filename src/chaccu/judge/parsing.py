@@ -1,0 +1,235 @@
+"""`read_outcome` and `read_scores`: what a judge's text states, or None.
+
+Invariants: of several statements the last one holds, as a judge may quote an answer first and work towards its verdict; what is
+not stated, is out of range or was cut off is None and never a number. A mark that only repeats the instruction ("[[A]] if A is
+better") or stands within quotation marks in the middle of the text is none. It ignores whether the judge is right.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+from chaccu.judge.prompts import JudgePrompt
+from chaccu.judge.verdicts import Outcome
+
+Scale = tuple[float, float]
+SCALE: Scale = (0, 10)
+
+_MARK = re.compile(r"\[\[[ \t]{0,4}([^\[\]\n]{1,24}?)[ \t]{0,4}\]\]")
+# What follows a mark of the instruction: `"[[A]]" if assistant A is better`, `"[[C]]" for a tie`.
+_CONDITION = re.compile(r"[\"'”’`*]*,?[ \t]+(?:if|when|for a tie)\b", re.I)
+_OPENING, _CLOSING = "\"'“‘`«", "\"'”’`»"
+_OUTCOME_MARKS: dict[str, Outcome] = {
+    "A": "first",
+    "B": "second",
+    "C": "tie",
+    "TIE": "tie",
+    "A>B": "first",
+    "A>>B": "first",
+    "B>A": "second",
+    "B>>A": "second",
+    "A<B": "second",
+    "A<<B": "second",
+    "A=B": "tie",
+}
+_JSON_OUTCOMES: dict[str, Outcome] = {"a": "first", "b": "second", "tie": "tie"}
+
+_SCORE = r"(\d+(?:\.\d+)?)(?:[ \t]*/[ \t]*10(?![\d.]*\d)|[ \t]+out[ \t]+of[ \t]+10\b)?"
+_PLAIN = re.compile(_SCORE)
+_MARKED_PAIR = re.compile(rf"{_SCORE}[ \t]*,[ \t]*{_SCORE}")
+# A grade without its mark; not the end of a range ("1-10") nor a share of another whole ("4/5").
+_GRADE = re.compile(
+    rf"\b(?:rating|score|grade)[ \t]*(?:[:=]|is|of)[ \t]*\[?{_SCORE}\]?"
+    r"(?![\d/%]|\.\d|[ \t]*[-–][ \t]*\d|[ \t]+out[ \t]+of)",
+    re.I,
+)
+
+_PAIR = rf"{_SCORE}(?:[ \t]*[,|&][ \t]*|[ \t]+and[ \t]+|[ \t]+){_SCORE}"
+_WHO = r"(?:Assistant|Answer|Model|Response)[ \t]*#?[ \t]*"
+_FIRST, _SECOND = rf"\b{_WHO}[1A]\b", rf"\b{_WHO}[2B]\b"
+# Bold and code type around a score; a power, "2 ** 3", has spaces on both sides.
+_TYPE = re.compile(r"\*\*(?=\S)|(?<=\S)\*\*|`")
+_BLANKS = re.compile(r"[ \t\r]+")
+_LINE = re.compile(
+    r"^[ \t>]*((?:[a-z][\w ']{0,40})?\b(?:scores?|ratings?|tuple|output|result)\w*[ \t]*[:=])?"
+    rf"[ \t(\[]*{_PAIR}[ \t)\]]*\.?[ \t]*$",
+    re.M | re.I,
+)
+_LABELLED = re.compile(
+    r"(?:^[ \t#>•-]*|[,;|][ \t]*|\band[ \t]+)(?:scores?[ \t]+(?:for|of)[ \t]+)?"
+    rf"\b{_WHO}([12AB])(?:'s)?(?:[ \t]+(?:overall[ \t]+)?(?:score|rating))?[ \t]*[:=][ \t]*"
+    rf"(?:\n[ \t•-]*)?(?:score[ \t]*[:=][ \t]*)?{_SCORE}[ \t]*(?=[(.,;|–\n-]|points?\b|and\b|\Z)",
+    re.M | re.I,
+)
+# A score's bracket stands behind a word for it; behind "=" or a full stop a bracket may be a point of the plane.
+_BRACKET = re.compile(rf"\b(?:scores?|ratings?|tuple)\b(?:[^\n=.()]{{0,200}}|[ \t]*=[ \t]*)[(\[][ \t]*{_PAIR}[ \t]*[)\]]", re.I)
+_GIVEN = (
+    r"(?:[ \t]*(?:,|gets|receives|earns|scores|deserves|is|would|get|receive|given|rated|with|score|at|a|an|the|of|:))"
+    r"{0,6}[ \t]+"
+)
+_PROSE = (
+    re.compile(rf"{_FIRST}{_GIVEN}{_SCORE}\b(?![ \t]*[\w+*/^=-])[^\n.]{{0,300}}?{_SECOND}{_GIVEN}{_SCORE}\b", re.I),
+    re.compile(rf"{_FIRST}{_GIVEN}score[ \t]+of[ \t]+{_SCORE}\b[^\n.]{{0,300}}?{_SECOND}{_GIVEN}{_SCORE}\b", re.I),
+    re.compile(rf"\b{_SCORE}[ \t]+(?:to|for)[ \t]+{_FIRST}[^\n.]{{0,300}}?\b{_SCORE}[ \t]+(?:to|for)[ \t]+{_SECOND}", re.I),
+)
+
+_CHOICES: dict[str, Outcome] = {"1": "first", "a": "first", "2": "second", "b": "second", "3": "tie", "c": "tie", "tie": "tie"}
+_CHOICE_LINE = re.compile(
+    r"^[ \t]*(?:(?:my[ \t]+)?(?:final[ \t]+)?(?:verdict|winner|choice|decision|judge?ment|preference)[ \t]*(?:[:=]|is)[ \t]*)?"
+    r"(?:(?:assistant|output|answer|model|response|option)[ \t]*)?\(?([123]|[ABC]|tie)\)?[ \t]*\.?[ \t]*$",
+    re.M | re.I,
+)
+_CHOICE_SENTENCE = re.compile(
+    r"\b(?:assistant|output|answer|model|response)[ \t]*\(?([12AB])\)?[ \t]+is[ \t]+"
+    r"(?:(?:slightly|clearly|much|the)[ \t]+)?better\b",
+    re.I,
+)
+
+
+def read_outcome(text: str, prompt: JudgePrompt) -> Outcome | None:
+    """Which of two answers the judge prefers, by what `prompt` asks it to state; None for a prompt of one answer."""
+    if prompt.kind != "pairwise":
+        return None
+    if prompt.output == "winner":
+        return parse_mark(text)
+    if prompt.output == "json":
+        found = _find_object(text, "winner")
+        return _JSON_OUTCOMES.get(found.strip().lower()) if isinstance(found, str) else None
+    scores = read_scores(text, prompt)
+    return compare_scores(scores) if scores else None
+
+
+def read_scores(text: str, prompt: JudgePrompt) -> tuple[float, ...] | None:
+    """The scores that `prompt` asks for, one for each answer and each within its scale; None where it asks for none."""
+    if prompt.output == "score_pair":
+        return parse_scores(text, prompt.scale)
+    if prompt.kind == "single" and prompt.output == "score":
+        grade = parse_grade(text, prompt.scale)
+    elif prompt.kind == "single" and prompt.output == "json":
+        found = _find_object(text, "score")
+        is_number = isinstance(found, int | float) and not isinstance(found, bool)
+        grade = _within(float(found), prompt.scale) if is_number else None
+    else:
+        return None
+    return None if grade is None else (grade,)
+
+
+def compare_scores(scores: tuple[float, ...]) -> Outcome:
+    """The outcome that two scores state."""
+    first, second = scores
+    return "first" if first > second else "second" if second > first else "tie"
+
+
+def parse_mark(text: str) -> Outcome | None:
+    """The last of the marks [[A]], [[B]], [[C]] or [[TIE]], and [[A>B]], [[A>>B]], [[A=B]] and so on."""
+    marks = [mark for _, mark in _find_marks(text) if mark.upper().replace(" ", "") in _OUTCOME_MARKS]
+    return _OUTCOME_MARKS[marks[-1].upper().replace(" ", "")] if marks else None
+
+
+def parse_grade(text: str, scale: Scale = SCALE) -> float | None:
+    """The last mark [[7.5]] or [[7.5/10]] or, in a text without any, the last "Rating: 7.5"; None where it is off the scale."""
+    grades = [match for _, mark in _find_marks(text) if (match := _PLAIN.fullmatch(mark))]
+    if not grades and not _MARK.search(text):
+        grades = list(_GRADE.finditer(_plain(text)))
+    return _within(float(grades[-1][1]), scale) if grades else None
+
+
+def parse_scores(text: str, scale: Scale = SCALE) -> tuple[float, float] | None:
+    """The pair of scores that the judge states last.
+
+    As a mark ([[8, 7]]), alone in a line ("8 7", "8.5, 7", "(8, 7)", "Scores: 8 7"), labelled ("Assistant 1: 8", then
+    "Assistant 2: 7") or in a sentence that speaks of scores. A pair off the scale is no statement where numbers of other
+    meaning can stand, and makes the result None in a mark or behind "scores:".
+    """
+    stated = [
+        (end, pair)
+        for end, pair, is_certain in _find_pairs(_plain(text))
+        if is_certain or _pair_within(pair, scale) is not None
+    ]
+    return _pair_within(max(stated)[1], scale) if stated else None
+
+
+def parse_choice(text: str) -> Outcome | None:
+    """What a judge prefers that was asked for no mark.
+
+    Alone in a line ("2", "Output (a)", "Choice: 2"), or "Output (b) is better". 1 and A are the first
+    answer, 2 and B the second, 3, C and "tie" neither. A mark or a JSON object goes before these.
+    """
+    marked = parse_mark(text)
+    if marked is not None:
+        return marked
+    found = _find_object(text, "winner")
+    if isinstance(found, str):
+        return _JSON_OUTCOMES.get(found.strip().lower())
+    plain = _plain(text)
+    stated = [(match.end(), match[1].lower()) for form in (_CHOICE_LINE, _CHOICE_SENTENCE) for match in form.finditer(plain)]
+    return _CHOICES[max(stated)[1]] if stated else None
+
+
+def _plain(text: str) -> str:
+    """`text` without type, and with one blank for several: the search then takes time in proportion to the text."""
+    return _BLANKS.sub(" ", _TYPE.sub("", text))
+
+
+def _within(value: float, scale: Scale) -> float | None:
+    return value if scale[0] <= value <= scale[1] else None
+
+
+def _pair_within(pair: tuple[float, float], scale: Scale) -> tuple[float, float] | None:
+    return pair if all(scale[0] <= one <= scale[1] for one in pair) else None
+
+
+def _find_marks(text: str) -> list[tuple[int, str]]:
+    """Where each mark ends that states something, and what it holds.
+
+    One in quotation marks does so only at the end of a text that has no other.
+    """
+    free, quoted = [], []
+    for match in _MARK.finditer(text):
+        if _CONDITION.match(text, match.end()):
+            continue
+        before, after = text[match.start() - 1 : match.start()], text[match.end() : match.end() + 1]
+        if before and after and before in _OPENING and after in _CLOSING:
+            quoted.append((match.end(), match[1]))
+        else:
+            free.append((match.end(), match[1]))
+    if free or not quoted:
+        return free
+    return quoted[-1:] if not text[quoted[-1][0] :].strip(_CLOSING + "*. \t\r\n") else []
+
+
+def _find_pairs(text: str) -> Iterator[tuple[int, tuple[float, float], bool]]:
+    """Each pair that is stated: where its statement ends, the pair, and whether its numbers can be nothing but scores."""
+    for end, mark in _find_marks(text):
+        if pair := _MARKED_PAIR.fullmatch(mark):
+            yield end, (float(pair[1]), float(pair[2])), True
+    for match in _LINE.finditer(text):
+        yield match.end(), (float(match[2]), float(match[3])), match[1] is not None
+    for form in (_BRACKET, *_PROSE):
+        for match in form.finditer(text):
+            yield match.end(), (float(match[1]), float(match[2])), False
+    for one, other in pairwise(_LABELLED.finditer(text)):
+        places = one[1] in "1Aa", other[1] in "1Aa"
+        if places[0] != places[1]:
+            first, second = (one, other) if places[0] else (other, one)
+            yield other.end(), (float(first[2]), float(second[2])), False
+
+
+def _find_object(text: str, key: str) -> Any:
+    """The value of `key` in the last JSON object of `text` that has it; None where an object behind it is broken or cut off."""
+    decoder, found, position = json.JSONDecoder(), None, 0
+    while (start := text.find("{", position)) >= 0:
+        try:
+            value, position = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            position = start + 1
+            if re.match(r'\{\s*(?:"|\Z)', text[start : start + 200]):
+                found = None
+            continue
+        if isinstance(value, dict) and key in value:
+            found = value[key]
+    return found
