@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from chaccu.cli.judge_score import score_command
+
 if TYPE_CHECKING:
-    from chaccu.judge import Answer, Asked, Failure, Question, ScoreReport
+    from chaccu.judge import Answer, Asked, Failure, Question
 
 app = typer.Typer(name="judge", help="Judge: questions to answers to verdicts.", no_args_is_help=True)
-
-_MOST_NAMED = 20
 
 
 @app.command(
@@ -76,33 +76,7 @@ def run_command(
         raise typer.Exit(1)
 
 
-@app.command("score", epilog="Example: chaccu judge score reviews.jsonl --out scores.json")
-def score_command(
-    reviews: Annotated[Path, typer.Argument(metavar="REVIEWS.jsonl", help='{"question_id", "text", …} a line.')],
-    out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
-    questions: Annotated[str | None, typer.Option(help="Question set or file, for the categories.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
-) -> None:
-    """Read the pairs of scores out of a judge's texts, and add them up.
-
-    What cannot be read is counted and named. Scores that a line stores beside its text are compared with the text.
-    """
-    import msgspec
-
-    from chaccu.artifact import write_json
-    from chaccu.judge import load_questions, read_reviews, score_reviews
-
-    loaded = read_reviews(reviews)
-    if questions is not None:
-        category = {question.question_id: question.category for question in load_questions(questions)}
-        loaded = [msgspec.structs.replace(one, category=one.category or category.get(one.question_id, "")) for one in loaded]
-    report = score_reviews(loaded)
-    if out is not None:
-        write_json(out, report)
-    if as_json:
-        typer.echo(msgspec.json.encode(report).decode())
-    else:
-        _say_scores(report)
+app.command("score", epilog="Example: chaccu judge score reviews.jsonl --out scores.json")(score_command)
 
 
 @contextmanager
@@ -161,28 +135,3 @@ def _say_asked(asked: Asked, models: list[str], out: Path) -> None:
         typer.echo(f"failed: {count} of {model}, {cause}: {message}" + (f"\n  try: {remedy}" if remedy else ""), err=True)
     if asked.failures:
         typer.echo("run the same command again to ask only what failed.", err=True)
-
-
-def _say_scores(report: ScoreReport) -> None:
-    for name, pair in report.pairs.items():
-        share = "" if pair.ratio_b_over_a is None else f" ({100 * pair.ratio_b_over_a:.2f} %)"
-        typer.echo(
-            f"{name}: {pair.total[0]:g}–{pair.total[1]:g}{share}, first better {pair.a_win}, tie {pair.tie}, "
-            f"second better {pair.b_win}, unparsed {pair.unparsed}"
-        )
-        for category, sums in sorted(pair.by_category.items()):
-            typer.echo(f"  {category}: {sums.total[0]:g}–{sums.total[1]:g}, {sums.a_win} / {sums.tie} / {sums.b_win}")
-    typer.echo(
-        f"{report.reviews} reviews = {report.parsed} parsed + {len(report.unparsed)} unparsed; "
-        f"{report.unlike_first_line} state their scores elsewhere than in the first line"
-    )
-    for one in report.unparsed[:_MOST_NAMED]:
-        typer.echo(f"unparsed: question {one.question_id} of {one.pair} {one.review_id}".rstrip(), err=True)
-    if len(report.unparsed) > _MOST_NAMED:
-        typer.echo(f"unparsed: {len(report.unparsed) - _MOST_NAMED} more; --out or --json names them all", err=True)
-    for other in report.contradictions:
-        typer.echo(
-            f"contradiction: question {other.question_id} of {other.pair} {other.review_id}".rstrip()
-            + f" has {other.stored[0]:g} {other.stored[1]:g} on file, and its text says {other.text[0]:g} {other.text[1]:g}",
-            err=True,
-        )

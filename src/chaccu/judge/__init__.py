@@ -3,12 +3,14 @@
 from chaccu.judge.answers import Answer, Asked, Failure, collect_answers, read_answers
 from chaccu.judge.parsing import parse_scores
 from chaccu.judge.questions import Question, list_question_sets, load_questions
-from chaccu.judge.score import PairScores, Review, ScoreReport, read_reviews, score_reviews
+from chaccu.judge.reviews import Review, read_reviews
+from chaccu.judge.score import Grades, PairScores, ScoreReport, score_reviews
 
 __all__ = [
     "Answer",
     "Asked",
     "Failure",
+    "Grades",
     "PairScores",
     "Question",
     "Review",

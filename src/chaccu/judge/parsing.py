@@ -110,9 +110,7 @@ def read_scores(text: str, prompt: JudgePrompt) -> tuple[float, ...] | None:
     if prompt.kind == "single" and prompt.output == "score":
         grade = parse_grade(text, prompt.scale)
     elif prompt.kind == "single" and prompt.output == "json":
-        found = _find_object(text, "score")
-        is_number = isinstance(found, int | float) and not isinstance(found, bool)
-        grade = _within(float(found), prompt.scale) if is_number else None
+        grade = _number_within(_find_object(text, "score"), prompt.scale)
     else:
         return None
     return None if grade is None else (grade,)
@@ -131,9 +129,15 @@ def parse_mark(text: str) -> Outcome | None:
 
 
 def parse_grade(text: str, scale: Scale = SCALE) -> float | None:
-    """The last mark [[7.5]] or [[7.5/10]] or, in a text without any, the last "Rating: 7.5"; None where it is off the scale."""
+    """The last mark [[7.5]] or [[7.5/10]]; in a text without marks the "score" of a JSON object, or the last "Rating: 7.5".
+
+    None where that is off the scale.
+    """
     grades = [match for _, mark in _find_marks(text) if (match := _PLAIN.fullmatch(mark))]
     if not grades and not _MARK.search(text):
+        found = _find_object(text, "score")
+        if found is not None:
+            return _number_within(found, scale)
         grades = list(_GRADE.finditer(_plain(text)))
     return _within(float(grades[-1][1]), scale) if grades else None
 
@@ -177,6 +181,11 @@ def _plain(text: str) -> str:
 
 def _within(value: float, scale: Scale) -> float | None:
     return value if scale[0] <= value <= scale[1] else None
+
+
+def _number_within(value: Any, scale: Scale) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return _within(float(value), scale) if is_number and abs(value) < 1e9 else None
 
 
 def _pair_within(pair: tuple[float, float], scale: Scale) -> tuple[float, float] | None:

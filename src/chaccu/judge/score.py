@@ -1,47 +1,32 @@
-"""`score_reviews`: a judge's raw texts into pairs of scores, totals by pair of models, and what could not be read.
+"""`score_reviews`: a judge's raw texts into scores, grades and choices, totals by pair or model, and what could not be read.
 
-Invariants: reviews = parsed + unparsed, and each unparsed one is named; a score that is on file beside the text is
-compared with the text, never taken for it. A pair of scores counts only where the judge states it: alone in a
-line ("8 7", "8.5, 7", "(8, 7)"), as two labelled lines ("Assistant 1: 8", "Assistant 2: 7"), or in a sentence that speaks of
-scores; other numbers in brackets, such as the points of a geometry task, do not. Of several statements the last holds, as
-a judge may work towards its verdict.
+Invariants: reviews = parsed + unparsed + those without a text, and each unparsed one is named; a result that is on file beside
+the text is compared with the text, never taken for it. Only where a file keeps no text does its result count, told apart. It
+ignores how a text is read, which is the work of `judge/parsing.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from chaccu.artifact import storage_errors
-from chaccu.errors import DataError
-from chaccu.judge.parsing import parse_scores
+from chaccu.judge.parsing import compare_scores, parse_choice, parse_grade, parse_mark, parse_scores
+from chaccu.judge.reviews import Form, Review
+from chaccu.judge.verdicts import Outcome
 
-
-class Review(msgspec.Struct, frozen=True, kw_only=True):
-    """A judge's text about two answers. `score`: its scores as they are on file, if they are; `review_id`: its own name."""
-
-    question_id: int | str
-    text: str
-    review_id: str = ""
-    pair: str = ""
-    model_a: str = ""
-    model_b: str = ""
-    category: str = ""
-    score: tuple[float, float] | None = None
-
-    @property
-    def pair_name(self) -> str:
-        """The pair of models, by its own name or by theirs; "all" when the line names neither."""
-        return self.pair or (f"{self.model_a}__{self.model_b}" if self.model_a or self.model_b else "all")
+_Result = tuple[float, ...] | Outcome
 
 
 class PairScores(msgspec.Struct, kw_only=True):
-    """Sums over the parsed reviews of one pair. `ratio_b_over_a`: total of b over total of a, None when a has none."""
+    """Sums over the reviews of one pair. `total`, `ratio_b_over_a`: over the `scored` reviews, which state two scores; the
+    others state which answer is better and nothing more. The ratio is None when a has no total.
+    """
 
     reviews: int = 0
     unparsed: int = 0
+    scored: int = 0
     total: tuple[float, float] = (0.0, 0.0)
     a_win: int = 0
     tie: int = 0
@@ -50,102 +35,162 @@ class PairScores(msgspec.Struct, kw_only=True):
     by_category: dict[str, PairScores] = {}
 
 
+class Grades(msgspec.Struct, kw_only=True):
+    """Sums over the reviews of one model's answers. `average`: over the parsed ones, None when there is none."""
+
+    reviews: int = 0
+    unparsed: int = 0
+    total: float = 0.0
+    average: float | None = None
+    by_turn: dict[str, Grades] = {}
+    by_category: dict[str, Grades] = {}
+
+
 class NamedReview(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a review is to be found."""
+    """Where a review is to be found. `pair`: of two models, or the one that was graded."""
 
     question_id: int | str
     pair: str
     review_id: str = ""
+    turn: int | None = None
 
 
 class Contradiction(NamedReview, frozen=True, kw_only=True):
-    """The scores on file are not those of the text."""
+    """The result on file is not that of the text: scores, one or two, or the place of the better answer."""
 
-    stored: tuple[float, float]
-    text: tuple[float, float]
+    stored: _Result
+    text: _Result
 
 
 class ScoreReport(msgspec.Struct, frozen=True, kw_only=True):
-    """`reviews` = `parsed` + the number of `unparsed`. `unlike_first_line`: parsed reviews that do not
-    begin with their scores.
+    """`reviews` = `parsed` + the number of `unparsed` + `without_text`. `unlike_first_line`: parsed reviews of two scores that
+    do not begin with them. `pairs`: by pair of models; `models`: the graded ones.
     """
 
     reviews: int
     parsed: int
     unparsed: list[NamedReview]
+    without_text: int
     contradictions: list[Contradiction]
     unlike_first_line: int
     pairs: dict[str, PairScores]
+    models: dict[str, Grades]
 
 
-def read_reviews(file: Path) -> list[Review]:
-    """Reviews out of JSONL: `{"question_id": …, "text": …}` and, if known, pair, models, category, score and review_id.
+class _Stated(msgspec.Struct, frozen=True):
+    """What a text states; neither where it could not be read."""
 
-    Raises `StorageError` for an unreadable file, `DataError` naming a bad line.
-    """
-    with storage_errors(file):
-        lines = file.read_bytes().splitlines()
-    decoder = msgspec.json.Decoder(Review)
-    reviews = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            reviews.append(decoder.decode(line))
-        except msgspec.DecodeError as error:
-            raise DataError(
-                f"line {number} of {file} is no review: {error}.", remedy='give {"question_id": 1, "text": "8 7 …"}'
-            ) from error
-    if not reviews:
-        raise DataError(f"{file} holds no review.", remedy="give at least one JSON line")
-    return reviews
+    form: Form
+    scores: tuple[float, ...] | None = None
+    outcome: Outcome | None = None
+
+    @property
+    def is_nothing(self) -> bool:
+        return self.scores is None and self.outcome is None
 
 
 def score_reviews(reviews: Iterable[Review]) -> ScoreReport:
-    """Parse every review and add up, by pair and, where reviews name one, by category."""
+    """Read every review and add up, by pair or model and, where reviews name them, by category and turn."""
     pairs: dict[str, PairScores] = {}
+    models: dict[str, Grades] = {}
     unparsed: list[NamedReview] = []
     contradictions: list[Contradiction] = []
-    parsed = elsewhere = 0
+    parsed = without_text = elsewhere = 0
     for review in reviews:
-        scores = parse_scores(review.text)
-        whole = pairs.setdefault(review.pair_name, PairScores(by_category={}))
-        _add(whole, scores)
-        if review.category:
-            _add(whole.by_category.setdefault(review.category, PairScores()), scores)
-        if scores is None:
-            unparsed.append(NamedReview(question_id=review.question_id, pair=review.pair_name, review_id=review.review_id))
-            continue
-        parsed += 1
-        elsewhere += parse_scores(review.text.lstrip().partition("\n")[0]) is None
-        if review.score is not None and review.score != scores:
-            contradictions.append(
-                Contradiction(
-                    question_id=review.question_id,
-                    pair=review.pair_name,
-                    review_id=review.review_id,
-                    stored=review.score,
-                    text=scores,
-                )
-            )
+        stated = _read(review)
+        if stated.form == "grade":
+            _add_grade(models.setdefault(review.pair_name, Grades(by_turn={}, by_category={})), review, stated)
+        else:
+            _add_pair(pairs.setdefault(review.pair_name, PairScores(by_category={})), review, stated)
+        if review.text is None:
+            without_text += 1
+        elif stated.is_nothing:
+            unparsed.append(NamedReview(**_place(review)))
+        else:
+            parsed += 1
+            if stated.form == "scores":
+                elsewhere += parse_scores(review.text.lstrip().partition("\n")[0]) is None
+            if (differing := _contradiction(review, stated)) is not None:
+                contradictions.append(Contradiction(**_place(review), stored=differing[0], text=differing[1]))
     return ScoreReport(
-        reviews=parsed + len(unparsed),
+        reviews=parsed + len(unparsed) + without_text,
         parsed=parsed,
         unparsed=unparsed,
+        without_text=without_text,
         contradictions=contradictions,
         unlike_first_line=elsewhere,
         pairs=pairs,
+        models=models,
     )
 
 
-def _add(sums: PairScores, scores: tuple[float, float] | None) -> None:
-    sums.reviews += 1
-    if scores is None:
-        sums.unparsed += 1
-        return
-    a, b = scores
-    sums.total = (sums.total[0] + a, sums.total[1] + b)
-    sums.a_win += a > b
-    sums.tie += a == b
-    sums.b_win += a < b
-    sums.ratio_b_over_a = sums.total[1] / sums.total[0] if sums.total[0] else None
+def _place(review: Review) -> dict[str, Any]:
+    return {name: getattr(review, name) for name in ("question_id", "review_id", "turn")} | {"pair": review.pair_name}
+
+
+def _read(review: Review) -> _Stated:
+    text = review.text
+    if text is None:
+        return _Stated("choice", outcome=review.outcome)
+    if review.form == "grade":
+        return _grade(text)
+    if review.form == "scores":
+        return _Stated("scores", scores=parse_scores(text))
+    if review.form == "choice" or parse_mark(text) is not None:
+        return _Stated("choice", outcome=parse_choice(text))
+    if (scores := parse_scores(text)) is not None:
+        return _Stated("scores", scores=scores)
+    is_pair = bool(review.pair or review.model_a or review.model_b)
+    return _Stated("choice", outcome=parse_choice(text)) if is_pair or parse_grade(text) is None else _grade(text)
+
+
+def _grade(text: str) -> _Stated:
+    grade = parse_grade(text)
+    return _Stated("grade", scores=None if grade is None else (grade,))
+
+
+def _contradiction(review: Review, stated: _Stated) -> tuple[_Result, _Result] | None:
+    """The result on file and that of the text, where they differ; of scores and an outcome the outcomes are compared."""
+    if review.score is not None and stated.scores is not None:
+        return None if review.score == stated.scores else (review.score, stated.scores)
+    outcome = _outcome(stated)
+    if review.outcome is None or outcome is None or review.outcome == outcome:
+        return None
+    return review.outcome, outcome
+
+
+def _outcome(stated: _Stated) -> Outcome | None:
+    return compare_scores(stated.scores) if stated.form == "scores" and stated.scores else stated.outcome
+
+
+def _add_pair(sums: PairScores, review: Review, stated: _Stated) -> None:
+    parts = [sums]
+    if review.category:
+        parts.append(sums.by_category.setdefault(review.category, PairScores()))
+    outcome = _outcome(stated)
+    for part in parts:
+        part.reviews += 1
+        part.unparsed += outcome is None
+        part.a_win += outcome == "first"
+        part.tie += outcome == "tie"
+        part.b_win += outcome == "second"
+        if stated.scores:
+            a, b = stated.scores
+            part.scored += 1
+            part.total = (part.total[0] + a, part.total[1] + b)
+            part.ratio_b_over_a = part.total[1] / part.total[0] if part.total[0] else None
+
+
+def _add_grade(sums: Grades, review: Review, stated: _Stated) -> None:
+    parts = [sums]
+    if review.turn is not None:
+        parts.append(sums.by_turn.setdefault(str(review.turn), Grades()))
+    if review.category:
+        parts.append(sums.by_category.setdefault(review.category, Grades()))
+    for part in parts:
+        part.reviews += 1
+        if stated.scores is None:
+            part.unparsed += 1
+        else:
+            part.total += stated.scores[0]
+            part.average = part.total / (part.reviews - part.unparsed)

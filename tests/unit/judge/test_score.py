@@ -1,59 +1,34 @@
 from __future__ import annotations
 
+import gzip
 import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from typer.testing import CliRunner
 
+from chaccu.cli.main import app
 from chaccu.errors import DataError
-from chaccu.judge import Review, load_questions, parse_scores, read_reviews, score_reviews
+from chaccu.judge import Review, load_questions, read_reviews, score_reviews
+from chaccu.judge.score import Contradiction
+from chaccu.judge.verdicts import Verdict
 
-BLOG = Path(__file__).parents[4] / "shared" / "data" / "vicuna_blog"
-
-
-@pytest.mark.parametrize(
-    ("text", "scores"),
-    [
-        ("8 7\nBoth are fine.", (8, 7)),
-        ("  8.5, 7  \nThe first is better.", (8.5, 7)),
-        ("(9, 4)", (9, 4)),
-        ("**8 7**\n\nGood.", (8, 7)),
-        ("Scores: 8/10 6.5/10", (8, 6.5)),
-        ("10 10", (10, 10)),
-        ("I solve it first.\n\nAssistant 1: 10\nAssistant 2: 4\n\nThe first is right.", (10, 4)),
-        ("Assistant 1: 2 (wrong steps)\n\nSome words.\nAssistant 2: 1 (no steps)", (2, 1)),
-        ("**Assistant 1:** 7\n**Assistant 2:** 9", (7, 9)),
-        ("In conclusion, the scores are (1, 5) for the two.", (1, 5)),
-        ("The output tuple is (10, 1). The first did better.", (10, 1)),
-        ("I would give Assistant 1 a score of 10 and Assistant 2 a score of 1.", (10, 1)),
-        ("5 5\nOn second thought the first is wrong.\n3 8", (3, 8)),
-        ("The points are (2, -2) and (10, 4).\nThe output tuple is (6, 9). Recall that (x2, y2) = (10, 4).", (6, 9)),
-    ],
-)
-def test_stated_scores_are_read(text: str, scores: tuple[float, float]) -> None:
-    assert parse_scores(text) == scores
+DATA = Path(__file__).parents[4] / "shared" / "data"
+BLOG = DATA / "vicuna_blog"
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "Both answers are good.",
-        "We have the points (2, -2) and (10, 4), so the length is 10.",
-        "The score depends on (x2, y2) = (10, 4).",
-        "80 70",
-        "8",
-        "8/10",
-        "In 2023 there were 8 7-year cycles.",
-        "5 * 8 - 2",
-        "2 ** 3",
-        "Assistant 1: 10 units long\nAssistant 2: 8 units long",
-        "11 4",
-    ],
-)
-def test_other_numbers_are_no_scores(text: str) -> None:
-    assert parse_scores(text) is None
+def published(name: str) -> Path:
+    if not (DATA / name).exists():
+        pytest.skip(f"the published judgments are not there: {DATA / name}")
+    return DATA / name
+
+
+def write_lines(file: Path, *lines: dict[str, Any]) -> Path:
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
 
 
 def test_unparsed_and_contradicting_reviews_are_counted_and_named() -> None:
@@ -83,6 +58,133 @@ def test_a_bad_line_is_named(tmp_path: Path) -> None:
     file.write_text("\n")
     with pytest.raises(DataError, match="holds no review"):
         read_reviews(file)
+    for line, error in [
+        ({"text": "8 7"}, "no question_id"),
+        ({"question_id": 1, "score": [8, 7]}, "neither a text nor a winner"),
+        ({"question_id": 1, "text": "8 7", "score": [8, 7, 6]}, "3 numbers"),
+        ({"question_id": 1, "text": 8}, "Expected `str"),
+    ]:
+        with pytest.raises(DataError, match=error):
+            read_reviews(write_lines(file, line))
+    packed = tmp_path / "reviews.jsonl.gz"
+    packed.write_bytes(gzip.compress(b'{"question_id": 1, "text": "8 7"}\n')[:-4])
+    with pytest.raises(DataError, match="no whole gzip file"):
+        read_reviews(packed)
+
+
+def test_lines_of_several_forms_are_read_by_their_own_names(tmp_path: Path) -> None:
+    verdict = Verdict(
+        key="k",
+        question_id=6,
+        category="c",
+        turn=0,
+        models=("x", "y"),
+        judge="j",
+        prompt="pair",
+        prompt_sha256="0",
+        outcome="first",
+        text="[[B]]",
+    )
+    file = write_lines(
+        tmp_path / "mixed.jsonl",
+        {"question_id": 1, "model": "m", "judgment": "Rating: [[7]]", "score": 7, "turn": 2, "judge": ["j", "p"]},
+        {"question_id": 2, "first": "x", "second": "y", "verdict": -1, "text": "I cannot tell."},
+        {"question_id": 3, "model_1": "x", "model_2": "y", "g1_judgment": "[[A]]", "g1_winner": "model_1"}
+        | {"g2_judgment": "[[B]]", "g2_winner": "model_2"},
+        {"index": 4, "strategy": "s", "completion_original": "Output (a)", "winner_original": "1"}
+        | {"completion_swapped": None, "winner_swapped": "1"},
+        {"question_id": 5, "model_a": "x", "model_b": "y", "winner": "tie (inconsistent)"},
+        msgspec.to_builtins(verdict),
+        {"question_id": 7, "model_a": "x", "model_b": "y", "winner": "y", "text": '{"winner": "B"}'},
+        {"question_id": 8, "model": "m", "judgment": '{"score": 5}', "turn": 1},
+        {"question_id": 9, "text": "Rating: [[3]]"},
+    )
+    report = score_reviews(read_reviews(file))
+    assert (report.reviews, report.parsed, len(report.unparsed), report.without_text) == (11, 8, 1, 2)
+    assert report.unparsed[0].question_id == 2
+    # Of the second order the file stores the winner by the first: [[B]] there is model_1.
+    assert report.contradictions == [
+        Contradiction(question_id=3, pair="y__x", stored="first", text="second"),
+        Contradiction(question_id=6, pair="x__y", turn=0, stored="first", text="second"),
+    ]
+    sums = {name: (one.reviews, one.unparsed, one.scored, one.a_win, one.tie, one.b_win) for name, one in report.pairs.items()}
+    assert sums == {
+        "x__y": (5, 1, 0, 1, 1, 2),
+        "y__x": (1, 0, 0, 0, 0, 1),
+        "output_1__output_2": (1, 0, 0, 1, 0, 0),
+        "output_2__output_1": (1, 0, 0, 0, 0, 1),
+    }
+    assert {name: one.average for name, one in report.models.items()} == {"m": 6, "all": 3}
+    assert {turn: one.average for turn, one in report.models["m"].by_turn.items()} == {"2": 7, "1": 5}
+    shown = CliRunner().invoke(app, ["judge", "score", str(file)])
+    assert shown.exit_code == 0
+    assert "11 reviews = 8 parsed + 1 unparsed + 2 without a text" in shown.stdout
+    assert "m: average 6.0000 of 2 grades, unparsed 0\n  turn 1: average 5.0000" in shown.stdout
+    assert "contradiction: question 6, turn 0, of x__y has first on file, and its text says second" in shown.stderr
+
+
+def test_a_grade_that_cannot_be_read_is_in_no_average() -> None:
+    texts = ["[[4]]", "No grade.", "[[90]]", "[[8]]"]
+    reviews = [Review(question_id=n, text=text, model="m", score=(-1,), form="grade") for n, text in enumerate(texts)]
+    report = score_reviews(reviews)
+    assert (report.models["m"].average, report.models["m"].unparsed) == (6, 2)
+    assert [one.question_id for one in report.unparsed] == [1, 2]
+    assert [one.stored for one in report.contradictions] == [(-1,), (-1,)]
+
+
+def test_published_grades_give_the_published_averages() -> None:
+    expected = json.loads(published("mt_bench/expected.json").read_text())["single"]["vicuna-7b-v1.3"]
+    folder = DATA / "mt_bench"
+    file, questions = folder / "single_gpt4_vicuna-7b-v1.3.jsonl.gz", folder / "question.jsonl"
+    shown = CliRunner().invoke(app, ["judge", "score", str(file), "--json", "--questions", str(questions)])
+    report = json.loads(shown.stdout)
+    grades = report["models"]["vicuna-7b-v1.3"]
+    assert (grades["reviews"], grades["unparsed"]) == (expected["n"], expected["invalid"])
+    assert grades["average"] == pytest.approx(expected["average"])
+    assert grades["by_turn"]["1"]["average"] == pytest.approx(expected["turn1"])
+    assert grades["by_turn"]["2"]["average"] == pytest.approx(expected["turn2"])
+    assert {name: one["average"] for name, one in grades["by_category"].items()} == pytest.approx(expected["by_category"])
+    assert report["contradictions"] == []
+
+
+def test_published_choices_give_the_published_win_rates() -> None:
+    expected = json.loads(published("vicuna80/expected.json").read_text())
+    report = score_reviews(read_reviews(DATA / "vicuna80" / "prd_claude_judge.jsonl.gz"))
+    assert (report.parsed, report.unparsed, report.contradictions) == (1600, [], [])
+    wins, shown = Counter[str](), Counter[str]()
+    for name, pair in report.pairs.items():
+        first, second = name.split("__")
+        wins[first] += pair.a_win + pair.tie / 2
+        wins[second] += pair.b_win + pair.tie / 2
+        shown.update({first: pair.reviews, second: pair.reviews})
+    names = {"gpt4": "gpt-4", "gpt35": "gpt-3.5", "vicuna-13b": "vicuna"}
+    assert {names.get(name, name): wins[name] / shown[name] for name in shown} == pytest.approx(expected["claude"])
+    assert sum(pair.a_win for pair in report.pairs.values()) / 1600 == pytest.approx(expected["first_rate"])
+    assert sum(pair.b_win for pair in report.pairs.values()) / 1600 == pytest.approx(expected["second_rate"])
+
+
+def test_published_completions_state_what_is_on_file_but_for_eight() -> None:
+    report = score_reviews(read_reviews(published("llmbar/verdicts.jsonl.gz")))
+    assert (report.reviews, report.parsed, report.without_text) == (2400, 1999, 400)
+    assert [(one.question_id, one.review_id) for one in report.unparsed] == [(17, "CoT")]
+    # Each of these ends with "Output (b) is better", and (a) is on file.
+    assert {(one.review_id, one.stored, one.text) for one in report.contradictions} == {("Swap_CoT", "first", "second")}
+    assert [(one.question_id, one.pair.startswith("output_2")) for one in report.contradictions] == [
+        (7, False),
+        (13, False),
+        (30, True),
+        (33, False),
+        (64, True),
+        (96, False),
+        (96, True),
+        (97, True),
+    ]
+
+
+def test_winners_without_a_text_are_counted_apart() -> None:
+    report = score_reviews(read_reviews(published("mt_bench/sample_gpt4_pair_q81-90.jsonl")))
+    assert (report.reviews, report.parsed, report.unparsed, report.without_text) == (300, 0, [], 300)
+    assert sum(pair.a_win + pair.tie + pair.b_win for pair in report.pairs.values()) == 300
 
 
 def test_published_reviews_give_the_published_totals() -> None:

@@ -1,0 +1,93 @@
+"""`chaccu judge score`: a judge's raw texts into totals, grades and counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from chaccu.judge import ScoreReport
+
+_MOST_NAMED = 20
+
+
+def score_command(
+    reviews: Annotated[
+        Path, typer.Argument(metavar="REVIEWS.jsonl", help='{"question_id", "text", …} a line; in gzip if it ends in .gz.')
+    ],
+    out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    questions: Annotated[str | None, typer.Option(help="Question set or file, for the categories.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
+) -> None:
+    """Read the scores, grades and choices out of a judge's texts, and add them up.
+
+    What cannot be read is counted and named. Results that a line stores beside its text are compared with the text.
+    """
+    import msgspec
+
+    from chaccu.artifact import write_json
+    from chaccu.judge import load_questions, read_reviews, score_reviews
+
+    loaded = read_reviews(reviews)
+    if questions is not None:
+        category = {question.question_id: question.category for question in load_questions(questions)}
+        loaded = [msgspec.structs.replace(one, category=one.category or category.get(one.question_id, "")) for one in loaded]
+    report = score_reviews(loaded)
+    if out is not None:
+        write_json(out, report)
+    if as_json:
+        typer.echo(msgspec.json.encode(report).decode())
+    else:
+        _say_sums(report)
+        _say_doubts(report)
+
+
+def _say_sums(report: ScoreReport) -> None:
+    for name, pair in report.pairs.items():
+        share = "" if pair.ratio_b_over_a is None else f" ({100 * pair.ratio_b_over_a:.2f} %)"
+        total = f"{pair.total[0]:g}–{pair.total[1]:g}{share}, " if pair.scored else ""
+        typer.echo(
+            f"{name}: {total}first better {pair.a_win}, tie {pair.tie}, second better {pair.b_win}, unparsed {pair.unparsed}"
+        )
+        for category, sums in sorted(pair.by_category.items()):
+            total = f"{sums.total[0]:g}–{sums.total[1]:g}, " if sums.scored else ""
+            typer.echo(f"  {category}: {total}{sums.a_win} / {sums.tie} / {sums.b_win}")
+    for name, grades in report.models.items():
+        typer.echo(
+            f"{name}: {_average(grades.average)} of {grades.reviews - grades.unparsed} grades, unparsed {grades.unparsed}"
+        )
+        for turn, part in sorted(grades.by_turn.items()):
+            typer.echo(f"  turn {turn}: {_average(part.average)}")
+        for category, part in sorted(grades.by_category.items()):
+            typer.echo(f"  {category}: {_average(part.average)}")
+    without = f" + {report.without_text} without a text, counted by the result on file" if report.without_text else ""
+    is_scored = any(pair.scored for pair in report.pairs.values())
+    elsewhere = f"; {report.unlike_first_line} state their scores elsewhere than in the first line" if is_scored else ""
+    typer.echo(f"{report.reviews} reviews = {report.parsed} parsed + {len(report.unparsed)} unparsed{without}{elsewhere}")
+
+
+def _average(value: float | None) -> str:
+    return "no average" if value is None else f"average {value:.4f}"
+
+
+def _say_doubts(report: ScoreReport) -> None:
+    for one in report.unparsed[:_MOST_NAMED]:
+        typer.echo(f"unparsed: {_place(one.question_id, one.turn, one.pair, one.review_id)}", err=True)
+    if len(report.unparsed) > _MOST_NAMED:
+        typer.echo(f"unparsed: {len(report.unparsed) - _MOST_NAMED} more; --out or --json names them all", err=True)
+    for other in report.contradictions:
+        typer.echo(
+            f"contradiction: {_place(other.question_id, other.turn, other.pair, other.review_id)} has {_result(other.stored)} "
+            f"on file, and its text says {_result(other.text)}",
+            err=True,
+        )
+
+
+def _place(question_id: int | str, turn: int | None, pair: str, review_id: str) -> str:
+    return f"question {question_id}{'' if turn is None else f', turn {turn},'} of {pair} {review_id}".rstrip()
+
+
+def _result(result: tuple[float, ...] | str) -> str:
+    return result if isinstance(result, str) else " ".join(f"{one:g}" for one in result)
