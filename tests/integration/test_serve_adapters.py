@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from chaccu.cli import workers
 from chaccu.errors import ServeError
 from chaccu.serve.admin_client import AdminClient
-from chaccu.serve.gateway.keys import KeyFile
+from chaccu.serve.gateway.access.keys import KeyFile
 from chaccu.testing.processes import Service, list_workers, start_gateway, start_serve, start_worker, wait_until
 
 pytest.importorskip("peft", reason="the train extra is not installed")

@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from chaccu.serve.gateway.keys import KeyFile
+from chaccu.serve.gateway.access.keys import KeyFile
 from chaccu.testing.processes import start_gateway, start_worker
 
 HELLO = [{"role": "user", "content": "Hi"}]

@@ -8,7 +8,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from chaccu.serve.gateway.keys import KeyFile
+from chaccu.serve.gateway.access.keys import KeyFile
 from chaccu.testing.processes import start_gateway, start_worker
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import openai
 import pytest
 
-from chaccu.serve.gateway.keys import KeyFile
-from chaccu.serve.gateway.limits import Limits
+from chaccu.serve.gateway.access.keys import KeyFile
+from chaccu.serve.gateway.access.limits import Limits
 from chaccu.testing.processes import Service, start_command, start_gateway, start_serve, start_worker
 
 HELLO: list[Any] = [{"role": "user", "content": "Hi"}]

@@ -11,8 +11,8 @@ import aiohttp
 import anthropic
 import pytest
 
-from chaccu.serve.gateway.keys import KeyFile
-from chaccu.serve.gateway.limits import Limits
+from chaccu.serve.gateway.access.keys import KeyFile
+from chaccu.serve.gateway.access.limits import Limits
 from chaccu.testing.processes import Service, start_gateway, start_worker
 
 HELLO = [{"role": "user", "content": "Hi"}]

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import pytest
 
-from chaccu.serve.gateway.keys import KeyFile
+from chaccu.serve.gateway.access.keys import KeyFile
 from chaccu.testing.fake_openai import FakeModel, FakeOpenAI
 from chaccu.testing.processes import Service, start_gateway, start_worker, wait_until
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from chaccu.serve.gateway.keys import KeyFile
+from chaccu.serve.gateway.access.keys import KeyFile
 from chaccu.testing.processes import start_gateway, start_worker
 
 # A context that holds any number of tokens that may be asked for, and nothing that it cannot.

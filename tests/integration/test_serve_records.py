@@ -19,9 +19,9 @@ import sqlalchemy as sql
 from chaccu.data.records import read_conversations
 from chaccu.data.sources import SourceStream, find_sources
 from chaccu.errors import DataError, StorageError, UsageError
-from chaccu.serve.gateway.conversation_store import NotKeptError, Record, open_store
-from chaccu.serve.gateway.logged_answer import LogLine
-from chaccu.serve.gateway.sql_records import SqlRecords
+from chaccu.serve.gateway.records.conversation_store import NotKeptError, Record, open_store
+from chaccu.serve.gateway.records.logged_answer import LogLine
+from chaccu.serve.gateway.records.sql_records import SqlRecords
 from chaccu.testing.fake_openai import FakeModel, FakeOpenAI
 from chaccu.testing.postgres import Postgres
 from chaccu.testing.processes import Service, start_command, start_gateway, start_worker, wait_until

@@ -12,11 +12,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from chaccu.serve.gateway.access.keys import KeyFile
+from chaccu.serve.gateway.access.leased_meter import Asked, LeasedMeter
+from chaccu.serve.gateway.access.limits import Limits
+from chaccu.serve.gateway.access.shared_limits import SharedLimits
 from chaccu.serve.gateway.errors import ApiError
-from chaccu.serve.gateway.keys import KeyFile
-from chaccu.serve.gateway.leased_meter import Asked, LeasedMeter
-from chaccu.serve.gateway.limits import Limits
-from chaccu.serve.gateway.shared_limits import SharedLimits
 from chaccu.testing.processes import Service, start_gateway, start_worker
 from chaccu.testing.redis_server import find_server, pick_port, redis_server
 
@@ -96,7 +96,7 @@ async def test_a_slot_that_was_left_a_moment_ago_is_not_held_against_the_next(
 
 
 async def test_slots_of_a_gateway_that_died_come_back(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chaccu.serve.gateway.shared_limits._SLOTS_LAST_S", 1.0)
+    monkeypatch.setattr("chaccu.serve.gateway.access.shared_limits._SLOTS_LAST_S", 1.0)
     dying = SharedLimits(url, "local", time.monotonic)
     dying.start()
     limits = Limits(concurrent=1)

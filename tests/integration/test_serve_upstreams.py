@@ -17,7 +17,7 @@ import openai
 import pytest
 from counting_upstream import Upstream, answer
 
-from chaccu.serve.gateway.keys import KeyFile
+from chaccu.serve.gateway.access.keys import KeyFile
 from chaccu.testing.processes import Service, start_gateway, start_worker
 
 TOKENS = 50

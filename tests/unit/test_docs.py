@@ -55,7 +55,7 @@ def test_links_lead_to_files(page: Path) -> None:
 def test_the_files_on_a_requests_way_exist() -> None:
     page = (ROOT / "docs" / "life_of_a_request.md").read_text(encoding="utf-8")
     source = ROOT / "src" / "chaccu"
-    # Names without a folder are in the gateway.
+    # Names that do not begin at the package are in the gateway.
     files = [name for name in re.findall(r"`([\w/]+\.py)`", page) if not name.startswith("tests/")]
     assert len(files) > 20
     gone = [name for name in files if not (source / name).is_file() and not (source / "serve/gateway" / name).is_file()]

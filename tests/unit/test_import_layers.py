@@ -133,3 +133,21 @@ print([heavy for heavy in ("torch", "transformers", "peft", "xllamacpp") if heav
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "[]"
+
+
+# Within the gateway, in the order in which they may import one another.
+GATEWAY_ROOMS = ("access", "workers", "dialects", "upstreams", "records", "http")
+
+
+@pytest.mark.parametrize("room", GATEWAY_ROOMS)
+def test_rooms_of_the_gateway_import_only_those_before_them(room: str) -> None:
+    gateway = SOURCES / "serve" / "gateway"
+    later = [f"chaccu.serve.gateway.{name}" for name in GATEWAY_ROOMS[GATEWAY_ROOMS.index(room) + 1 :]]
+    wrong = [
+        f"{file.name}:{line} imports {name}"
+        for file in (gateway / room).glob("*.py")
+        for line, name in imports_of(file)
+        if name.startswith(tuple(later))
+    ]
+    assert wrong == []
+    assert {folder.name for folder in gateway.iterdir() if (folder / "__init__.py").is_file()} == set(GATEWAY_ROOMS)

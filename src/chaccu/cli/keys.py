@@ -39,8 +39,8 @@ def create_command(
     """Make a key and print it, this once: only its hash is kept. A running gateway knows it within a second."""
     import msgspec
 
-    from chaccu.serve.gateway.keys import KeyFile, describe_key
-    from chaccu.serve.gateway.limits import Limits
+    from chaccu.serve.gateway.access.keys import KeyFile, describe_key
+    from chaccu.serve.gateway.access.limits import Limits
 
     limits = Limits(requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute, concurrent=concurrent)
     shown, key = KeyFile(file).create(name, scope or ["chat"], model or [], limits)
@@ -56,7 +56,7 @@ def list_command(file: _File, as_json: _Json = False) -> None:
     """List the keys, revoked ones too: id, name, scopes, models; never the keys themselves."""
     import msgspec
 
-    from chaccu.serve.gateway.keys import KeyFile, describe_key
+    from chaccu.serve.gateway.access.keys import KeyFile, describe_key
 
     keys = KeyFile(file).read()
     if as_json:
@@ -74,7 +74,7 @@ def revoke_command(
     file: _File,
 ) -> None:
     """End a key: a running gateway refuses it within a second, and lets go of the workers that joined with it."""
-    from chaccu.serve.gateway.keys import KeyFile
+    from chaccu.serve.gateway.access.keys import KeyFile
 
     key = KeyFile(file).revoke(key_id)
     typer.echo(f"key {key.id} of {key.name} is revoked", err=True)

@@ -219,7 +219,7 @@ def gateway_command(
 ) -> None:
     """The one address for clients; workers join it."""
     from chaccu.serve.gateway import GatewayConfig, parse_upstream, serve_gateway
-    from chaccu.serve.gateway.aliases import parse_alias
+    from chaccu.serve.gateway.access.aliases import parse_alias
 
     config = GatewayConfig(
         host=host,

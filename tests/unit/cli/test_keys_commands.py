@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from chaccu.cli.keys import app
 from chaccu.errors import UsageError
-from chaccu.serve.gateway.keys import KeyFile
+from chaccu.serve.gateway.access.keys import KeyFile
 
 
 def run(*arguments: str) -> str:

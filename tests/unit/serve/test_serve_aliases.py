@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chaccu.errors import UsageError
-from chaccu.serve.gateway.aliases import Aliases, parse_alias
+from chaccu.serve.gateway.access.aliases import Aliases, parse_alias
 
 
 def always(model: str) -> bool:

@@ -10,12 +10,12 @@ import msgspec
 import pytest
 
 from chaccu.conversation import Conversation, Message
-from chaccu.serve.gateway.answer import AnswerPart, Job, stream_answer
 from chaccu.serve.gateway.errors import ApiError
-from chaccu.serve.gateway.hedging import Hedging
-from chaccu.serve.gateway.race import AnswerEvent
-from chaccu.serve.gateway.registry import WorkerRegistry
-from chaccu.serve.gateway.remote_worker import RemoteWorker
+from chaccu.serve.gateway.workers.answer import AnswerPart, Job, stream_answer
+from chaccu.serve.gateway.workers.hedging import Hedging
+from chaccu.serve.gateway.workers.race import AnswerEvent
+from chaccu.serve.gateway.workers.registry import WorkerRegistry
+from chaccu.serve.gateway.workers.remote_worker import RemoteWorker
 from chaccu.serve.link import Cancel, End, Failure, Generate, ModelOffer, Piece, Sampling, TokenLogprob
 
 ASKED = Conversation(messages=(Message("user", "hi"),))

@@ -11,7 +11,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from chaccu.serve.gateway import GatewayConfig, create_gateway
-from chaccu.serve.gateway.keys import KeyFile
+from chaccu.serve.gateway.access.keys import KeyFile
 
 OPERATORS = ("/admin", "/metrics", "/openapi.json")
 

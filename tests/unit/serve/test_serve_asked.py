@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from chaccu.conversation import Conversation, Message
-from chaccu.serve.gateway.dialect import Dialect
-from chaccu.serve.gateway.dialects import DIALECTS
+from chaccu.serve.gateway.dialects.dialect import Dialect
+from chaccu.serve.gateway.dialects.dialects import DIALECTS
+from chaccu.serve.gateway.dialects.messages import MESSAGES
+from chaccu.serve.gateway.dialects.openai_dialects import CHAT
+from chaccu.serve.gateway.dialects.openai_responses import RESPONSES
 from chaccu.serve.gateway.errors import ApiError
-from chaccu.serve.gateway.messages import MESSAGES
-from chaccu.serve.gateway.openai_dialects import CHAT
-from chaccu.serve.gateway.openai_responses import RESPONSES
 
 USER = {"role": "user", "content": "hi"}
 FORMS: list[tuple[Dialect, dict[str, Any]]] = [

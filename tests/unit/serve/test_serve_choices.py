@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from chaccu.serve.gateway.answer import AnswerPart, AnswerUsage, Job
-from chaccu.serve.gateway.choices import collect_choices, derive_seed, stream_choices
+from chaccu.serve.gateway.workers.answer import AnswerPart, AnswerUsage, Job
+from chaccu.serve.gateway.workers.choices import collect_choices, derive_seed, stream_choices
 from chaccu.serve.link import Sampling
 
 

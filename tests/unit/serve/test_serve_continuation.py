@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from chaccu.serve.gateway.continuation import Continuation, plan_continuation
-from chaccu.serve.gateway.sent_stream import CannotContinueError
+from chaccu.serve.gateway.upstreams.continuation import Continuation, plan_continuation
+from chaccu.serve.gateway.upstreams.sent_stream import CannotContinueError
 
 CHAT: dict[str, Any] = {
     "model": "m",

@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 import pytest
 
 from chaccu.errors import StorageError
-from chaccu.serve.gateway.conversation_log import ConversationLog
-from chaccu.serve.gateway.conversation_store import Record
-from chaccu.serve.gateway.log_folder import LogFolder
-from chaccu.serve.gateway.logged_answer import LogLine, UnreadableAnswerError
-from chaccu.serve.gateway.metrics import GatewayMetrics
-from chaccu.serve.gateway.registry import WorkerRegistry
+from chaccu.serve.gateway.http.metrics import GatewayMetrics
+from chaccu.serve.gateway.records.conversation_log import ConversationLog
+from chaccu.serve.gateway.records.conversation_store import Record
+from chaccu.serve.gateway.records.log_folder import LogFolder
+from chaccu.serve.gateway.records.logged_answer import LogLine, UnreadableAnswerError
+from chaccu.serve.gateway.workers.registry import WorkerRegistry
 
 NOON_S = datetime(2025, 6, 1, 12, tzinfo=UTC).timestamp()
 FILE = "conversations-2025-06-01.jsonl"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from chaccu.serve.gateway.answer import AnswerPart
+from chaccu.serve.gateway.dialects.messages import MESSAGES
+from chaccu.serve.gateway.dialects.openai_responses import RESPONSES
 from chaccu.serve.gateway.errors import worker_lost
-from chaccu.serve.gateway.messages import MESSAGES
-from chaccu.serve.gateway.openai_responses import RESPONSES
+from chaccu.serve.gateway.workers.answer import AnswerPart
 
 LOST = worker_lost("m", "no other one joined")
 

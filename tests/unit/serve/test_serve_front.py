@@ -9,8 +9,8 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from chaccu.serve.gateway import GatewayConfig, create_gateway
-from chaccu.serve.gateway.front import Front
-from chaccu.serve.gateway.whole_lines import WholeLines
+from chaccu.serve.gateway.http.front import Front
+from chaccu.serve.gateway.upstreams.whole_lines import WholeLines
 
 
 class KeptTransport:

@@ -12,12 +12,12 @@ from starlette.types import Message, Receive, Scope, Send
 
 from chaccu.errors import StorageError, UsageError
 from chaccu.serve.gateway import GatewayConfig, Upstream, create_gateway, parse_upstream
+from chaccu.serve.gateway.access.keys import KeyFile
 from chaccu.serve.gateway.cors import CorsPolicy
-from chaccu.serve.gateway.keys import KeyFile
-from chaccu.serve.gateway.metrics import GatewayMetrics
-from chaccu.serve.gateway.observed_app import ObservedApp, note_of
-from chaccu.serve.gateway.registry import WorkerRegistry
-from chaccu.serve.gateway.request_note import Observer
+from chaccu.serve.gateway.http.metrics import GatewayMetrics
+from chaccu.serve.gateway.http.observed_app import ObservedApp, note_of
+from chaccu.serve.gateway.http.request_note import Observer
+from chaccu.serve.gateway.workers.registry import WorkerRegistry
 from chaccu.serve.link import MAX_FRAME_BYTES, Generate, LinkError, Output, Piece, Sampling, decode_from_worker, encode_frame
 from chaccu.serve.worker import WorkerConfig, run_worker
 from chaccu.serve.worker.gateways import join_url

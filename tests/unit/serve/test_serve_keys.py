@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from chaccu.errors import StorageError, UsageError
-from chaccu.serve.gateway.admission import Admission
+from chaccu.serve.gateway.access.keys import KeyFile, KeyRing, Scope, hash_key
 from chaccu.serve.gateway.config import GatewayConfig
 from chaccu.serve.gateway.errors import ApiError
-from chaccu.serve.gateway.keys import KeyFile, KeyRing, Scope, hash_key
-from chaccu.serve.gateway.metrics import GatewayMetrics
+from chaccu.serve.gateway.http.admission import Admission
+from chaccu.serve.gateway.http.metrics import GatewayMetrics
 
 
 class Clock:

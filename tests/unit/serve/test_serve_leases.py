@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chaccu.errors import UsageError
+from chaccu.serve.gateway.access.leased_meter import Asked, LeasedMeter, LeaseState, Lent, WhenDown
+from chaccu.serve.gateway.access.limits import Limits
+from chaccu.serve.gateway.access.shared_limits import check_url
 from chaccu.serve.gateway.config import GatewayConfig, check_config
 from chaccu.serve.gateway.errors import ApiError
-from chaccu.serve.gateway.leased_meter import Asked, LeasedMeter, LeaseState, Lent, WhenDown
-from chaccu.serve.gateway.limits import Limits
-from chaccu.serve.gateway.shared_limits import check_url
 
 
 class Books:

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chaccu.serve.gateway.admission import Admission, estimate_tokens
+from chaccu.serve.gateway.access.keys import KeyFile
+from chaccu.serve.gateway.access.limits import Limits, Meter, TokenBucket
 from chaccu.serve.gateway.config import GatewayConfig
 from chaccu.serve.gateway.errors import ApiError, bad_request
-from chaccu.serve.gateway.keys import KeyFile
-from chaccu.serve.gateway.limits import Limits, Meter, TokenBucket
-from chaccu.serve.gateway.metrics import GatewayMetrics
-from chaccu.serve.gateway.registry import WorkerRegistry
+from chaccu.serve.gateway.http.admission import Admission, estimate_tokens
+from chaccu.serve.gateway.http.metrics import GatewayMetrics
+from chaccu.serve.gateway.workers.registry import WorkerRegistry
 
 
 class Clock:

@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from chaccu.conversation import Conversation, Message
-from chaccu.serve.gateway.answer import AnswerPart, AnswerUsage, Job
 from chaccu.serve.gateway.errors import bad_request, worker_lost
-from chaccu.serve.gateway.logged_answer import LoggedAnswer, UnreadableAnswerError, WorkerAnswer
-from chaccu.serve.gateway.relayed_answer import RelayedAnswer
+from chaccu.serve.gateway.records.logged_answer import LoggedAnswer, UnreadableAnswerError, WorkerAnswer
+from chaccu.serve.gateway.records.relayed_answer import RelayedAnswer
+from chaccu.serve.gateway.workers.answer import AnswerPart, AnswerUsage, Job
 from chaccu.serve.link import Sampling
 
 USAGE = AnswerUsage(3, 2)
@@ -217,7 +217,7 @@ class TestUpstreams:
             relayed(data, streamed=False).lines(TIME)
 
     def test_an_endless_answer_is_not_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("chaccu.serve.gateway.relayed_answer._MAX_KEPT_BYTES", 1000)
+        monkeypatch.setattr("chaccu.serve.gateway.records.relayed_answer._MAX_KEPT_BYTES", 1000)
         answer = relayed(*[b"x" * 100] * 20)
         assert answer.size <= 1000 + len(json.dumps(BODY))
         with pytest.raises(UnreadableAnswerError, match="2,000 bytes; 1,000 are kept"):

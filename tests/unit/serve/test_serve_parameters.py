@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from chaccu.serve.gateway.abilities import check_abilities
-from chaccu.serve.gateway.answer import AnswerPart, AnswerUsage, Job
-from chaccu.serve.gateway.choices import WholeAnswer
+from chaccu.serve.gateway.dialects.openai_dialects import CHAT, COMPLETIONS
+from chaccu.serve.gateway.dialects.responses import CompletionWriter
 from chaccu.serve.gateway.errors import ApiError
-from chaccu.serve.gateway.openai_dialects import CHAT, COMPLETIONS
-from chaccu.serve.gateway.responses import CompletionWriter
+from chaccu.serve.gateway.workers.abilities import check_abilities
+from chaccu.serve.gateway.workers.answer import AnswerPart, AnswerUsage, Job
+from chaccu.serve.gateway.workers.choices import WholeAnswer
 from chaccu.serve.link import ModelOffer, Sampling, TokenLogprob
 
 ASKED: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chaccu.serve.gateway.breaker import Breaker
-from chaccu.serve.gateway.hedging import Hedging
-from chaccu.serve.gateway.prefix_table import PrefixTable, hash_prefix
-from chaccu.serve.gateway.pulse import TICKS, Pulse
-from chaccu.serve.gateway.rate import AnswerLengths, RateMeter, SpeedMeter
-from chaccu.serve.gateway.routing import WorkerLoad, choose_worker, expected_wait_s
+from chaccu.serve.gateway.workers.breaker import Breaker
+from chaccu.serve.gateway.workers.hedging import Hedging
+from chaccu.serve.gateway.workers.prefix_table import PrefixTable, hash_prefix
+from chaccu.serve.gateway.workers.pulse import TICKS, Pulse
+from chaccu.serve.gateway.workers.rate import AnswerLengths, RateMeter, SpeedMeter
+from chaccu.serve.gateway.workers.routing import WorkerLoad, choose_worker, expected_wait_s
 
 
 def load(outstanding: int, slots: int = 4, last: float = 0.0, due: float | None = None, **fields: object) -> WorkerLoad:

@@ -11,17 +11,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from chaccu.serve.gateway.errors import ApiError
-from chaccu.serve.gateway.parameters import parse_body
-from chaccu.serve.gateway.question_bodies import (
+from chaccu.serve.gateway.dialects.parameters import parse_body
+from chaccu.serve.gateway.dialects.question_bodies import (
     EMBEDDINGS_UNUSED,
     TOKENIZE_UNUSED,
     EmbeddingsBody,
     TokenizeBody,
 )
-from chaccu.serve.gateway.questions import ask_worker
-from chaccu.serve.gateway.registry import WorkerRegistry
-from chaccu.serve.gateway.remote_worker import RemoteWorker
+from chaccu.serve.gateway.errors import ApiError
+from chaccu.serve.gateway.workers.questions import ask_worker
+from chaccu.serve.gateway.workers.registry import WorkerRegistry
+from chaccu.serve.gateway.workers.remote_worker import RemoteWorker
 from chaccu.serve.link import Detokenize, Failure, Found, ModelOffer, Piece
 
 

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chaccu.errors import ServeError, UsageError
-from chaccu.serve.gateway.prefix_table import Prefix
-from chaccu.serve.gateway.registry import WorkerRegistry
-from chaccu.serve.gateway.remote_worker import RemoteWorker
-from chaccu.serve.gateway.routing import slots_beside
+from chaccu.serve.gateway.workers.prefix_table import Prefix
+from chaccu.serve.gateway.workers.registry import WorkerRegistry
+from chaccu.serve.gateway.workers.remote_worker import RemoteWorker
+from chaccu.serve.gateway.workers.routing import slots_beside
 from chaccu.serve.link import ModelOffer, Share
 from chaccu.serve.worker.gateways import GatewayAddress, NamedGateway, parse_gateway
 from chaccu.serve.worker.membership import Membership

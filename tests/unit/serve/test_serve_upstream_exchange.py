@@ -12,9 +12,9 @@ from typing import Any
 
 from chaccu.serve.gateway import GatewayConfig, Upstream
 from chaccu.serve.gateway.errors import ApiError
-from chaccu.serve.gateway.upstream import UpstreamRelay
-from chaccu.serve.gateway.upstream_connection import ResponseHead
-from chaccu.serve.gateway.upstream_exchange import Exchange
+from chaccu.serve.gateway.upstreams.connection import ResponseHead
+from chaccu.serve.gateway.upstreams.exchange import Exchange
+from chaccu.serve.gateway.upstreams.upstream import UpstreamRelay
 
 Script = Callable[[asyncio.StreamWriter, Any], Awaitable[None]]
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True, "max_tokens": 50}

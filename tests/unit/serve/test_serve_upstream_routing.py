@@ -8,8 +8,8 @@ import pytest
 
 from chaccu.errors import UsageError
 from chaccu.serve.gateway import Upstream, parse_upstream
-from chaccu.serve.gateway.upstream_routing import UpstreamBreaker, UpstreamLoad, choose_upstream
-from chaccu.serve.gateway.upstream_server import UpstreamServer
+from chaccu.serve.gateway.upstreams.routing import UpstreamBreaker, UpstreamLoad, choose_upstream
+from chaccu.serve.gateway.upstreams.server import UpstreamServer
 
 
 def load(outstanding: int = 0, last_given_s: float = 0.0, **more: Any) -> UpstreamLoad:

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chaccu.serve.gateway.back_pressure import BackPressure
 from chaccu.serve.gateway.errors import ApiError
-from chaccu.serve.gateway.registry import WorkerRegistry
-from chaccu.serve.gateway.remote_worker import RemoteWorker
-from chaccu.serve.gateway.waiting import ModelQueue, QueueFullError, Waiter
+from chaccu.serve.gateway.workers.back_pressure import BackPressure
+from chaccu.serve.gateway.workers.registry import WorkerRegistry
+from chaccu.serve.gateway.workers.remote_worker import RemoteWorker
+from chaccu.serve.gateway.workers.waiting import ModelQueue, QueueFullError, Waiter
 from chaccu.serve.link import Generate, ModelOffer, Piece, Sampling
 
 

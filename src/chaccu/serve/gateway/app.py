@@ -17,28 +17,28 @@ from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp
 
-from chaccu.serve.gateway.admin import AdminApi
-from chaccu.serve.gateway.admission import Admission
-from chaccu.serve.gateway.aliases import Aliases
-from chaccu.serve.gateway.api import AnswerApi
-from chaccu.serve.gateway.back_pressure import BackPressure
+from chaccu.serve.gateway.access.aliases import Aliases
+from chaccu.serve.gateway.access.shared_limits import SharedLimits
 from chaccu.serve.gateway.config import GatewayConfig, check_config
-from chaccu.serve.gateway.conversation_log import ConversationLog
 from chaccu.serve.gateway.cors import CorsPolicy
-from chaccu.serve.gateway.dialects import DIALECTS, write_error
+from chaccu.serve.gateway.dialects.dialects import DIALECTS, write_error
 from chaccu.serve.gateway.drain import Drain
 from chaccu.serve.gateway.errors import ApiError
-from chaccu.serve.gateway.front import FastRelay
-from chaccu.serve.gateway.joining import WorkerDoor
-from chaccu.serve.gateway.metrics import GatewayMetrics
-from chaccu.serve.gateway.observed_app import ObservedApp, note_of
-from chaccu.serve.gateway.question_api import QuestionApi
-from chaccu.serve.gateway.reception import Reception
-from chaccu.serve.gateway.registry import WorkerRegistry
-from chaccu.serve.gateway.request_note import Observer
-from chaccu.serve.gateway.shared_limits import SharedLimits
-from chaccu.serve.gateway.status_api import StatusApi
-from chaccu.serve.gateway.upstream import UpstreamRelay
+from chaccu.serve.gateway.http.admin import AdminApi
+from chaccu.serve.gateway.http.admission import Admission
+from chaccu.serve.gateway.http.api import AnswerApi
+from chaccu.serve.gateway.http.front import FastRelay
+from chaccu.serve.gateway.http.joining import WorkerDoor
+from chaccu.serve.gateway.http.metrics import GatewayMetrics
+from chaccu.serve.gateway.http.observed_app import ObservedApp, note_of
+from chaccu.serve.gateway.http.question_api import QuestionApi
+from chaccu.serve.gateway.http.reception import Reception
+from chaccu.serve.gateway.http.request_note import Observer
+from chaccu.serve.gateway.http.status_api import StatusApi
+from chaccu.serve.gateway.records.conversation_log import ConversationLog
+from chaccu.serve.gateway.upstreams.upstream import UpstreamRelay
+from chaccu.serve.gateway.workers.back_pressure import BackPressure
+from chaccu.serve.gateway.workers.registry import WorkerRegistry
 from chaccu.serve.link import JOIN_PATH
 from chaccu.serve.log_writer import LogWriter
 from chaccu.serve.tracing import Tracing

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from chaccu.errors import UsageError, did_you_mean
+from chaccu.serve.gateway.access.leased_meter import WhenDown
 from chaccu.serve.gateway.cors import ANY, check_origin
-from chaccu.serve.gateway.leased_meter import WhenDown
 
 _UPSTREAM_OPTIONS = {
     "weight": "weight",

@@ -24,10 +24,10 @@ from chaccu.artifact import atomic_file
 from chaccu.errors import ServeError, explain_listening
 from chaccu.serve.gateway.app import create_gateway
 from chaccu.serve.gateway.config import GatewayConfig, check_config
-from chaccu.serve.gateway.conversation_log import ConversationLog
-from chaccu.serve.gateway.conversation_store import open_store
 from chaccu.serve.gateway.drain import Drain
-from chaccu.serve.gateway.front import Front
+from chaccu.serve.gateway.http.front import Front
+from chaccu.serve.gateway.records.conversation_log import ConversationLog
+from chaccu.serve.gateway.records.conversation_store import open_store
 from chaccu.serve.link import MAX_FRAME_BYTES, PING_INTERVAL_S, PING_TIMEOUT_S
 from chaccu.serve.log_writer import LogWriter
 from chaccu.serve.tls import build_server_context

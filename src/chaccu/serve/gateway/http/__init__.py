@@ -1,0 +1,1 @@
+"""HTTP and WebSockets: requests in, answers out, what is counted and told on the way."""

@@ -1,0 +1,1 @@
+"""Servers that the gateway asks itself, and streams that outlive one of them."""
