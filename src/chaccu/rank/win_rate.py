@@ -109,18 +109,26 @@ def preference_from_logprobs(logprobs: Mapping[str, float], token: str, other: s
     return 0.0 if difference > 700 else 1 / (1 + math.exp(difference))
 
 
+def read_shares(shares: Sequence[float | None]) -> Array:
+    """(N,) shares, NaN for None. Raises `DataError` where none is there, or one is outside of 0 to 1."""
+    import numpy as np
+
+    values = np.array([math.nan if share is None else share for share in shares], dtype=np.float64)
+    if np.isnan(values).all():
+        raise DataError(f"of {len(shares)} comparisons none has a verdict.", remedy="judge at least one, then count again")
+    outside = values[(values < 0) | (values > 1)]
+    if outside.size:
+        raise DataError(f"a share of {outside[0]:g} is outside of 0 to 1.", remedy="1 is a win, 0.5 a draw, 0 a loss")
+    return values
+
+
 def _take_present(shares: Sequence[float | None], clusters: Sequence[Hashable] | None) -> tuple[Array, Array | None]:
     import numpy as np
 
     if clusters is not None and len(clusters) != len(shares):
         raise DataError(f"{len(shares)} shares have {len(clusters)} clusters.", remedy="name one cluster for each share")
-    values = np.array([math.nan if share is None else share for share in shares], dtype=np.float64)
+    values = read_shares(shares)
     present = ~np.isnan(values)
-    if not present.any():
-        raise DataError(f"of {len(shares)} comparisons none has a verdict.", remedy="judge at least one, then count again")
-    outside = values[present & ((values < 0) | (values > 1))]
-    if outside.size:
-        raise DataError(f"a share of {outside[0]:g} is outside of 0 to 1.", remedy="1 is a win, 0.5 a draw, 0 a loss")
     if clusters is None:
         return values[present], None
     number: dict[Hashable, int] = {}

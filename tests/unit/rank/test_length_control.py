@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from chaccu.errors import DataError
+from chaccu.rank import control_length, measure_win_rate, share_of_preference
+
+ALPACA = Path(__file__).parents[4] / "shared" / "data" / "alpaca_eval"
+
+
+def known_figures() -> list[dict[str, Any]]:
+    if not ALPACA.is_dir():
+        pytest.skip(f"the annotations are not there: {ALPACA}")
+    expected = json.loads((ALPACA / "expected.json").read_text())
+    return [figures for version in ("ae1", "ae2") for figures in expected[version].values()]
+
+
+def test_published_annotations_give_nearly_the_published_rates() -> None:
+    difficulty = {}
+    for known in known_figures():
+        difficulty = json.loads((ALPACA / "instruction_difficulty_estimate.json").read_text())
+        with gzip.open(ALPACA / known["file"], "rt") as lines:
+            rows = [json.loads(line) for line in lines]
+        shares = [share_of_preference(row["preference"]) for row in rows]
+        lengths, others = [row["len_2"] for row in rows], [row["len_1"] for row in rows]
+        found = control_length(shares, lengths, others, [difficulty[row["item"]] for row in rows])
+        assert 100 * found.win_rate == pytest.approx(known["published"]["length_controlled_winrate"], abs=1.0)
+        assert found.low < found.win_rate < found.high
+        assert (found.counted, found.dropped) == (805, 0)
+        own = known.get("lc_own_estimate")
+        if own:
+            plain = control_length(shares, lengths, others, [difficulty[row["item"]] for row in rows], ridge=0)
+            length, level, model = own["coef_len_diff_intercept"]
+            assert (plain.model, plain.difficulty) == (pytest.approx(model, abs=0.05), pytest.approx(level, abs=0.05))
+            assert plain.length == pytest.approx(length, abs=0.05)
+    assert difficulty
+
+
+def simulate(rng: np.random.Generator, model: float, length: float, count: int = 600) -> tuple[list[float], Any, Any]:
+    own, other = rng.normal(1200, 300, count), rng.normal(900, 300, count)
+    gap = other - own
+    odds = model + length * np.tanh(gap / gap.std(ddof=1))
+    return rng.binomial(1, 1 / (1 + np.exp(-odds))).astype(float).tolist(), own, other
+
+
+def test_a_model_that_only_writes_more_comes_down_to_a_half() -> None:
+    shares, own, other = simulate(np.random.default_rng(0), 0.0, -1.5, 4000)
+    assert measure_win_rate(shares).win_rate > 0.62
+    found = control_length(shares, own, other)
+    assert found.win_rate == pytest.approx(0.5, abs=0.04)
+    assert found.length == pytest.approx(-1.5, abs=0.2)
+    assert found.difficulty is None
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(2)
+    truth = 1 / (1 + np.exp(-0.4))
+    held = 0
+    for _ in range(300):
+        found = control_length(*simulate(rng, 0.4, -1.0))
+        held += found.low <= truth <= found.high
+    assert 0.92 <= held / 300 <= 0.98
+
+
+def test_rates_stay_finite_where_one_side_won_everything_and_lengths_are_equal() -> None:
+    found = control_length([1.0] * 20 + [None], [5] * 21, [5] * 21)
+    assert (found.counted, found.dropped) == (20, 1)
+    assert 0.9 < found.win_rate < 1
+    assert found.length == 0
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        (([1.0, 0.0], [1, 2], [1]), "differ in length: 2, 2, 1"),
+        (([None], [1], [1]), "of 1 comparisons none"),
+        (([2.0], [1], [1]), "a share of 2 is outside"),
+        (([1.0], [float("nan")], [1]), "no finite number"),
+        (([1.0], [1], [1], [float("inf")]), "no finite number"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused(columns: tuple[Any, ...], says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        control_length(*columns)
