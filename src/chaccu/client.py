@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import re
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, ClassVar, NoReturn, TypeAlias
 from urllib.parse import urlsplit
@@ -43,29 +46,37 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class ChatDelta(msgspec.Struct, frozen=True):
-    """A piece of an answer. The last alone has a `finish_reason` ("stop", "length", …) and, if the server tells it, `usage`."""
+    """A piece of an answer. The last alone has a `finish_reason` ("stop", "length", …) and, if the server tells them, `usage`
+    and `model`, the name that it answered under."""
 
     text: str
     finish_reason: str | None = None
     usage: Usage | None = None
+    model: str | None = None
 
 
 class Completion(msgspec.Struct, frozen=True):
-    """A whole answer."""
+    """A whole answer. `model`: the name that the server answered under, if it tells it."""
 
     text: str
     finish_reason: str
     usage: Usage | None
+    model: str | None = None
 
 
 class ChatError(ChaccuError):
-    """A chat request failed. `cause` is a short stable name for counting; `model` is the model that was asked, if any."""
+    """A chat request failed.
+
+    `cause` is a short stable name for counting; `model` is the model that was asked, if any; `retry_after_s` is how long the
+    server wants to be left alone, if it says so.
+    """
 
     cause: ClassVar[str] = "failed"
 
-    def __init__(self, message: str, *, remedy: str = "", model: str | None = None) -> None:
+    def __init__(self, message: str, *, remedy: str = "", model: str | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message, remedy=remedy)
         self.model = model
+        self.retry_after_s = retry_after_s
 
 
 class ServerUnreachableError(ChatError):
@@ -177,12 +188,23 @@ class ChatClient:
         return names
 
     async def stream_chat(
-        self, model: str, messages: Messages, sampling: Sampling | None = None
+        self,
+        model: str,
+        messages: Messages,
+        sampling: Sampling | None = None,
+        *,
+        response_format: Mapping[str, Any] | None = None,
     ) -> AsyncGenerator[ChatDelta, None]:
-        """The answer of `model`, piece by piece; closing the iterator ends the work at the server. Raises `ChatError`."""
+        """The answer of `model`, piece by piece; closing the iterator ends the work at the server.
+
+        `response_format`: as the OpenAI API has it, for servers that can hold an answer to a JSON schema. Raises `ChatError`.
+        """
         request = _request(model, messages, sampling or Sampling())
+        if response_format is not None:
+            request["response_format"] = dict(response_format)
         finish_reason: str | None = None
         usage: Usage | None = None
+        answered_as: str | None = None
         async with contextlib.AsyncExitStack() as stack:
             try:
                 stream = await self._api.chat.completions.create(**request)
@@ -190,6 +212,7 @@ class ChatClient:
                 async for chunk in stream:
                     text, reason, counted = _read_chunk(chunk)
                     finish_reason, usage = reason or finish_reason, counted or usage
+                    answered_as = answered_as or _read_name(chunk)
                     if text:
                         yield ChatDelta(text)
             except Exception as error:
@@ -200,15 +223,23 @@ class ChatClient:
                 remedy="ask again; if it stays so, check that the URL is that of an OpenAI-compatible API",
                 model=model,
             )
-        yield ChatDelta("", finish_reason, usage)
+        yield ChatDelta("", finish_reason, usage, answered_as)
 
-    async def complete_chat(self, model: str, messages: Messages, sampling: Sampling | None = None) -> Completion:
-        """The whole answer of `model`. Raises `ChatError`."""
+    async def complete_chat(
+        self,
+        model: str,
+        messages: Messages,
+        sampling: Sampling | None = None,
+        *,
+        response_format: Mapping[str, Any] | None = None,
+    ) -> Completion:
+        """The whole answer of `model`; see `stream_chat`. Raises `ChatError`."""
         texts: list[str] = []
         last = ChatDelta("")
-        async for last in self.stream_chat(model, messages, sampling):
-            texts.append(last.text)
-        return Completion("".join(texts), last.finish_reason or "", last.usage)
+        async with contextlib.aclosing(self.stream_chat(model, messages, sampling, response_format=response_format)) as stream:
+            async for last in stream:
+                texts.append(last.text)
+        return Completion("".join(texts), last.finish_reason or "", last.usage, last.model)
 
     async def _explain(self, error: Exception, model: str | None) -> NoReturn:
         """Raise the `ChatError` that says what `error` means; what is no failure of the request goes on as it is."""
@@ -223,7 +254,9 @@ class ChatClient:
                 model=model,
             ) from error
         if isinstance(error, openai.APIStatusError):
-            raise _from_server(error, error.status_code, self.base_url, model) from error
+            explained = _from_server(error, error.status_code, self.base_url, model)
+            explained.retry_after_s = _retry_after_s(error.response.headers)
+            raise explained from error
         if isinstance(error, openai.APIConnectionError):
             raise ServerUnreachableError(
                 f"{self.base_url} cannot be reached: {_reason(error)}.",
@@ -300,6 +333,21 @@ def _read_chunk(chunk: Any) -> tuple[str, str | None, Usage | None]:
     if not isinstance(text, str):
         raise TypeError(f"a piece of text is {text!r:.80}")
     return text, choices[0].finish_reason, usage
+
+
+def _read_name(chunk: Any) -> str | None:
+    return chunk.model if isinstance(chunk.model, str) and chunk.model else None
+
+
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """What a `Retry-After` asks for, as seconds or as a date (RFC 9110, 10.2.3); None where it is missing or unreadable."""
+    given = headers.get("retry-after", "").strip()
+    if re.fullmatch(r"\d+(\.\d+)?", given):
+        return float(given)
+    try:
+        return max(0.0, parsedate_to_datetime(given).timestamp() - time.time())
+    except ValueError:
+        return None
 
 
 def _whom(model: str | None) -> str:
