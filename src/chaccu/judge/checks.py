@@ -12,7 +12,8 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-_NUMBER = re.compile(r"(?<![\w.])[-−+]?(?:\d{1,3}(?:[,  ]\d{3})+|\d+)(?:\.\d+)?(?:/[1-9]\d*)?(?![\d])")
+_GROUPING = re.compile("[,\u00a0\u202f]")
+_NUMBER = re.compile(rf"(?<![\w.])[-−+]?(?:\d{{1,3}}(?:{_GROUPING.pattern}\d{{3}})+|\d+)(?:\.\d+)?(?:/[1-9]\d*)?(?!\d)")
 _FENCED = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _BULLET = re.compile(r"[ \t]*[-*•+][ \t]+\S")
 _NUMBERED = re.compile(r"[ \t]*\d+[.)][ \t]+\S")
@@ -33,7 +34,7 @@ class NumberCheck(_Rule, tag="number", frozen=True, kw_only=True):
 
 
 class ExactCheck(_Rule, tag="exact", frozen=True, kw_only=True):
-    """The answer is one of `any_of`, but for case, surrounding quotes and emphasis, and a final full stop; `strictly` not even so."""
+    """The answer is one of `any_of`, but for case, quotes, emphasis and a final full stop (`strictly`: as it is)."""
 
     any_of: tuple[str, ...]
     strictly: bool = False
@@ -184,7 +185,7 @@ def read_numbers(text: str) -> list[float]:
     """All numbers of a text, in order: `-3`, `1,234.5`, `3/4`."""
     numbers = []
     for match in _NUMBER.finditer(text):
-        whole, _, divisor = re.sub(r"[,  ]", "", match[0]).replace("−", "-").partition("/")
+        whole, _, divisor = _GROUPING.sub("", match[0]).replace("−", "-").partition("/")
         numbers.append(float(whole) / float(divisor or 1))
     return numbers
 
@@ -209,13 +210,18 @@ def _meets_json(text: str, check: JsonCheck) -> bool:
         return False
     try:
         value = msgspec.json.decode(blocks[0] if blocks else text)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return False
     if not isinstance(value, dict):
         return False
     wanted = {*check.keys, *check.values}
     exact = value.keys() == wanted if check.only else wanted <= value.keys()
-    return exact and all(value[name] == one for name, one in check.values.items())
+    return exact and all(_same(value[name], one) for name, one in check.values.items())
+
+
+def _same(value: Any, wanted: Any) -> bool:
+    # true is not 1, though Python has them equal.
+    return value == wanted and isinstance(value, bool) == isinstance(wanted, bool)
 
 
 def _language(text: str) -> str:

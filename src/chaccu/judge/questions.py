@@ -6,6 +6,7 @@ refused with its line. It ignores fields that it does not know.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,19 @@ import msgspec
 from chaccu.artifact import storage_errors
 from chaccu.errors import DataError, UsageError, did_you_mean
 from chaccu.judge.checks import Check
+from chaccu.judge.question_files import FORMS, QuestionLine, read_question_file, read_references
 
 STARTER = "starter"
+
+CATEGORY_TEMPERATURES = {
+    "counterfactual": 0.7,
+    "generic": 0.7,
+    "roleplay": 0.7,
+    "writing": 0.7,
+    "humanities": 0.1,
+    "stem": 0.1,
+}
+"""Where many answers are good the likeliest words are seldom the best ones. Values as those of MT-bench (Zheng et al. 2023)."""
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -35,59 +47,91 @@ class Question(msgspec.Struct, frozen=True):
     criteria: str | None = None
 
 
-class _Line(msgspec.Struct):
-    """A line of a question file: `turns`, or `text` for a single one."""
-
-    question_id: int | str
-    category: str = "generic"
-    turns: tuple[str, ...] = ()
-    text: str | None = None
-    criteria: str | None = None
-
-
 def list_question_sets() -> list[str]:
     """Names of the shipped sets, sorted."""
     return sorted(entry.name[: -len(".jsonl")] for entry in _folder().iterdir() if entry.name.endswith(".jsonl"))
 
 
-def load_questions(name_or_path: str = STARTER) -> list[Question]:
-    """A shipped set by name, or the questions of a JSONL file.
+def load_questions(source: str = STARTER) -> list[Question]:
+    """A shipped set by name, or the questions of a file: `PATH`, `FORM:PATH` or `FORM:PATH,REFERENCES`.
 
-    Each line is `{"question_id": …, "category": …, "turns": ["…"]}`; `"text": "…"` may stand for a single turn. Raises
-    `UsageError` for a name that is neither, `DataError` for a bad line.
+    Each line of a plain file is `{"question_id": …, "category": …, "turns": ["…"]}`; `"text": "…"` may stand for a single turn.
+    A question without a temperature gets that of its category, 0 where `CATEGORY_TEMPERATURES` does not have it. Raises
+    `UsageError` for a name that is nothing of these, `DataError` for a bad line.
     """
-    if name_or_path in list_question_sets():
-        return _parse((_folder() / f"{name_or_path}.jsonl").read_bytes(), name_or_path)
-    path = Path(name_or_path)
+    if source in list_question_sets():
+        return _build(read_question_file((_folder() / f"{source}.jsonl").read_bytes(), source), source)
+    form, path, references = _split_source(source)
     if not path.suffix and not path.exists():
         raise UsageError(
-            f"there is no question set {name_or_path!r}, and no such file.",
-            remedy=did_you_mean(name_or_path, list_question_sets()),
+            f"there is no question set {source!r}, and no such file.",
+            remedy=did_you_mean(source, list_question_sets()),
         )
     with storage_errors(path):
-        data = path.read_bytes()
-    return _parse(data, str(path))
-
-
-def _parse(data: bytes, source: str) -> list[Question]:
-    decoder = msgspec.json.Decoder(_Line)
-    questions: dict[int | str, Question] = {}
-    for number, text in enumerate(data.splitlines(), start=1):
-        if not text.strip():
-            continue
-        try:
-            line = decoder.decode(text)
-        except msgspec.DecodeError as error:
+        lines = read_question_file(path.read_bytes(), str(path), form)
+    if references is not None:
+        with storage_errors(references):
+            known = read_references(references.read_bytes(), str(references))
+        for line in lines:
+            line.reference = known.pop(line.question_id, line.reference)
+        if known:
+            first = next(iter(known))
             raise DataError(
-                f"line {number} of {source} is no question: {error}.",
-                remedy='give {"question_id": 1, "category": "knowledge", "turns": ["…"]}',
-            ) from error
+                f"{references} has answers to {len(known)} questions that {path} has not, question {first} the first.",
+                remedy="give the two files that belong together",
+            )
+    return _build(lines, str(path))
+
+
+def load_question_sets(sources: Iterable[str]) -> list[Question]:
+    """The questions of several sets or files, one after the other. Raises `UsageError` where two share an id."""
+    owners: dict[int | str, str] = {}
+    questions = []
+    for source in dict.fromkeys(sources):
+        for question in load_questions(source):
+            if question.question_id in owners:
+                raise UsageError(
+                    f"{source} and {owners[question.question_id]} both have a question {question.question_id}.",
+                    remedy="ask them in runs of their own, each with its own --out",
+                )
+            owners[question.question_id] = source
+            questions.append(question)
+    return questions
+
+
+def _split_source(source: str) -> tuple[str | None, Path, Path | None]:
+    form, colon, rest = source.partition(":")
+    # A path may hold a colon too; a word that is no form and no path is a form with a typing error.
+    if not colon or "/" in form or (form not in FORMS and Path(source).exists()):
+        return None, Path(source), None
+    path, comma, references = rest.partition(",")
+    return form, Path(path), Path(references) if comma else None
+
+
+def _build(lines: list[QuestionLine], source: str) -> list[Question]:
+    questions: dict[int | str, Question] = {}
+    for line in lines:
         turns = line.turns or ((line.text,) if line.text is not None else ())
+        reference = (line.reference,) if isinstance(line.reference, str) else line.reference
         if not turns or not all(turn.strip() for turn in turns):
-            raise DataError(f"line {number} of {source}: question {line.question_id} asks nothing.", remedy="give it turns")
+            raise DataError(f"{line.where}: question {line.question_id} asks nothing.", remedy="give it turns")
         if line.question_id in questions:
-            raise DataError(f"line {number} of {source}: the id {line.question_id} is taken.", remedy="give each its own id")
-        questions[line.question_id] = Question(line.question_id, line.category, turns, criteria=line.criteria)
+            raise DataError(f"{line.where}: the id {line.question_id} is taken.", remedy="give each its own id")
+        if reference is not None and len(reference) != len(turns):
+            raise DataError(
+                f"{line.where}: question {line.question_id} has {len(turns)} turns and {len(reference)} reference answers.",
+                remedy="give an answer for each turn",
+            )
+        for check in line.checks:
+            if not 0 <= check.turn < len(turns):
+                raise DataError(
+                    f"{line.where}: a check of question {line.question_id} is for turn {check.turn}.",
+                    remedy=f"turns go from 0 to {len(turns) - 1}",
+                )
+        temperature = line.temperature if line.temperature is not None else CATEGORY_TEMPERATURES.get(line.category, 0.0)
+        questions[line.question_id] = Question(
+            line.question_id, line.category, turns, reference, temperature, line.checks, line.criteria
+        )
     if not questions:
         raise DataError(f"{source} holds no question.", remedy="give at least one JSON line")
     return list(questions.values())
