@@ -67,7 +67,7 @@ def measure_win_rate(
     rate = float(values.mean())
     independent = count if groups is None else int(groups.max()) + 1
     error = _standard_error(values - rate, groups)
-    low, high = _wilson(rate, _effective_count(rate, error, independent), level)
+    low, high = wilson_interval(rate, _effective_count(rate, error, independent), level)
     wins, losses = int((values > DRAW).sum()), int((values < DRAW).sum())
     return WinRate(
         counted=count,
@@ -154,8 +154,11 @@ def _effective_count(rate: float, error: float | None, independent: int) -> floa
     return rate * (1 - rate) / error**2
 
 
-def _wilson(rate: float, count: float, level: float) -> tuple[float, float]:
-    """Wilson 1927, "Probable inference, the law of succession, and statistical inference", equation for both ends."""
+def wilson_interval(rate: float, count: float, level: float = 0.95) -> tuple[float, float]:
+    """Of a share `rate` of `count` independent trials.
+
+    Wilson 1927, "Probable inference, the law of succession, and statistical inference", equation for both ends.
+    """
     z = NormalDist().inv_cdf((1 + level) / 2)
     middle = (rate + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))
