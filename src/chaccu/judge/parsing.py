@@ -54,28 +54,45 @@ _FIRST, _SECOND = rf"\b{_WHO}[1A]\b", rf"\b{_WHO}[2B]\b"
 # Bold and code type around a score; a power, "2 ** 3", has spaces on both sides.
 _TYPE = re.compile(r"\*\*(?=\S)|(?<=\S)\*\*|`")
 _BLANKS = re.compile(r"[ \t\r]+")
+_SCORE_WORD = r"(?:scores?|ratings?|tuple|output|result)"
 _LINE = re.compile(
-    r"^[ \t>]*((?:[a-z][\w ']{0,40})?\b(?:scores?|ratings?|tuple|output|result)\w*[ \t]*[:=])?"
+    rf"^[ \t>]*(?:(?:[a-z][^\n=:()]{{0,60}})?{_SCORE_WORD}[^\n=:()]{{0,60}}"
+    rf"(?:\([ \t]*{_WHO}[1A][^\n()]{{0,60}}\)[ \t]*)?[:=])?"
     rf"[ \t(\[]*{_PAIR}[ \t)\]]*\.?[ \t]*$",
     re.M | re.I,
 )
 _LABELLED = re.compile(
-    r"(?:^[ \t#>•-]*|[,;|][ \t]*|\band[ \t]+)(?:scores?[ \t]+(?:for|of)[ \t]+)?"
-    rf"\b{_WHO}([12AB])(?:'s)?(?:[ \t]+(?:overall[ \t]+)?(?:score|rating))?[ \t]*[:=][ \t]*"
-    rf"(?:\n[ \t•-]*)?(?:score[ \t]*[:=][ \t]*)?{_SCORE}[ \t]*(?=[(.,;|–\n-]|points?\b|and\b|\Z)",
+    r"(?:^[ \t#>•-]*|[,;|(][ \t]*|\band[ \t]+)(?:scores?[ \t]+(?:for|of)[ \t]+)?"
+    rf"\b{_WHO}([12AB])(?:'s)?(?:[ \t]+(?:overall[ \t]+)?(?:score|rating))?[ \t]*(?:[:=]|[ \t][–-][ \t])[ \t]*"
+    rf"(?:(?:\n[ \t•-]*)?(?:score|rating)[ \t]*[:=][ \t]*)?{_SCORE}[ \t]*(?=[().,;|–\n-]|points?\b|and\b|\Z)",
     re.M | re.I,
 )
 # A score's bracket stands behind a word for it; behind "=" or a full stop a bracket may be a point of the plane.
-_BRACKET = re.compile(rf"\b(?:scores?|ratings?|tuple)\b(?:[^\n=.()]{{0,200}}|[ \t]*=[ \t]*)[(\[][ \t]*{_PAIR}[ \t]*[)\]]", re.I)
-_GIVEN = (
-    r"(?:[ \t]*(?:,|gets|receives|earns|scores|deserves|is|would|get|receive|given|rated|with|score|at|a|an|the|of|:))"
-    r"{0,6}[ \t]+"
+_BRACKET = re.compile(
+    r"\b(?:scores?|ratings?|tuple)\b(?:(?:(?!\bpoints?\b|\bcoordinates?\b)[^\n=.()]){0,200}|[ \t]*=[ \t]*)"
+    rf"[(\[][ \t]*{_PAIR}[ \t]*[)\]]",
+    re.I,
 )
+# "Assistant 1 gets 8, Assistant 2 gets 7"; "give Assistant 1 an 8, and Assistant 2 a 7"; "8 to Assistant 1, 7 to Assistant 2".
+# Without a word for the giving, a number is as likely the result of the task.
+_GIVEN = r"(?:[ \t]*\b(?:a|an|the|as|at|with|score|rating|of)\b|[ \t]*:){0,5}[ \t]*"
+_GETS = (
+    r"(?:'s)?[ \t]+(?:(?:would|should|will|is|be|has|have)[ \t]+){0,2}"
+    r"(?:(?:gets?|receives?|earns?|scores?|deserves?|given|rated|awarded)\b"
+    r"|(?:(?:a|the)[ \t]+)?(?:overall[ \t]+)?(?:score|rating)[ \t]+(?:is|of))"
+)
+_BETWEEN = r"[^\n.]{0,300}?"
 _PROSE = (
-    re.compile(rf"{_FIRST}{_GIVEN}{_SCORE}\b(?![ \t]*[\w+*/^=-])[^\n.]{{0,300}}?{_SECOND}{_GIVEN}{_SCORE}\b", re.I),
-    re.compile(rf"{_FIRST}{_GIVEN}score[ \t]+of[ \t]+{_SCORE}\b[^\n.]{{0,300}}?{_SECOND}{_GIVEN}{_SCORE}\b", re.I),
-    re.compile(rf"\b{_SCORE}[ \t]+(?:to|for)[ \t]+{_FIRST}[^\n.]{{0,300}}?\b{_SCORE}[ \t]+(?:to|for)[ \t]+{_SECOND}", re.I),
+    re.compile(rf"{_FIRST}{_GETS}{_GIVEN}{_SCORE}(?![\d.]*\d){_BETWEEN}{_SECOND}(?:{_GETS})?{_GIVEN}{_SCORE}\b", re.I),
+    re.compile(
+        rf"\b(?:give|rate|assign|award|score)[ \t]+{_FIRST}{_GIVEN}{_SCORE}(?![\d.]*\d)"
+        rf"{_BETWEEN}{_SECOND}(?:{_GETS})?{_GIVEN}{_SCORE}\b",
+        re.I,
+    ),
+    re.compile(rf"\b{_SCORE}[ \t]+(?:to|for)[ \t]+{_FIRST}{_BETWEEN}\b{_SCORE}[ \t]+(?:to|for)[ \t]+{_SECOND}", re.I),
 )
+# The part of the text about one assistant, where its score is stated in the part's own words.
+_PART = re.compile(rf"^[ \t#>•-]*{_WHO}([12AB])\b[^\n:]{{0,40}}:", re.M | re.I)
 
 _CHOICES: dict[str, Outcome] = {"1": "first", "a": "first", "2": "second", "b": "second", "3": "tie", "c": "tie", "tie": "tie"}
 _CHOICE_LINE = re.compile(
@@ -149,12 +166,12 @@ def parse_scores(text: str, scale: Scale = SCALE) -> tuple[float, float] | None:
     "Assistant 2: 7") or in a sentence that speaks of scores. A pair off the scale is no statement where numbers of other
     meaning can stand, and makes the result None in a mark or behind "scores:".
     """
+    plain = _plain(text)
     stated = [
-        (end, pair)
-        for end, pair, is_certain in _find_pairs(_plain(text))
-        if is_certain or _pair_within(pair, scale) is not None
+        (end, pair) for end, pair, is_certain in _find_pairs(plain) if is_certain or _pair_within(pair, scale) is not None
     ]
-    return _pair_within(max(stated)[1], scale) if stated else None
+    pair = max(stated)[1] if stated else _pair_of_parts(plain)
+    return _pair_within(pair, scale) if pair else None
 
 
 def parse_choice(text: str) -> Outcome | None:
@@ -217,7 +234,8 @@ def _find_pairs(text: str) -> Iterator[tuple[int, tuple[float, float], bool]]:
         if pair := _MARKED_PAIR.fullmatch(mark):
             yield end, (float(pair[1]), float(pair[2])), True
     for match in _LINE.finditer(text):
-        yield match.end(), (float(match[2]), float(match[3])), match[1] is not None
+        is_certain = re.search("score|rating", match[0], re.I) is not None
+        yield match.end(), (float(match[1]), float(match[2])), is_certain
     for form in (_BRACKET, *_PROSE):
         for match in form.finditer(text):
             yield match.end(), (float(match[1]), float(match[2])), False
@@ -226,6 +244,17 @@ def _find_pairs(text: str) -> Iterator[tuple[int, tuple[float, float], bool]]:
         if places[0] != places[1]:
             first, second = (one, other) if places[0] else (other, one)
             yield other.end(), (float(first[2]), float(second[2])), False
+
+
+def _pair_of_parts(text: str) -> tuple[float, float] | None:
+    """The grade that the last part about each assistant ends with: "Assistant 1: … Therefore, the score is 8."."""
+    starts = list(_PART.finditer(text))
+    grades: dict[bool, float] = {}
+    for number, start in enumerate(starts, start=1):
+        end = starts[number].start() if number < len(starts) else len(text)
+        if found := list(_GRADE.finditer(text, start.end(), end)):
+            grades[start[1] in "1Aa"] = float(found[-1][1])
+    return (grades[True], grades[False]) if len(grades) == 2 else None
 
 
 def _find_object(text: str, key: str) -> Any:
