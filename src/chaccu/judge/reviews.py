@@ -10,7 +10,7 @@ import gzip
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -25,8 +25,8 @@ class Review(msgspec.Struct, frozen=True, kw_only=True):
     """A judge's text about two answers, or about one of `model`.
 
     `text` is None where a file keeps no more than the result. `score`, `outcome`: the result on file, if there is one;
-    `review_id`: the review's own name. `turn`: as the file counts turns. `form`: what the text is to state, "" where only the
-    text can tell.
+    `review_id`: the review's own name. `turn`: as the file counts turns. `prompt`: the name of the judge's prompt, if the file
+    says it. `form`: what the text is to state, "" where only the text can tell.
     """
 
     question_id: int | str
@@ -38,6 +38,7 @@ class Review(msgspec.Struct, frozen=True, kw_only=True):
     model: str = ""
     category: str = ""
     turn: int | None = None
+    prompt: str = ""
     score: tuple[float, ...] | None = None
     outcome: Outcome | None = None
     form: Form | Literal[""] = ""
@@ -55,8 +56,9 @@ class _Line(msgspec.Struct, kw_only=True):
     index: int | str | None = None
     text: str | None = None
     judgment: str | None = None
-    review_id: str = ""
-    pair: str = ""
+    review_id: int | str | None = None
+    prompt: Any = None
+    pair: str | tuple[str, str] | None = None
     models: tuple[str, ...] = ()
     model_a: str | None = None
     model_b: str | None = None
@@ -130,8 +132,14 @@ def _reviews_of(line: _Line) -> Iterator[Review]:
     if question_id is None:
         raise ValueError("it has no question_id")
     category = line.category or line.strategy or ""
-    review_id = line.review_id or line.strategy or ""
-    review = Review(question_id=question_id, text=None, review_id=review_id, turn=line.turn, category=category)
+    review = Review(
+        question_id=question_id,
+        text=None,
+        review_id=str(line.review_id if line.review_id is not None else line.strategy or ""),
+        turn=line.turn,
+        category=category,
+        prompt=line.prompt if isinstance(line.prompt, str) else "",
+    )
     if line.g1_judgment is not None or line.g2_judgment is not None:
         models = line.model_1 or "model_1", line.model_2 or "model_2"
         yield _in_order(review, models, line.g1_judgment, line.g1_winner)
@@ -183,7 +191,7 @@ def _one_review(review: Review, line: _Line) -> Review:
     return msgspec.structs.replace(
         review,
         text=text,
-        pair=line.pair,
+        pair="__".join(line.pair) if isinstance(line.pair, tuple) else line.pair or "",
         model_a=model_a,
         model_b=model_b,
         model=model if is_single else "",

@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from chaccu.judge.parsing import compare_scores, parse_choice, parse_grade, parse_mark, parse_scores
+from chaccu.judge.parsing import compare_scores, parse_choice, parse_grade, parse_mark, parse_scores, read_outcome, read_scores
+from chaccu.judge.prompts import JudgePrompt, list_prompts, load_prompt
 from chaccu.judge.reviews import Form, Review
 from chaccu.judge.verdicts import Outcome
 
@@ -90,14 +91,19 @@ class _Stated(msgspec.Struct, frozen=True):
 
 
 def score_reviews(reviews: Iterable[Review]) -> ScoreReport:
-    """Read every review and add up, by pair or model and, where reviews name them, by category and turn."""
+    """Read every review and add up, by pair or model and, where reviews name them, by category and turn.
+
+    A review that names a shipped prompt is read as that prompt's verdicts are, neither more nor less strictly.
+    """
+    reviews = list(reviews)
+    shipped = {name: load_prompt(name) for name in {one.prompt for one in reviews} & set(list_prompts())}
     pairs: dict[str, PairScores] = {}
     models: dict[str, Grades] = {}
     unparsed: list[NamedReview] = []
     contradictions: list[Contradiction] = []
     parsed = without_text = elsewhere = 0
     for review in reviews:
-        stated = _read(review)
+        stated = _read(review, shipped.get(review.prompt))
         if stated.form == "grade":
             _add_grade(models.setdefault(review.pair_name, Grades(by_turn={}, by_category={})), review, stated)
         else:
@@ -128,10 +134,14 @@ def _place(review: Review) -> dict[str, Any]:
     return {name: getattr(review, name) for name in ("question_id", "review_id", "turn")} | {"pair": review.pair_name}
 
 
-def _read(review: Review) -> _Stated:
+def _read(review: Review, prompt: JudgePrompt | None) -> _Stated:
     text = review.text
     if text is None:
         return _Stated("choice", outcome=review.outcome)
+    if prompt is not None:
+        form: Form = "grade" if prompt.kind == "single" else "scores" if prompt.output == "score_pair" else "choice"
+        scores = read_scores(text, prompt)
+        return _Stated(form, scores=scores, outcome=None if scores else read_outcome(text, prompt))
     if review.form == "grade":
         return _grade(text)
     if review.form == "scores":

@@ -97,7 +97,7 @@ def test_lines_of_several_forms_are_read_by_their_own_names(tmp_path: Path) -> N
         msgspec.to_builtins(verdict),
         {"question_id": 7, "model_a": "x", "model_b": "y", "winner": "y", "text": '{"winner": "B"}'},
         {"question_id": 8, "model": "m", "judgment": '{"score": 5}', "turn": 1},
-        {"question_id": 9, "text": "Rating: [[3]]"},
+        {"question_id": 9, "text": "Rating: [[3]]", "prompt": [{"role": "user", "content": "…"}], "review_id": None},
     )
     report = score_reviews(read_reviews(file))
     assert (report.reviews, report.parsed, len(report.unparsed), report.without_text) == (11, 8, 1, 2)
@@ -130,6 +130,14 @@ def test_a_grade_that_cannot_be_read_is_in_no_average() -> None:
     assert (report.models["m"].average, report.models["m"].unparsed) == (6, 2)
     assert [one.question_id for one in report.unparsed] == [1, 2]
     assert [one.stored for one in report.contradictions] == [(-1,), (-1,)]
+
+
+def test_a_verdict_of_a_shipped_prompt_is_read_as_strictly_as_when_it_was_asked() -> None:
+    texts = {"pair": "Choice: 2", "single": "[[0]]", "vicuna": "0 3", "pair-json": "[[A]]"}
+    reviews = [Review(question_id=name, text=text, prompt=name, pair="x__y") for name, text in texts.items()]
+    assert [one.question_id for one in score_reviews(reviews).unparsed] == ["pair", "single", "pair-json"]
+    lenient = [msgspec.structs.replace(one, prompt="another", pair="") for one in reviews]
+    assert score_reviews(lenient).unparsed == []
 
 
 def test_published_grades_give_the_published_averages() -> None:
