@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
 import pytest
@@ -29,6 +31,7 @@ from chaccu.client import (
 from chaccu.conversation import Conversation, Message
 from chaccu.errors import UsageError
 from chaccu.testing.fake_openai import FakeModel, FakeOpenAI
+from chaccu.testing.scripted_judge import Reply, ScriptedJudge
 
 HELLO = [Message("user", "Hello?")]
 
@@ -182,3 +185,38 @@ def test_api_root(given: str, root: str) -> None:
 def test_no_url(given: str) -> None:
     with pytest.raises(UsageError, match="is no URL of a server"):
         api_root(given)
+
+
+async def test_the_last_delta_names_the_model_that_answered() -> None:
+    with ScriptedJudge(lambda body, number: Reply(text="Hi.", model="gpt-0613")) as server:
+        async with ChatClient(server.url) as client:
+            whole = await client.complete_chat("gpt", HELLO, response_format={"type": "json_object"})
+            assert (whole.text, whole.model) == ("Hi.", "gpt-0613")
+            server.script = lambda body, number: Reply(text="Hi.")
+            assert (await client.complete_chat("gpt", HELLO)).model is None
+    assert [body.get("response_format") for body in server.bodies] == [{"type": "json_object"}, None]
+
+
+@pytest.mark.parametrize(
+    ("header", "wait_s"),
+    [("7", 7.0), ("1.5", 1.5), ("in a while", None), ("", None), ("-3", None)],
+)
+async def test_what_a_server_asks_to_wait_is_with_the_error(header: str, wait_s: float | None) -> None:
+    error = await _refused(header)
+    assert error.retry_after_s == wait_s
+
+
+async def test_a_date_to_wait_for_becomes_seconds() -> None:
+    error = await _refused(format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True))
+    assert error.retry_after_s is not None
+    assert 50 < error.retry_after_s <= 60
+    assert (await _refused("Wed, 21 Oct 2015 07:28:00 GMT")).retry_after_s == 0.0
+
+
+async def _refused(retry_after: str) -> ChatError:
+    reply = Reply(status=429, headers={"retry-after": retry_after})
+    with ScriptedJudge(lambda body, number: reply) as server:
+        async with ChatClient(server.url) as client:
+            with pytest.raises(LimitReachedError) as caught:
+                await client.complete_chat("gpt", HELLO)
+    return caught.value
