@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from chaccu.cli import judge_ask
 from chaccu.cli.judge_score import score_command
 
 if TYPE_CHECKING:
     from chaccu.judge import Answer, Asked, Failure, Question
 
 app = typer.Typer(name="judge", help="Judge: questions to answers to verdicts.", no_args_is_help=True)
+judge_ask.register(app)
 
 
 @app.command(

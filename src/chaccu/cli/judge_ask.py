@@ -1,0 +1,195 @@
+"""`chaccu judge compare`, `grade` and `drift`: judges are asked about answers on file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from chaccu.cli import judge_options as o
+
+if TYPE_CHECKING:
+    from chaccu.judge.drift import Drift
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `chaccu judge`."""
+    app.command(
+        "compare",
+        epilog="Example: chaccu judge compare runs/answers --judge gpt --url http://127.0.0.1:8000 --out runs/verdicts",
+    )(compare_command)
+    app.command(
+        "grade", epilog="Example: chaccu judge grade runs/answers --judge gpt --url http://127.0.0.1:8000 --out runs/grades"
+    )(grade_command)
+    app.command("drift", epilog="Example: chaccu judge drift runs/verdicts")(drift_command)
+
+
+def compare_command(
+    answers: o.Answers,
+    judge: o.Judges,
+    out: o.Out,
+    url: o.Url = None,
+    model: o.Models = None,
+    baseline: Annotated[str | None, typer.Option(help="Compare each model with this one, not every pair.")] = None,
+    one_order: Annotated[bool, typer.Option("--one-order", help="Show each pair once; its place may then decide.")] = False,
+    by: o.By = o.Unit.TURN,
+    questions: o.Questions = None,
+    no_checked: o.NoChecked = False,
+    prompt: Annotated[str, typer.Option(help="Judge's prompt: a shipped name (pair, pair-json), or a file.")] = "pair",
+    criteria: o.Criteria = None,
+    structured: o.StructuredMode = o.Structured.AUTO,
+    again: o.Again = 2,
+    max_tokens: o.MaxTokens = 1024,
+    temperature: o.Temperature = 0.0,
+    seed: o.Seed = None,
+    at_once: o.AtOnce = 4,
+    timeout_s: o.Timeout = 120.0,
+    api_key: o.ApiKey = None,
+    price_in: o.PriceIn = None,
+    price_out: o.PriceOut = None,
+    prices: o.Prices = None,
+    max_cost: o.MaxCost = None,
+    tokenizer: o.TokenizerPath = None,
+    estimate: o.EstimateOnly = False,
+    cache: o.Cache = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """Have judges say which of two answers is better, each pair in both orders.
+
+    Run it again with the same --out to ask only what has no verdict yet. Exit code 1 when one is missing at the end.
+    """
+    from chaccu.cli.judging import Inputs, RunOptions, judge_answers
+    from chaccu.judge.tasks import plan_comparisons
+
+    inputs = Inputs.load(answers, questions, model or [], prompt, criteria, without_checked=no_checked)
+    models = inputs.models if baseline is None else inputs.on_file.choose_models([baseline, *inputs.models])
+    tasks = plan_comparisons(
+        inputs.questions,
+        inputs.on_file,
+        models,
+        inputs.prompts,
+        baseline=baseline,
+        both_orders=not one_order,
+        unit=by.value,
+    )
+    options = RunOptions.build(
+        judges=judge,
+        url=url,
+        prices_file=prices,
+        price=(price_in, price_out),
+        sampling=(max_tokens, temperature, seed),
+        again=again,
+        structured=structured.value,
+        at_once=at_once,
+        timeout_s=timeout_s,
+        api_key=api_key,
+        max_cost_usd=max_cost,
+        tokenizer=tokenizer,
+        cache=cache,
+        estimate_only=estimate,
+        as_json=as_json,
+    )
+    judge_answers(tasks, inputs, options, out, {"command": "compare", "baseline": baseline, "both_orders": not one_order})
+
+
+def grade_command(
+    answers: o.Answers,
+    judge: o.Judges,
+    out: o.Out,
+    url: o.Url = None,
+    model: o.Models = None,
+    by: o.By = o.Unit.TURN,
+    questions: o.Questions = None,
+    no_checked: o.NoChecked = False,
+    prompt: Annotated[
+        str, typer.Option(help="Judge's prompt: a shipped name (single, single-json, rubric), or a file.")
+    ] = "single",
+    criteria: o.Criteria = None,
+    structured: o.StructuredMode = o.Structured.AUTO,
+    again: o.Again = 2,
+    max_tokens: o.MaxTokens = 1024,
+    temperature: o.Temperature = 0.0,
+    seed: o.Seed = None,
+    at_once: o.AtOnce = 4,
+    timeout_s: o.Timeout = 120.0,
+    api_key: o.ApiKey = None,
+    price_in: o.PriceIn = None,
+    price_out: o.PriceOut = None,
+    prices: o.Prices = None,
+    max_cost: o.MaxCost = None,
+    tokenizer: o.TokenizerPath = None,
+    estimate: o.EstimateOnly = False,
+    cache: o.Cache = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """Have judges grade each answer by itself, from 1 to 10.
+
+    Run it again with the same --out to ask only what has no verdict yet. Exit code 1 when one is missing at the end.
+    """
+    from chaccu.cli.judging import Inputs, RunOptions, judge_answers
+    from chaccu.judge.tasks import plan_grades
+
+    inputs = Inputs.load(answers, questions, model or [], prompt, criteria, without_checked=no_checked)
+    tasks = plan_grades(inputs.questions, inputs.on_file, inputs.models, inputs.prompts, unit=by.value)
+    options = RunOptions.build(
+        judges=judge,
+        url=url,
+        prices_file=prices,
+        price=(price_in, price_out),
+        sampling=(max_tokens, temperature, seed),
+        again=again,
+        structured=structured.value,
+        at_once=at_once,
+        timeout_s=timeout_s,
+        api_key=api_key,
+        max_cost_usd=max_cost,
+        tokenizer=tokenizer,
+        cache=cache,
+        estimate_only=estimate,
+        as_json=as_json,
+    )
+    judge_answers(tasks, inputs, options, out, {"command": "grade"})
+
+
+def drift_command(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What chaccu judge compare or grade wrote.")],
+    judge: Annotated[
+        list[str] | None, typer.Option(help="NAME=URL[,key-env=VARIABLE] of a judge that is elsewhere now; repeat it for more.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, max=20, help="Times to ask each task; 2 or more show the judge's noise.")] = 3,
+    at_once: o.AtOnce = 4,
+    timeout_s: o.Timeout = 120.0,
+    api_key: o.ApiKey = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON list.")] = False,
+) -> None:
+    """See whether the judges of a folder are still what they were.
+
+    Twenty of each judge's tasks, picked by their hash, are judged anew and compared with the verdicts on file. Exit code 1
+    where they agree less than the judge's own noise explains, or where another model answers.
+    """
+    import msgspec
+
+    from chaccu.cli.judging import measure_folder
+
+    drifts = measure_folder(folder, judge or [], repeats=repeats, at_once=at_once, timeout_s=timeout_s, api_key=api_key)
+    if as_json:
+        typer.echo(msgspec.json.encode(drifts).decode())
+    else:
+        for drift in drifts:
+            _say_drift(drift)
+    if any(drift.reasons for drift in drifts):
+        raise typer.Exit(1)
+
+
+def _say_drift(drift: Drift) -> None:
+    def share(value: float | None) -> str:
+        return "–" if value is None else f"{100 * value:.1f} %"
+
+    change = "" if drift.mean_change is None else f", mean change {drift.mean_change:+.2f}"
+    typer.echo(
+        f"{drift.judge}: {drift.tasks} tasks x {drift.repeats}, {drift.failed} failed; agreement with the verdicts on file "
+        f"{share(drift.agreement)} (limit {share(drift.limit)}), of the new ones {share(drift.repeat_agreement)}{change}"
+    )
+    for reason in drift.reasons:
+        typer.echo(f"alarm: {drift.judge}: {reason}", err=True)

@@ -1,0 +1,280 @@
+"""What the judging commands do once their options are read: inputs from disk, the run with its bar, what is said of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import typer
+
+from chaccu.artifact import MANIFEST_NAME, read_manifest, sha256_file, sha256_json
+from chaccu.cli.progress_bar import counting
+from chaccu.client import ChatClient, Sampling
+from chaccu.errors import DataError, UsageError
+from chaccu.judge import Question, load_questions
+from chaccu.judge.asking import AskSettings, JudgeSession, Structured
+from chaccu.judge.budget import Budget, CountTokens, Estimate, Price, count_by_characters, read_prices
+from chaccu.judge.drift import Drift, measure_drift, read_canaries, write_canaries
+from chaccu.judge.judges import Judge, parse_judges
+from chaccu.judge.judging import Judged, Judging
+from chaccu.judge.judging_manifest import read_judge_versions, write_judging_manifest
+from chaccu.judge.prompts import JudgePrompt, load_prompts, with_criteria
+from chaccu.judge.tasks import AnswersOnFile, JudgeTask, find_answers, read_answer_files
+from chaccu.judge.verdict_files import VerdictCache
+
+_STARTER = "starter"
+
+
+class Inputs(msgspec.Struct, frozen=True, kw_only=True):
+    """What is judged: answers on file, the questions that they answer, the models, the prompts to choose from."""
+
+    hashes: dict[str, str]
+    questions_name: str
+    questions: list[Question]
+    on_file: AnswersOnFile
+    models: list[str]
+    prompts: list[JudgePrompt]
+
+    @classmethod
+    def load(
+        cls,
+        answers: Sequence[Path],
+        questions: str | None,
+        models: Sequence[str],
+        prompt: str,
+        criteria: Path | None,
+        *,
+        without_checked: bool,
+    ) -> Inputs:
+        """Read them all. Raises `UsageError`, `DataError`, `StorageError`."""
+        on_file = AnswersOnFile(read_answer_files(answers))
+        name = questions or _questions_of(answers[0])
+        loaded = load_questions(name)
+        asked = [one for one in loaded if not (without_checked and one.checks)]
+        if not on_file.questions & {one.question_id for one in asked}:
+            raise DataError(
+                f"none of the {len(asked)} questions of {name} has an answer in {', '.join(map(str, answers))}.",
+                remedy="--questions with the set that was answered",
+            )
+        prompts = load_prompts(prompt)
+        if criteria is not None:
+            prompts = [with_criteria(one, criteria.read_text(encoding="utf-8")) for one in prompts]
+        return cls(
+            hashes={
+                "questions": sha256_json(loaded),
+                **{f"answers {path}": sha256_file(find_answers(path)) for path in answers},
+            },
+            questions_name=name,
+            questions=asked,
+            on_file=on_file,
+            models=on_file.choose_models(models),
+            prompts=prompts,
+        )
+
+
+def _questions_of(path: Path) -> str:
+    folder = path if path.is_dir() else path.parent
+    if not (folder / MANIFEST_NAME).is_file():
+        return _STARTER
+    return str(read_manifest(folder, kind="answers").settings.get("questions", _STARTER))
+
+
+class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How it is judged."""
+
+    judges: list[Judge]
+    ask: AskSettings
+    at_once: int
+    timeout_s: float
+    api_key: str | None
+    max_cost_usd: float | None
+    count_tokens: CountTokens
+    counted_by: str
+    cache: Path | None
+    estimate_only: bool
+    as_json: bool
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        judges: Sequence[str],
+        url: str | None,
+        prices_file: Path | None,
+        price: tuple[float | None, float | None],
+        sampling: tuple[int, float, int | None],
+        again: int,
+        structured: Structured,
+        tokenizer: Path | None,
+        **others: Any,
+    ) -> RunOptions:
+        """Out of the values of the options. Raises `UsageError`, `DataError`, `StorageError`, `TokenizerError`."""
+        price_in, price_out = price
+        if (price_in is None) != (price_out is None):
+            raise UsageError("one of --price-in and --price-out is missing.", remedy="give both; a free side costs 0")
+        of_all = None if price_in is None or price_out is None else Price(price_in, price_out)
+        parsed = parse_judges(judges, url, prices=read_prices(prices_file) if prices_file else None, price=of_all)
+        without = [one.name for one in parsed if one.price is None]
+        if others["max_cost_usd"] is not None and without:
+            raise UsageError(
+                f"--max-cost cannot be kept: {', '.join(without)} has no price.",
+                remedy="--price-in and --price-out, or --prices",
+            )
+        max_tokens, temperature, seed = sampling
+        settings = AskSettings(
+            sampling=Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed), again=again, structured=structured
+        )
+        return cls(
+            judges=parsed,
+            ask=settings,
+            count_tokens=_count_with(tokenizer) if tokenizer else count_by_characters,
+            counted_by=f"counted by {tokenizer}" if tokenizer else "characters / 4",
+            **others,
+        )
+
+
+def _count_with(path: Path) -> CountTokens:
+    from chaccu.conversation.tokenizer import TextTokenizer
+
+    tokenizer = TextTokenizer.load(path)
+    return lambda texts: sum(tokenizer.count_texts(texts, first=[True] * len(texts)))
+
+
+def _open_client(judge: Judge, api_key: str | None, timeout_s: float) -> ChatClient:
+    """Raises `UsageError` where the judge's variable holds no key."""
+    if judge.key_variable is not None:
+        api_key = os.environ.get(judge.key_variable)
+        if not api_key:
+            raise UsageError(f"{judge.key_variable} holds no API key for {judge.name}.", remedy="set it, or name another")
+    return ChatClient(judge.url, api_key, timeout_s=timeout_s)
+
+
+def judge_answers(tasks: Sequence[JudgeTask], inputs: Inputs, options: RunOptions, out: Path, settings: dict[str, Any]) -> None:
+    """Run it, write the folder, say what came of it; `typer.Exit` 1 when a verdict is missing."""
+    if options.ask.structured == "on" and not all(task.prompt.schema for task in tasks):
+        name = next(task.prompt.name for task in tasks if not task.prompt.schema)
+        raise UsageError(f"--structured on: the prompt {name} has no schema.", remedy="--prompt pair-json or single-json")
+    settings |= {
+        "judges": [{"name": one.name, "url": one.url} for one in options.judges],
+        "questions": inputs.questions_name,
+        "models": inputs.models,
+        "ask": msgspec.to_builtins(options.ask),
+    }
+    try:
+        facts = asyncio.run(_run(tasks, inputs, options, out, settings))
+    except KeyboardInterrupt:
+        typer.echo(f"what was said until now is in {out}; run the same command again to ask the rest.", err=True)
+        raise
+    if facts is None:
+        return
+    if options.as_json:
+        typer.echo(msgspec.json.encode(facts).decode())
+    if facts["failed"] or facts["over_budget"]:
+        raise typer.Exit(1)
+
+
+async def _run(
+    tasks: Sequence[JudgeTask], inputs: Inputs, options: RunOptions, out: Path, settings: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The manifest's facts, or None for an estimate alone."""
+    budget = Budget(options.max_cost_usd)
+    versions = read_judge_versions(out)
+    async with AsyncExitStack() as stack:
+        sessions = []
+        for judge in options.judges:
+            client = await stack.enter_async_context(_open_client(judge, options.api_key, options.timeout_s))
+            session = JudgeSession(
+                judge,
+                client,
+                options.ask,
+                budget=budget,
+                version=versions.get(judge.name),
+                count_tokens=options.count_tokens,
+            )
+            sessions.append(session)
+        judging = Judging(tasks, sessions, out, VerdictCache(options.cache or out / "cache"))
+        _say_estimate(judging, options)
+        if options.estimate_only:
+            return None
+        with counting("judging") as advance:
+            judged = await judging.run(at_once=options.at_once, on_done=advance)
+        write_canaries(out, judging.settled())
+        manifest = write_judging_manifest(
+            out, judged, sessions, inputs=inputs.hashes, settings=settings, spent_usd=budget.spent_usd
+        )
+    if not options.as_json:
+        _say_judged(judged, manifest.facts, out)
+    return manifest.facts
+
+
+def _say_estimate(judging: Judging, options: RunOptions) -> None:
+    estimates = judging.estimate()
+    if options.estimate_only and options.as_json:
+        typer.echo(msgspec.json.encode({"counted_by": options.counted_by, "judges": estimates}).decode())
+        return
+    left = sum(one.requests for one in estimates)
+    for one in estimates:
+        _say(options, _describe_estimate(one, options.counted_by))
+    costs = [one.cost_usd for one in estimates if one.cost_usd is not None]
+    cost = f", at most {sum(costs):,.4f} USD beside what is asked again" if costs else ""
+    _say(options, f"{judging.asked} to judge, {judging.reused} of them on file; {left} requests to send{cost}")
+
+
+def _describe_estimate(one: Estimate, counted_by: str) -> str:
+    cost = "" if one.cost_usd is None else f", at most {one.cost_usd:,.4f} USD"
+    return (
+        f"{one.judge}: {one.requests} requests, about {one.prompt_tokens:,} tokens to read ({counted_by}), "
+        f"at most {one.answer_tokens:,} to write{cost}"
+    )
+
+
+def _say(options: RunOptions, text: str) -> None:
+    """An estimate is the result where it alone was asked for, else it goes with the progress."""
+    typer.echo(text, err=not options.estimate_only)
+
+
+def _say_judged(judged: Judged, facts: dict[str, Any], out: Path) -> None:
+    for name, counts in facts["judges"].items():
+        version = f" ({counts['version']})" if counts["version"] not in (None, name) else ""
+        cost = f", {counts['cost_usd']:,.4f} USD" if "cost_usd" in counts else ""
+        unknown = f", {counts['without_usage']} without their tokens" if counts["without_usage"] else ""
+        typer.echo(
+            f"{name}{version}: {counts['parsed']} parsed, {counts['unparsed']} unparsed, {counts['not_judged']} without a "
+            f"verdict; {counts['prompt_tokens']:,} tokens read, {counts['answer_tokens']:,} written{unknown}{cost}"
+        )
+    spent = f"; this run cost {facts['spent_usd']:,.4f} USD" if "spent_usd" in facts else ""
+    typer.echo(
+        f"{judged.asked} asked = {judged.parsed} parsed + {judged.unparsed} unparsed + {judged.failed} failed + "
+        f"{judged.over_budget} over budget, {judged.reused} of them known before{spent}; see {out}"
+    )
+    kinds = Counter((one.judge, one.cause, one.message, one.remedy) for one in judged.failures)
+    for (judge, cause, message, remedy), count in kinds.items():
+        typer.echo(f"{count} of {judge}, {cause}: {message}" + (f"\n  try: {remedy}" if remedy else ""), err=True)
+    if judged.failures:
+        typer.echo("run the same command again to ask only what has no verdict.", err=True)
+
+
+def measure_folder(
+    folder: Path, moved: Sequence[str], *, repeats: int, at_once: int, timeout_s: float, api_key: str | None
+) -> list[Drift]:
+    """The drift of each judge of a judging folder; `moved`: judges that are elsewhere now."""
+    canaries = read_canaries(folder)
+    elsewhere = {judge.name: judge for judge in parse_judges(moved, None)}
+
+    async def measure() -> list[Drift]:
+        async with AsyncExitStack() as stack:
+            sessions = {}
+            for one in {canary.judge: canary for canary in canaries}.values():
+                judge = elsewhere.get(one.judge) or Judge(one.judge, one.url, one.key_variable)
+                client = await stack.enter_async_context(_open_client(judge, api_key, timeout_s))
+                sessions[one.judge] = JudgeSession(judge, client, one.ask)
+            with counting("judging anew") as advance:
+                return await measure_drift(canaries, sessions, repeats=repeats, at_once=at_once, on_done=advance)
+
+    return asyncio.run(measure())
