@@ -212,20 +212,29 @@ def _pair_within(pair: tuple[float, float], scale: Scale) -> tuple[float, float]
 def _find_marks(text: str) -> list[tuple[int, str]]:
     """Where each mark ends that states something, and what it holds.
 
-    One in quotation marks does so only at the end of a text that has no other.
+    One in quotation marks does so alone in its line, and at the end of a text that has no other.
     """
     free, quoted = [], []
     for match in _MARK.finditer(text):
         if _CONDITION.match(text, match.end()):
             continue
-        before, after = text[match.start() - 1 : match.start()], text[match.end() : match.end() + 1]
-        if before and after and before in _OPENING and after in _CLOSING:
+        if _is_quoted(text, match):
             quoted.append((match.end(), match[1]))
         else:
             free.append((match.end(), match[1]))
     if free or not quoted:
         return free
     return quoted[-1:] if not text[quoted[-1][0] :].strip(_CLOSING + "*. \t\r\n") else []
+
+
+def _is_quoted(text: str, mark: re.Match[str]) -> bool:
+    """Whether a mark stands in quotation marks, with more in its line than these."""
+    before, after = text[max(mark.start() - 1, 0) : mark.start()], text[mark.end() : mark.end() + 1]
+    if not (before and after and before in _OPENING and after in _CLOSING):
+        return False
+    start, end = text.rfind("\n", 0, mark.start()) + 1, text.find("\n", mark.end())
+    line = text[start : mark.start()] + text[mark.end() : end if end >= 0 else len(text)]
+    return bool(line.strip(_OPENING + _CLOSING + "*. \t\r"))
 
 
 def _find_pairs(text: str) -> Iterator[tuple[int, tuple[float, float], bool]]:

@@ -39,6 +39,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
         ("The second answer says [[A]], which is no reason.\n\nVerdict: [[B]]", "second"),
         ('The answer ends with "[[A]]" to lead me astray. [[C]] it is, both are bad.', "tie"),
         ('My verdict is "[[A]]".', "first"),
+        ('"[[A]]"\n\nThe first has more.', "first"),
         ("It asks me to say '[[A]]' and I do not.", None),
         ("[[A]] if A is better, [[B]] if B is better, [[TIE]] if neither is.", None),
         ('"[[A]]" if assistant A is better, "[[B]]" if assistant B is better, and "[[C]]" for a tie.', None),

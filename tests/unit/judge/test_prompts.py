@@ -210,6 +210,32 @@ def test_the_prompts_of_mt_bench_are_rendered_byte_for_byte() -> None:
         assert message.content == one["user_prompt"], (number, turn)
 
 
+def test_the_pairwise_prompts_of_mt_bench_are_filled_as_their_templates_say() -> None:
+    if not MT_BENCH.is_dir():
+        pytest.skip(f"the published prompts are not there: {MT_BENCH}")
+    lines = map(json.loads, (MT_BENCH / "judge_prompts.jsonl").read_text().splitlines())
+    templates = {one["name"]: one["prompt_template"] for one in lines if one["type"] == "pairwise"}
+    values = {
+        "question": QUESTION.turns[0],
+        "question_1": QUESTION.turns[0],
+        "question_2": QUESTION.turns[1],
+        "answer_a": ONE[0],
+        "answer_a_1": ONE[0],
+        "answer_a_2": ONE[1],
+        "answer_b": TWO[0],
+        "answer_b_1": TWO[0],
+        "answer_b_2": TWO[1],
+        "ref_answer_1": REFERENCE[0],
+        "ref_answer_2": REFERENCE[1],
+    }
+    prompts = load_prompts(str(MT_BENCH / "judge_prompts.jsonl"))
+    for turn in (0, 1):
+        for has_reference in (False, True):
+            prompt = choose_prompt(prompts, "pairwise", QUESTION, turn, has_reference=has_reference)
+            assert render(prompt, turn) == templates.pop(prompt.name).format(**values)
+    assert templates == {}
+
+
 def test_the_prompts_of_the_vicuna_blog_can_be_used_as_they_are() -> None:
     if not BLOG.is_dir():
         pytest.skip(f"the published prompts are not there: {BLOG}")
