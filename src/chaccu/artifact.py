@@ -187,18 +187,19 @@ def write_json(path: Path, value: Any) -> None:
         file.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 
 
-def describe_files(folder: Path) -> dict[str, FileEntry]:
-    """Size and hash of every file below `folder` but the manifest, by relative POSIX path."""
+def describe_files(folder: Path, *, without: str | None = None) -> dict[str, FileEntry]:
+    """Size and hash of every file below `folder` but the manifest, by relative POSIX path; `without` names a folder in it that
+    is no part of the artifact."""
     return {
         file.relative_to(folder).as_posix(): FileEntry(file.stat().st_size, sha256_file(file))
         for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name != MANIFEST_NAME
+        if file.is_file() and file.name != MANIFEST_NAME and file.relative_to(folder).parts[0] != without
     }
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """Write `manifest` into `folder` with its files listed and hashed; returns what was written."""
-    complete = msgspec.structs.replace(manifest, files=describe_files(folder))
+def write_manifest(folder: Path, manifest: Manifest, *, without: str | None = None) -> Manifest:
+    """Write `manifest` into `folder` with its files listed and hashed, see `describe_files`; returns what was written."""
+    complete = msgspec.structs.replace(manifest, files=describe_files(folder, without=without))
     write_json(folder / MANIFEST_NAME, complete)
     return complete
 

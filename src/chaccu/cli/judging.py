@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import typer
 
-from chaccu.artifact import MANIFEST_NAME, read_manifest, sha256_file, sha256_json
+from chaccu.artifact import MANIFEST_NAME, read_manifest, sha256_file, sha256_json, storage_errors
 from chaccu.cli.progress_bar import counting
 from chaccu.client import ChatClient, Sampling
 from chaccu.errors import DataError, UsageError
@@ -26,7 +26,7 @@ from chaccu.judge.judging import Judged, Judging
 from chaccu.judge.judging_manifest import read_judge_versions, write_judging_manifest
 from chaccu.judge.prompts import JudgePrompt, load_prompts, with_criteria
 from chaccu.judge.tasks import AnswersOnFile, JudgeTask, find_answers, read_answer_files
-from chaccu.judge.verdict_files import VerdictCache
+from chaccu.judge.verdict_files import CACHE_NAME, VerdictCache
 
 _STARTER = "starter"
 
@@ -62,9 +62,6 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
                 f"none of the {len(asked)} questions of {name} has an answer in {', '.join(map(str, answers))}.",
                 remedy="--questions with the set that was answered",
             )
-        prompts = load_prompts(prompt)
-        if criteria is not None:
-            prompts = [with_criteria(one, criteria.read_text(encoding="utf-8")) for one in prompts]
         return cls(
             hashes={
                 "questions": sha256_json(loaded),
@@ -74,8 +71,23 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
             questions=asked,
             on_file=on_file,
             models=on_file.choose_models(models),
-            prompts=prompts,
+            prompts=_load_prompts(prompt, criteria),
         )
+
+
+def _load_prompts(name: str, criteria: Path | None) -> list[JudgePrompt]:
+    prompts = load_prompts(name)
+    if criteria is None:
+        return prompts
+    if not any("{criteria}" in one.template for one in prompts):
+        raise UsageError(f"the prompt {name} shows no criteria, and --criteria gives some.", remedy="--prompt rubric")
+    with storage_errors(criteria):
+        data = criteria.read_bytes()
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{criteria} is no text in UTF-8: {error}.", remedy="write the criteria as plain text") from error
+    return [with_criteria(one, text) for one in prompts]
 
 
 def _questions_of(path: Path) -> str:
@@ -198,7 +210,7 @@ async def _run(
                 count_tokens=options.count_tokens,
             )
             sessions.append(session)
-        judging = Judging(tasks, sessions, out, VerdictCache(options.cache or out / "cache"))
+        judging = Judging(tasks, sessions, out, VerdictCache(options.cache or out / CACHE_NAME))
         _say_estimate(judging, options)
         if options.estimate_only:
             return None

@@ -56,6 +56,12 @@ class JudgeChangedError(ChaccuError):
     """A judge answered under another model's name than before."""
 
 
+class _EmptyAnswerError(ChatError):
+    """The judge wrote nothing."""
+
+    cause = "empty answer"
+
+
 class JudgingFailure(msgspec.Struct, frozen=True, kw_only=True):
     """A task without a verdict. `cause`: a short name for counting; `message`, `remedy`: for people."""
 
@@ -222,7 +228,7 @@ class JudgeSession:
                 return completion, True, _flags_of(completion)
             if not completion.text.strip():
                 message = f"{self.judge.name} wrote nothing ({completion.finish_reason})"
-                error = InvalidAnswerError(message, remedy="allow more tokens, or ask another judge", model=self.judge.name)
+                error = _EmptyAnswerError(message, remedy="allow more tokens, or ask another judge", model=self.judge.name)
                 continue
             repeats = unread is not None and unread.text == completion.text
             unread = completion
@@ -264,14 +270,21 @@ class JudgeSession:
         if schema is not None and self._is_structured is None:
             async with self._first_structured:
                 if self._is_structured is None:
-                    try:
-                        completion = await self._post(task, sampling, tally, schema)
-                    except RequestRefusedError:
-                        self._is_structured = False
-                    else:
-                        self._is_structured = True
-                        return completion
+                    return await self._find_out_structured(task, sampling, tally, schema)
         return await self._post(task, sampling, tally, schema if self._is_structured else None)
+
+    async def _find_out_structured(
+        self, task: JudgeTask, sampling: Sampling, tally: _Tally, schema: Mapping[str, Any]
+    ) -> Completion:
+        """What is refused with the schema and taken without it tells that the schema is to blame."""
+        try:
+            completion = await self._post(task, sampling, tally, schema)
+        except RequestRefusedError:
+            completion = await self._post(task, sampling, tally, None)
+            self._is_structured = False
+        else:
+            self._is_structured = True
+        return completion
 
     async def _post(
         self, task: JudgeTask, sampling: Sampling, tally: _Tally, response_format: Mapping[str, Any] | None

@@ -108,4 +108,5 @@ class Budget:
         self._settled.set()
 
     def _fits(self, most_usd: float) -> bool:
-        return self.cap_usd is None or self.spent_usd + self._reserved_usd + most_usd <= self.cap_usd
+        # A sum of floats may miss the cap by crumbs.
+        return self.cap_usd is None or self.spent_usd + self._reserved_usd + most_usd <= self.cap_usd + 1e-9

@@ -52,7 +52,7 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
         return len(self.failures) - self.over_budget
 
 
-class _Unit(msgspec.Struct):
+class _Request(msgspec.Struct):
     """Tasks of one judge that ask the same, by their places in the result."""
 
     session: JudgeSession
@@ -70,14 +70,14 @@ class Judging:
         self._cache = cache
         self._results: dict[int, Verdict | JudgingFailure] = {}
         self.asked = len(tasks) * len(sessions)
-        self._units = self._gather(tasks, sessions)
-        self._todo: list[_Unit] = []
+        self._requests = self._gather(tasks, sessions)
+        self._todo: list[_Request] = []
         self._find_known()
         self.reused = sum(isinstance(one, Verdict) for one in self._results.values())
 
     def estimate(self) -> list[Estimate]:
         """What is left to ask of each judge that has something left."""
-        sessions = {unit.session.judge.name: unit.session for unit in self._todo}
+        sessions = {request.session.judge.name: request.session for request in self._todo}
         return [self._estimate(session) for session in sessions.values()]
 
     async def run(self, *, at_once: int = 4, on_done: OnDone | None = None) -> Judged:
@@ -90,8 +90,8 @@ class Judging:
         with VerdictLog(self._folder / VERDICTS_NAME, self._verdicts()) as log:
             try:
                 async with asyncio.TaskGroup() as group:
-                    for session in {id(unit.session): unit.session for unit in self._todo}.values():
-                        queue = iter([unit for unit in self._todo if unit.session is session])
+                    for session in {id(request.session): request.session for request in self._todo}.values():
+                        queue = iter([request for request in self._todo if request.session is session])
                         for _ in range(at_once):
                             group.create_task(self._work(queue, log, on_done))
             except ExceptionGroup as group_error:
@@ -107,15 +107,15 @@ class Judging:
 
     def settled(self) -> Iterator[tuple[JudgeSession, JudgeTask, Verdict]]:
         """What each judge has said, of tasks of equal content once."""
-        for unit in self._units:
-            place, task = next(iter(unit.tasks.items()))
+        for request in self._requests:
+            place, task = next(iter(request.tasks.items()))
             result = self._results.get(place)
             if isinstance(result, Verdict):
-                yield unit.session, task, result
+                yield request.session, task, result
 
-    def _gather(self, tasks: Sequence[JudgeTask], sessions: Sequence[JudgeSession]) -> list[_Unit]:
+    def _gather(self, tasks: Sequence[JudgeTask], sessions: Sequence[JudgeSession]) -> list[_Request]:
         """What there is to ask; a task without its answers fails here."""
-        units: dict[tuple[int, str], _Unit] = {}
+        requests: dict[tuple[int, str], _Request] = {}
         for row, task in enumerate(tasks):
             for column, session in enumerate(sessions):
                 place = row * len(sessions) + column
@@ -124,8 +124,8 @@ class Judging:
                     self._results[place] = session.fail(task, NO_ANSWER, message, "chaccu judge run asks for what is missing")
                     continue
                 key = task.key(session.judge.name, session.settings.sampling)
-                units.setdefault((column, key), _Unit(session, key, {})).tasks[place] = task
-        return list(units.values())
+                requests.setdefault((column, key), _Request(session, key, {})).tasks[place] = task
+        return list(requests.values())
 
     def _find_known(self) -> None:
         file = self._folder / VERDICTS_NAME
@@ -138,24 +138,24 @@ class Judging:
         for verdict in on_file.values():
             # What this run is not about leaves the file and stays known.
             self._cache.keep(verdict)
-        for unit in self._units:
-            known = on_file.get(unit.key) or self._cache.find(unit.key)
+        for request in self._requests:
+            known = on_file.get(request.key) or self._cache.find(request.key)
             if known is None:
-                self._todo.append(unit)
+                self._todo.append(request)
             else:
-                unit.session.check_version(known.judge_version, "a verdict on file or in the cache")
-                self._settle(unit, known)
+                request.session.check_version(known.judge_version, "a verdict on file or in the cache")
+                self._settle(request, known)
 
-    def _settle(self, unit: _Unit, result: Verdict | JudgingFailure) -> list[Verdict]:
-        """Have `result` for all tasks of `unit`; returns the verdicts."""
-        settled = [(place, _for_task(result, task, is_copy=n > 0)) for n, (place, task) in enumerate(unit.tasks.items())]
+    def _settle(self, request: _Request, result: Verdict | JudgingFailure) -> list[Verdict]:
+        """Have `result` for all tasks of `request`; returns the verdicts."""
+        settled = [(place, _for_task(result, task, is_copy=n > 0)) for n, (place, task) in enumerate(request.tasks.items())]
         self._results.update(settled)
         return [one for _, one in settled if isinstance(one, Verdict)]
 
-    async def _work(self, queue: Iterator[_Unit], log: VerdictLog, on_done: OnDone) -> None:
-        for unit in queue:
-            result = await unit.session.ask(next(iter(unit.tasks.values())), unit.key)
-            verdicts = self._settle(unit, result)
+    async def _work(self, queue: Iterator[_Request], log: VerdictLog, on_done: OnDone) -> None:
+        for request in queue:
+            result = await request.session.ask(next(iter(request.tasks.values())), request.key)
+            verdicts = self._settle(request, result)
             if verdicts:
                 log.append(verdicts)
                 self._cache.keep(verdicts[0])
@@ -166,7 +166,7 @@ class Judging:
         return [one for _, one in sorted(self._results.items()) if isinstance(one, Verdict)]
 
     def _estimate(self, session: JudgeSession) -> Estimate:
-        tasks = [next(iter(unit.tasks.values())) for unit in self._todo if unit.session is session]
+        tasks = [next(iter(request.tasks.values())) for request in self._todo if request.session is session]
         prompt_tokens = sum(count_prompt(session.count_tokens, task.prompt.system, task.messages()) for task in tasks)
         answer_tokens = len(tasks) * (session.settings.sampling.max_tokens or 0)
         price = session.judge.price

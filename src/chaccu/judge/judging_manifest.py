@@ -1,6 +1,7 @@
 """The manifest of a judging folder: who was asked what, the counts, tokens and cost, and the judges' exact names.
 
-Invariants: the counts are those of the files beside it and add up. It ignores what the verdicts say.
+Invariants: the counts are those of the files beside it and add up; the cache, which other runs may fill too, is not in it.
+It ignores what the verdicts say.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 from chaccu.artifact import MANIFEST_NAME, Manifest, library_versions, read_manifest, write_manifest
 from chaccu.judge.asking import JudgeSession
 from chaccu.judge.judging import Judged
+from chaccu.judge.verdict_files import CACHE_NAME
 
 KIND = "verdicts"
 
@@ -47,7 +49,7 @@ def write_judging_manifest(
         facts=facts,
         versions=library_versions("openai"),
     )
-    return write_manifest(folder, manifest)
+    return write_manifest(folder, manifest, without=CACHE_NAME)
 
 
 def count_judged(judged: Judged, sessions: Sequence[JudgeSession]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from chaccu.errors import DataError
 from chaccu.judge.verdicts import Verdict
 
 VERDICTS_NAME = "verdicts.jsonl"
+CACHE_NAME = "cache"
 
 
 class VerdictCache:

@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from chaccu.artifact import read_manifest, verify_files
 from chaccu.cli.judge import app
-from chaccu.errors import UsageError
+from chaccu.errors import StorageError, UsageError
 from chaccu.judge import Answer
 from chaccu.judge.verdicts import read_verdicts
 from chaccu.testing.scripted_judge import Reply, ScriptedJudge
@@ -78,6 +78,7 @@ def test_compare_writes_verdicts_of_both_orders_with_their_manifest(server: Scri
     manifest = read_manifest(out, kind="verdicts")
     verify_files(out, manifest.files)
     assert manifest.settings["judges"] == [{"name": "gpt", "url": f"{server.url}/v1"}]
+    assert set(manifest.files) == {"verdicts.jsonl", "failures.jsonl", "canaries.jsonl"}
     assert {"questions", f"answers {answers}"} == manifest.inputs.keys()
     assert {one.models for one in read_verdicts(out / "verdicts.jsonl")} == {("base", "tuned"), ("tuned", "base")}
     again = judge("compare", answers, server, "--json")
@@ -131,6 +132,13 @@ def test_a_key_of_a_judges_own(server: ScriptedJudge, answers: Path, monkeypatch
     monkeypatch.setenv("LLAMA_KEY", "secret")
     assert judge("compare", answers, server, *more).exit_code == 0
     assert b"secret" not in b"".join(file.read_bytes() for file in (answers.parent / "out").rglob("*") if file.is_file())
+
+
+def test_criteria_that_are_missing_or_shown_nowhere(server: ScriptedJudge, answers: Path) -> None:
+    with pytest.raises(StorageError, match="there is no file"):
+        judge("grade", answers, server, "--prompt", "rubric", "--criteria", "nowhere.txt")
+    with pytest.raises(UsageError, match="the prompt single shows no criteria"):
+        judge("grade", answers, server, "--criteria", "nowhere.txt")
 
 
 def test_a_schema_that_must_be_needs_a_prompt_with_one(server: ScriptedJudge, answers: Path) -> None:

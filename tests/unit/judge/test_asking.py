@@ -92,7 +92,7 @@ async def test_a_silent_server_is_given_up_at_the_time_limit() -> None:
         (Reply(status=400, code="context_length_exceeded"), "context full", 1),
         (Reply(how="garbage"), "invalid answer", 3),
         (Reply(how="half"), "invalid answer", 3),
-        (Reply(text="  "), "invalid answer", 3),
+        (Reply(text="  "), "empty answer", 3),
     ],
 )
 async def test_failures_that_stay_name_their_cause(reply: Reply, cause: str, requests: int) -> None:
@@ -198,6 +198,20 @@ async def test_an_endpoint_that_refuses_a_schema_is_asked_once_with_it() -> None
     assert judge.is_structured is False
     results, server, _ = await ask_json(script, "on")
     assert [one.cause for one in results if isinstance(one, JudgingFailure)] == ["request refused"] * 3
+
+
+async def test_a_request_that_is_refused_for_itself_says_nothing_of_the_schema() -> None:
+    def script(body: dict[str, Any], number: int) -> Reply:
+        return Reply(status=400) if len(server.bodies) <= 2 else Reply(text='{"winner": "A"}')
+
+    tasks = comparisons("a", "b", prompt="pair-json")[:2]
+    with ScriptedJudge(script) as server:
+        async with ChatClient(server.url) as client:
+            judge = session(client)
+            results = [await judge.ask(task, "key") for task in tasks]
+    assert [type(one) for one in results] == [JudgingFailure, Verdict]
+    assert ["response_format" in body for body in server.bodies] == [True, False, True]
+    assert judge.is_structured
 
 
 async def test_spending_is_by_usage_and_a_request_that_does_not_fit_is_not_sent() -> None:

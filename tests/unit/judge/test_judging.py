@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from asking_fixtures import QUESTIONS, answer, answers_of, comparisons, grades, 
 
 from chaccu.artifact import read_manifest, verify_files
 from chaccu.client import ChatClient
-from chaccu.errors import DataError
+from chaccu.errors import DataError, StorageError
 from chaccu.judge.asking import JudgeChangedError
 from chaccu.judge.budget import Budget, Price
 from chaccu.judge.judging import Judged, Judging
@@ -180,6 +182,25 @@ async def test_the_manifest_counts_and_names_the_judges(tmp_path: Path) -> None:
     assert (counts["cost_usd"], manifest.facts["spent_usd"]) == (0.0088, 0.5)
     assert read_judge_versions(out) == {"gpt": "gpt-0613"}
     assert read_judge_versions(tmp_path) == {}
+
+
+async def test_a_full_disk_ends_the_run_and_the_next_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync = os.fsync
+
+    def fill_up(descriptor: int) -> None:
+        if (tmp_path / "verdicts.jsonl").stat().st_size > 2000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    (tmp_path / "verdicts.jsonl").touch()
+    monkeypatch.setattr(os, "fsync", fill_up)
+    with ScriptedJudge(lambda body, number: GOOD) as server:
+        with pytest.raises(StorageError, match=r"no space left while writing .*verdicts\.jsonl"):
+            await run(server, tmp_path, comparisons("a", "b"))
+        monkeypatch.undo()
+        judged = await run(server, tmp_path, comparisons("a", "b"))
+        assert judged.parsed == 8
+        assert judged.reused > 1
 
 
 async def test_a_damaged_cache_is_named(tmp_path: Path) -> None:
