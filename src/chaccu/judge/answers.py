@@ -1,16 +1,17 @@
-"""`collect_answers`: the same questions to several models, at once and resumable.
+"""`collect_answers`: the same questions to several models, at once, through failures that pass, and resumable.
 
 Invariants: asked = answered + failed, turn by turn; an answer is written to the file before the next is asked of that
 place in the queue, so a killed run loses only what was being written, and the next run asks only what is missing. An
-answer on file counts for the same question, model, sampling and earlier turns only (its `key`). It ignores how good the
-answers are.
+answer on file counts for the same question, model, sampling and earlier turns only (its `key`). A model that has failed
+several times in a row is not waited for any more. It ignores how good the answers are.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import BinaryIO
@@ -22,6 +23,7 @@ from chaccu.client import ChatClient, ChatDelta, ChatError, Sampling
 from chaccu.conversation import Conversation, Message
 from chaccu.errors import DataError
 from chaccu.judge.questions import Question
+from chaccu.judge.retry import Clock, RetryPolicy
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,10 +67,15 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
 OnDelta = Callable[[str, Question, int, ChatDelta], None]
 OnDone = Callable[[Answer | Failure], None]
+OnRetry = Callable[[str, Question, int, ChatError, float], None]
+
+ONCE = RetryPolicy(tries=1)
+# Turns that failed in a row, for all their tries, after which a model's turns are tried once each.
+_GONE_AFTER = 3
 
 
 async def collect_answers(
-    client: ChatClient,
+    client: ChatClient | Mapping[str, ChatClient],
     models: Sequence[str],
     questions: Sequence[Question],
     *,
@@ -76,18 +83,25 @@ async def collect_answers(
     system: str | None = None,
     at_once: int = 1,
     file: Path | None = None,
+    retry: RetryPolicy = ONCE,
+    clock: Clock | None = None,
     on_delta: OnDelta | None = None,
     on_done: OnDone | None = None,
+    on_retry: OnRetry | None = None,
 ) -> Asked:
     """Ask every question of every model, `at_once` questions of each model at a time.
 
-    `file`: JSONL that holds earlier answers and takes the new ones; a last line that was cut off is dropped from it.
-    `on_delta` gets (model, question, turn, delta) as the answer streams, `on_done` each answer or failure. A failed
-    request is a `Failure`, not an error. Raises `StorageError` when the file cannot be written, `DataError` when it holds
-    something else.
+    `client`: of all models, or one for each by its name. `sampling`: without a temperature, each question has its own. `file`:
+    JSONL that holds earlier answers and takes the new ones; a last line that was cut off is dropped from it. `retry`: what is
+    asked again by itself. `on_delta` gets (model, question, turn, delta) as the answer streams, `on_done` each answer or
+    failure, `on_retry` (model, question, turn, error, seconds to wait) before a turn is asked again: its deltas begin anew. A
+    failed request is a `Failure`, not an error. Raises `StorageError` when the file cannot be written, `DataError` when it
+    holds something else.
     """
     earlier = [] if file is None else _read_earlier(file)
-    asking = _Asking(client, sampling or Sampling(), system, on_delta, on_done)
+    clients = dict.fromkeys(models, client) if isinstance(client, ChatClient) else client
+    waiting = _Waiting(retry, clock or Clock(), on_retry)
+    asking = _Asking(clients, sampling or Sampling(), system, waiting, on_delta, on_done)
     asking.known = {answer.key: answer for answer in earlier}
     results: dict[tuple[int, int], list[Answer | Failure]] = {}
     async with AsyncExitStack() as stack:
@@ -158,20 +172,58 @@ async def _work(
         results[row, column] = await asking.ask(model, question)
 
 
+class _Waiting:
+    """How long which model is left alone after a failure."""
+
+    def __init__(self, policy: RetryPolicy, clock: Clock, on_retry: OnRetry | None) -> None:
+        self._policy = policy
+        self._clock = clock
+        self._on_retry = on_retry
+        self._paused_until_s: dict[str, float] = {}
+        self._failed_in_a_row: dict[str, int] = {}
+
+    async def until_free(self, model: str) -> None:
+        """Wait while the model's server wants to be left alone."""
+        while (left_s := self._paused_until_s.get(model, -math.inf) - self._clock.now_s()) > 0:
+            await self._clock.sleep(left_s)
+
+    async def after(self, error: ChatError, tried: int, model: str, question: Question, turn: int) -> bool:
+        """Wait after request number `tried` failed; False when the turn is not to be asked again."""
+        gone = self._failed_in_a_row.get(model, 0) >= _GONE_AFTER
+        wait_s = None if gone else self._policy.wait_s(error, tried, self._clock.draw())
+        if wait_s is None:
+            self._failed_in_a_row[model] = self._failed_in_a_row.get(model, 0) + 1
+            return False
+        if self._on_retry:
+            self._on_retry(model, question, turn, error, wait_s)
+        if error.retry_after_s is not None:
+            # What the server asks of one request holds for all.
+            until_s = self._clock.now_s() + wait_s
+            self._paused_until_s[model] = max(self._paused_until_s.get(model, until_s), until_s)
+        else:
+            await self._clock.sleep(wait_s)
+        return True
+
+    def note_answer(self, model: str) -> None:
+        self._failed_in_a_row[model] = 0
+
+
 class _Asking:
     """What all requests of one run share."""
 
     def __init__(
         self,
-        client: ChatClient,
+        clients: Mapping[str, ChatClient],
         sampling: Sampling,
         system: str | None,
+        waiting: _Waiting,
         on_delta: OnDelta | None,
         on_done: OnDone | None,
     ) -> None:
-        self._client = client
+        self._clients = clients
         self._sampling = sampling
         self._system = system
+        self._waiting = waiting
         self._on_delta = on_delta
         self._on_done = on_done
         self.known: dict[str, Answer] = {}
@@ -201,32 +253,50 @@ class _Asking:
 
     async def _ask_turn(self, model: str, question: Question, turn: int, messages: list[Message]) -> Answer | Failure:
         conversation = Conversation(messages=tuple(messages), system=self._system)
-        key = sha256_json([model, question.question_id, turn, conversation, self._sampling])
+        sampling = self._sampling
+        if sampling.temperature is None:
+            sampling = msgspec.structs.replace(sampling, temperature=question.temperature)
+        key = sha256_json([model, question.question_id, turn, conversation, sampling])
         if key in self.known:
             self.reused += 1
             return self.known[key]
+        tried = 0
+        while True:
+            await self._waiting.until_free(model)
+            tried += 1
+            try:
+                answer = await self._send(model, question, turn, conversation, sampling, key)
+            except ChatError as error:
+                if await self._waiting.after(error, tried, model, question, turn):
+                    continue
+                return Failure(
+                    question_id=question.question_id,
+                    turn=turn,
+                    model=model,
+                    cause=error.cause,
+                    message=error.message,
+                    remedy=error.remedy,
+                )
+            self._waiting.note_answer(model)
+            self._keep(answer)
+            return answer
+
+    async def _send(
+        self, model: str, question: Question, turn: int, conversation: Conversation, sampling: Sampling, key: str
+    ) -> Answer:
+        """One request. Raises `ChatError`."""
         texts: list[str] = []
         first_token_s: float | None = None
         last = ChatDelta("")
         began_s = time.perf_counter()
-        try:
-            async with aclosing(self._client.stream_chat(model, conversation, self._sampling)) as stream:
-                async for last in stream:
-                    if last.text and first_token_s is None:
-                        first_token_s = time.perf_counter() - began_s
-                    texts.append(last.text)
-                    if self._on_delta:
-                        self._on_delta(model, question, turn, last)
-        except ChatError as error:
-            return Failure(
-                question_id=question.question_id,
-                turn=turn,
-                model=model,
-                cause=error.cause,
-                message=error.message,
-                remedy=error.remedy,
-            )
-        answer = Answer(
+        async with aclosing(self._clients[model].stream_chat(model, conversation, sampling)) as stream:
+            async for last in stream:
+                if last.text and first_token_s is None:
+                    first_token_s = time.perf_counter() - began_s
+                texts.append(last.text)
+                if self._on_delta:
+                    self._on_delta(model, question, turn, last)
+        return Answer(
             question_id=question.question_id,
             turn=turn,
             category=question.category,
@@ -238,8 +308,6 @@ class _Asking:
             finish_reason=last.finish_reason or "",
             key=key,
         )
-        self._keep(answer)
-        return answer
 
     def _keep(self, answer: Answer) -> None:
         if self.out is None:

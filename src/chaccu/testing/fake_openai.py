@@ -36,13 +36,23 @@ class FakeModel(msgspec.Struct, kw_only=True):
     """How one model behaves; tests change it while the server runs.
 
     `answer`: the text, or a function of the messages. `failure` happens after `fail_after` words for those inside the stream
-    ("worker_lost", "half", "cut", "silent", "failed" with `fail_after` > 0), at once for the rest.
+    ("worker_lost", "half", "cut", "silent", "failed" with `fail_after` > 0), at once for the rest; `failures_left` counts the
+    requests that still fail, None for all. `retry_after`: the header of a failure that has a status.
     """
 
     answer: str | AnswerRule = "Hello there."
     delay_s: float = 0.0
     failure: Failure | None = None
     fail_after: int = 0
+    failures_left: int | None = None
+    retry_after: str | None = None
+
+    def take_failure(self) -> Failure | None:
+        """What happens to the next request."""
+        if self.failures_left is None:
+            return self.failure
+        self.failures_left -= 1
+        return self.failure if self.failures_left >= 0 else None
 
 
 class FakeOpenAI(HttpThread):
@@ -71,29 +81,33 @@ class FakeOpenAI(HttpThread):
         model = self.models.get(name)
         if model is None:
             return _error(404, "model_not_found", f"The model {name!r} does not exist.")
-        if model.failure in _STATUS_FAILURES and not model.fail_after:
-            status, code, message = _STATUS_FAILURES[model.failure]
-            return _error(status, code, message.format(model=name))
-        if model.failure == "garbage":
+        failure = model.take_failure()
+        if failure in _STATUS_FAILURES and not model.fail_after:
+            status, code, message = _STATUS_FAILURES[failure]
+            response = _error(status, code, message.format(model=name))
+            if model.retry_after is not None:
+                response.headers["Retry-After"] = model.retry_after
+            return response
+        if failure == "garbage":
             return Response("<html>It works!</html>", media_type="text/html")
         answer = model.answer if isinstance(model.answer, str) else model.answer(body["messages"])
         words = re.findall(r"\s*\S+\s*?(?=\s|$)|\s+", answer)
         if not body.get("stream"):
             return JSONResponse({**_head(name, "chat.completion"), **_whole(answer, len(words))})
-        return StreamingResponse(self._events(name, model, words), media_type="text/event-stream")
+        return StreamingResponse(self._events(name, model, words, failure), media_type="text/event-stream")
 
-    async def _events(self, name: str, model: FakeModel, words: list[str]) -> AsyncIterator[bytes]:
+    async def _events(self, name: str, model: FakeModel, words: list[str], failure: Failure | None) -> AsyncIterator[bytes]:
         head = _head(name, "chat.completion.chunk")
         try:
             for index, word in enumerate(words):
-                if model.failure is not None and index >= model.fail_after:
+                if failure is not None and index >= model.fail_after:
                     break
                 await asyncio.sleep(model.delay_s)
                 yield _event({**head, "choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}]})
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        match model.failure:
+        match failure:
             case "worker_lost":
                 message = f"The worker of {name!r} was lost while it answered, and no other joined."
                 yield _event({"error": {"message": message, "type": "service_unavailable", "code": "worker_lost"}})

@@ -1,10 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 from chaccu.artifact import read_manifest, verify_files
 from chaccu.cli.judge import app
+from chaccu.errors import DataError
 from chaccu.testing.fake_openai import FakeModel, FakeOpenAI
 
 
@@ -44,37 +41,71 @@ def test_run_writes_answers_with_their_manifest(server: FakeOpenAI, tmp_path: Pa
 
 def test_run_with_failures_names_them_and_fails(server: FakeOpenAI, tmp_path: Path) -> None:
     server.models["tuned"].failure = "no_worker"
-    result = run(server, tmp_path)
+    result = run(server, tmp_path, "--retries", "0")
     assert result.exit_code == 1
     assert "24 asked = 12 answered + 12 failed" in result.stdout
     assert "failed: 12 of tuned, no worker: No worker serves 'tuned' now" in result.stderr
     assert len((tmp_path / "failures.jsonl").read_text().splitlines()) == 12
-    as_json = json.loads(run(server, tmp_path, "--json").stdout)
+    as_json = json.loads(run(server, tmp_path, "--json", "--retries", "0").stdout)
     assert (as_json["asked"], as_json["answered"], as_json["failed"], as_json["reused"]) == (24, 12, 12, 12)
 
 
-def test_a_killed_run_goes_on_where_it_was(server: FakeOpenAI, tmp_path: Path) -> None:
-    for model in server.models.values():
-        model.delay_s = 0.02
-    command = [sys.executable, "-c", "from chaccu.cli.judge import app; app()", "run", "--url", server.url]
-    command += ["--model", "base", "--model", "tuned", "--out", str(tmp_path), "--at-once", "1"]
-    answers = tmp_path / "answers.jsonl"
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-        deadline_s = time.monotonic() + 30
-        while not answers.is_file() or answers.read_bytes().count(b"\n") < 5:
-            assert time.monotonic() < deadline_s
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.kill()
-    kept = answers.read_bytes().count(b"\n")
-    assert 5 <= kept < 24
-    result = run(server, tmp_path, "--json")
-    assert json.loads(result.stdout)["reused"] == kept
-    lines = [json.loads(line) for line in answers.read_text().splitlines()]
-    assert len({(line["model"], line["question_id"]) for line in lines}) == len(lines) == 24
-    asked = Counter((body["model"], body["messages"][0]["content"]) for body in server.requests)
-    # Only what was under way when it was killed, one question a model, may have been asked twice.
-    assert sum(asked.values()) <= 24 + 2
+def test_several_sets_of_several_servers(server: FakeOpenAI, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text('{"question_id": "m", "category": "writing", "text": "A line?"}\n')
+    with FakeOpenAI({"far": FakeModel(answer="From afar.")}) as other:
+        result = invoke(
+            *("run", "--model", f"base={server.url}", "--model", f"far={other.url}", "--questions", "starter"),
+            *("--questions", str(mine), "--out", str(tmp_path / "out")),
+        )
+        assert (len(other.requests), len(server.requests)) == (13, 13)
+        asked = {body["messages"][0]["content"]: body["temperature"] for body in other.requests}
+    assert result.exit_code == 0, result.output
+    assert (asked["A line?"], asked["I have 24 apples and give a third of them away. How many are left?"]) == (0.7, 0.0)
+    settings = read_manifest(tmp_path / "out").settings
+    assert (settings["questions"], settings["models"]) == (["starter", str(mine)], ["base", "far"])
+
+
+def test_a_key_is_read_from_the_variable_that_is_named(
+    server: FakeOpenAI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAR_KEY", "far-key")
+    with FakeOpenAI({"far": FakeModel()}) as other:
+        invoke(
+            *("run", "--url", server.url, "--model", "base", "--model", f"far={other.url},key-env=FAR_KEY"),
+            *("--api-key", "near-key", "--out", str(tmp_path)),
+        )
+        assert {one["authorization"] for one in other.request_headers} == {"Bearer far-key"}
+    assert {one["authorization"] for one in server.request_headers} == {"Bearer near-key"}
+
+
+def test_questions_lists_the_sets_with_their_categories() -> None:
+    printed = invoke("questions").stdout
+    assert "chaccu-100: 100 questions" in printed
+    assert json.loads(invoke("questions", "--json").stdout)["starter"]["math"] == 2
+
+
+def test_check_tells_models_apart_without_a_judge(server: FakeOpenAI, tmp_path: Path) -> None:
+    server.models["tuned"].answer = "7"
+    run(server, tmp_path, "--questions", "checked")
+    result = invoke("check", str(tmp_path))
+    assert result.exit_code == 0
+    assert "4 unchecked" in result.stdout
+    checks = [json.loads(line) for line in (tmp_path / "checks.jsonl").read_text().splitlines()]
+    assert len(checks) == 2 * 68
+    passed = {(one["model"], one["question_id"]) for one in checks if one["outcome"] == "passed"}
+    assert ("tuned", "checked-arithmetic-1") in passed
+    assert ("base", "checked-arithmetic-1") not in passed
+    counts = json.loads(invoke("check", str(tmp_path), "--json").stdout)["counts"]
+    whole = next(one for one in counts if (one["model"], one["category"]) == ("tuned", "all"))
+    assert whole["passed"] + whole["failed"] + whole["unchecked"] + whole["missing"] == 68
+    assert whole["interval"][0] < whole["share"] < whole["interval"][1]
+
+
+def test_check_needs_questions_with_rules(server: FakeOpenAI, tmp_path: Path) -> None:
+    run(server, tmp_path)
+    with pytest.raises(DataError, match="no question of starter has rules"):
+        invoke("check", str(tmp_path))
 
 
 def test_score_prints_totals_and_what_it_could_not_read(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from chaccu.client import ChatClient, ChatDelta, Sampling
 from chaccu.errors import DataError
 from chaccu.judge import Answer, Asked, Failure, Question, collect_answers, read_answers
+from chaccu.judge.retry import Clock, RetryPolicy
 from chaccu.testing.fake_openai import FakeModel, FakeOpenAI
 
 QUESTIONS = [
@@ -137,3 +138,99 @@ def test_no_more_than_at_once_are_under_way(server: FakeOpenAI) -> None:
     server.models["base"].delay_s = 0.005
     assert len(asyncio.run(run()).answers) == 9
     assert most == 3
+
+
+class SkippingClock(Clock):
+    """Its sleeps are over at once, and are kept."""
+
+    def __init__(self) -> None:
+        self.time_s = 0.0
+        self.slept: list[float] = []
+
+    def now_s(self) -> float:
+        return self.time_s
+
+    async def sleep(self, wait_s: float) -> None:
+        self.slept.append(wait_s)
+        self.time_s += wait_s
+
+    def draw(self) -> float:
+        return 0.0
+
+
+def test_each_question_is_asked_with_its_own_temperature(server: FakeOpenAI) -> None:
+    async def run(sampling: Sampling) -> None:
+        questions = [Question(1, "math", ("1?",), temperature=0.0), Question(2, "writing", ("2?",), temperature=0.7)]
+        async with ChatClient(server.url) as client:
+            await collect_answers(client, ["base"], [*questions, Question(3, "other", ("3?",))], sampling=sampling)
+
+    asyncio.run(run(Sampling()))
+    assert [body.get("temperature") for body in server.requests] == [0.0, 0.7, None]
+    server.requests.clear()
+    asyncio.run(run(Sampling(temperature=0.3)))
+    assert [body.get("temperature") for body in server.requests] == [0.3, 0.3, 0.3]
+
+
+def test_models_at_several_servers(server: FakeOpenAI) -> None:
+    async def run(other: FakeOpenAI) -> Asked:
+        async with ChatClient(server.url) as here, ChatClient(other.url) as there:
+            return await collect_answers({"base": here, "far": there}, ["base", "far"], QUESTIONS)
+
+    with FakeOpenAI({"far": FakeModel(answer="From afar.")}) as other:
+        asked = asyncio.run(run(other))
+        assert (len(asked.answers), asked.failures) == (8, [])
+        assert {body["model"] for body in other.requests} == {"far"}
+        assert {body["model"] for body in server.requests} == {"base"}
+
+
+@pytest.mark.parametrize(("failure", "fail_after"), [("failed", 0), ("limit", 0), ("no_worker", 0), ("worker_lost", 1)])
+def test_failures_that_pass_are_asked_again(server: FakeOpenAI, failure: Any, fail_after: int) -> None:
+    model = server.models["base"]
+    model.failure, model.fail_after, model.failures_left = failure, fail_after, 2
+    clock, said = SkippingClock(), []
+    asked = ask(server, "base", retry=RetryPolicy(), clock=clock, on_retry=lambda *one: said.append(one[-1]))
+    assert (len(asked.answers), asked.failures) == (4, [])
+    assert {one.text for one in asked.answers} == {"A small camel."}
+    assert clock.slept == said == [0.5, 1.0]
+    assert len(server.requests) == 4 + 2
+
+
+def test_a_server_is_left_alone_for_as_long_as_it_asks(server: FakeOpenAI) -> None:
+    model = server.models["base"]
+    model.failure, model.failures_left, model.retry_after = "limit", 1, "7"
+    clock = SkippingClock()
+    assert ask(server, "base", retry=RetryPolicy(), clock=clock).failures == []
+    assert clock.slept == [7.0]
+
+
+def test_failures_that_do_not_pass_are_not_asked_again(server: FakeOpenAI) -> None:
+    server.models["base"].failure = "context"
+    clock = SkippingClock()
+    asked = ask(server, "base", retry=RetryPolicy(), clock=clock)
+    assert [one.cause for one in asked.failures] == ["context full"] * 2 + ["earlier turn failed", "context full"]
+    assert (clock.slept, len(server.requests)) == ([], 3)
+
+
+def test_a_model_that_is_gone_is_not_waited_for(server: FakeOpenAI) -> None:
+    server.models["base"].failure = "failed"
+
+    async def run() -> Asked:
+        questions = [Question(number, "math", ("?",)) for number in range(6)]
+        async with ChatClient(server.url) as client:
+            return await collect_answers(client, ["base"], questions, retry=RetryPolicy(tries=3), clock=SkippingClock())
+
+    assert len(asyncio.run(run()).failures) == 6
+    # Three questions three times each, and the others once.
+    assert len(server.requests) == 3 * 3 + 3
+
+
+def test_a_lost_connection_is_a_failure_that_passes() -> None:
+    async def run() -> tuple[Asked, SkippingClock]:
+        clock = SkippingClock()
+        async with ChatClient("http://127.0.0.1:9") as client:
+            asked = await collect_answers(client, ["base"], QUESTIONS[:1], retry=RetryPolicy(tries=2), clock=clock)
+        return asked, clock
+
+    asked, clock = asyncio.run(run())
+    assert [one.cause for one in asked.failures] == ["server unreachable"]
+    assert clock.slept == [0.5]
