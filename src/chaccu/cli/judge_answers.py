@@ -20,6 +20,15 @@ _QUESTIONS = "A shipped set (chaccu judge questions lists them), a file, or FORM
 _AGAIN = "Times that a turn is asked again after a failure that may pass: HTTP 429 or 5xx, a lost connection, a time-out."
 
 
+def register(app: typer.Typer) -> None:
+    """Add the commands to `chaccu judge`."""
+    app.command(
+        "run", epilog="Example: chaccu judge run --url http://127.0.0.1:8000 --model base --model tuned --out runs/answers"
+    )(run_command)
+    app.command("questions", epilog="Example: chaccu judge questions")(questions_command)
+    app.command("check", epilog="Example: chaccu judge check runs/answers --questions checked")(check_command)
+
+
 def run_command(
     model: Annotated[list[str], typer.Option(help="Model to ask, NAME or NAME=URL[,key-env=VARIABLE]; repeat it for more.")],
     out: Annotated[Path, typer.Option(help="Folder to write: answers.jsonl, failures.jsonl, manifest.json.")],
@@ -171,19 +180,18 @@ def check_command(
     import msgspec
 
     from chaccu.artifact import atomic_file, read_manifest
+    from chaccu.cli.judging import questions_of
     from chaccu.cli.progress_bar import counting
     from chaccu.errors import DataError
     from chaccu.judge import read_answers
     from chaccu.judge.checking import check_answers, count_checks
     from chaccu.judge.questions import load_question_sets
 
-    settings = read_manifest(answers, kind="answers").settings
-    named = settings.get("questions", _STARTER)
-    sources = questions or ([named] if isinstance(named, str) else named)
+    models = read_manifest(answers, kind="answers").settings["models"]
+    sources = questions or questions_of(answers)
     loaded = [one for one in load_question_sets(sources) if one.checks]
     if not loaded:
         raise DataError(f"no question of {', '.join(sources)} has rules to check by.", remedy="--questions checked, for one")
-    models = settings["models"]
     with counting("checking") as advance:
         done = Counter[str]()
 

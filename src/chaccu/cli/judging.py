@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -17,7 +16,7 @@ from chaccu.artifact import MANIFEST_NAME, read_manifest, sha256_file, sha256_js
 from chaccu.cli.progress_bar import counting
 from chaccu.client import ChatClient, Sampling
 from chaccu.errors import DataError, UsageError
-from chaccu.judge import Question, load_questions
+from chaccu.judge import Question
 from chaccu.judge.asking import AskSettings, JudgeSession, Structured
 from chaccu.judge.budget import Budget, CountTokens, Estimate, Price, count_by_characters, read_prices
 from chaccu.judge.drift import Drift, measure_drift, read_canaries, write_canaries
@@ -25,10 +24,9 @@ from chaccu.judge.judges import Judge, parse_judges
 from chaccu.judge.judging import Judged, Judging
 from chaccu.judge.judging_manifest import read_judge_versions, write_judging_manifest
 from chaccu.judge.prompts import JudgePrompt, load_prompts, with_criteria
+from chaccu.judge.questions import STARTER, load_question_sets
 from chaccu.judge.tasks import AnswersOnFile, JudgeTask, find_answers, read_answer_files
 from chaccu.judge.verdict_files import CACHE_NAME, VerdictCache
-
-_STARTER = "starter"
 
 
 class Inputs(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,8 +52,9 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     ) -> Inputs:
         """Read them all. Raises `UsageError`, `DataError`, `StorageError`."""
         on_file = AnswersOnFile(read_answer_files(answers))
-        name = questions or _questions_of(answers[0])
-        loaded = load_questions(name)
+        sources = [questions] if questions else questions_of(answers[0])
+        loaded = load_question_sets(sources)
+        name = ", ".join(sources)
         asked = [one for one in loaded if not (without_checked and one.checks)]
         if not on_file.questions & {one.question_id for one in asked}:
             raise DataError(
@@ -90,11 +89,13 @@ def _load_prompts(name: str, criteria: Path | None) -> list[JudgePrompt]:
     return [with_criteria(one, text) for one in prompts]
 
 
-def _questions_of(path: Path) -> str:
+def questions_of(path: Path) -> list[str]:
+    """The sets or files that an answers folder, or the folder of an answers file, says were asked."""
     folder = path if path.is_dir() else path.parent
     if not (folder / MANIFEST_NAME).is_file():
-        return _STARTER
-    return str(read_manifest(folder, kind="answers").settings.get("questions", _STARTER))
+        return [STARTER]
+    named = read_manifest(folder, kind="answers").settings.get("questions", STARTER)
+    return [named] if isinstance(named, str) else list(named)
 
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,11 +161,7 @@ def _count_with(path: Path) -> CountTokens:
 
 def _open_client(judge: Judge, api_key: str | None, timeout_s: float) -> ChatClient:
     """Raises `UsageError` where the judge's variable holds no key."""
-    if judge.key_variable is not None:
-        api_key = os.environ.get(judge.key_variable)
-        if not api_key:
-            raise UsageError(f"{judge.key_variable} holds no API key for {judge.name}.", remedy="set it, or name another")
-    return ChatClient(judge.url, api_key, timeout_s=timeout_s)
+    return ChatClient(judge.url, judge.find_key(api_key), timeout_s=timeout_s)
 
 
 def judge_answers(tasks: Sequence[JudgeTask], inputs: Inputs, options: RunOptions, out: Path, settings: dict[str, Any]) -> None:

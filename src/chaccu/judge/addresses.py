@@ -1,4 +1,4 @@
-"""`ModelAddress`: where a model that is asked is served, out of `NAME`, `NAME=URL` or `NAME=URL,key-env=VARIABLE`.
+"""`ModelAddress`: where a model that answers or judges is served: `NAME`, `NAME=URL` or `NAME=URL,key-env=VARIABLE`.
 
 Invariants: the models of a run have names of their own, for an answer names its model; an API key is named by its environment
 variable, never given. It ignores whether anyone answers there.
@@ -34,18 +34,21 @@ class ModelAddress(msgspec.Struct, frozen=True):
         return key
 
 
-def parse_addresses(texts: Sequence[str], url: str | None) -> list[ModelAddress]:
-    """`url` is that of the models that name none. Raises `UsageError` for a model without a URL, or named for two servers."""
+def parse_addresses(texts: Sequence[str], url: str | None, *, what: str = "model") -> list[ModelAddress]:
+    """`url` is that of the models that name none; `what` they are called in messages.
+
+    Raises `UsageError` for one without a URL, or named for two servers.
+    """
     addresses: dict[str, ModelAddress] = {}
     for text in texts:
         name, _, own_url = text.partition("=")
         own_url, _, option = own_url.partition(",")
         if not name or (option and (not option.startswith(_KEY_OPTION) or option == _KEY_OPTION)):
-            raise UsageError(f"{text!r} is no model.", remedy="write it as NAME, NAME=URL or NAME=URL,key-env=VARIABLE")
+            raise UsageError(f"{text!r} is no {what}.", remedy="write it as NAME, NAME=URL or NAME=URL,key-env=VARIABLE")
         found = own_url or url
         if found is None:
-            raise UsageError(f"the model {name!r} has no URL.", remedy=f"--model {name}=URL, or --url for all")
+            raise UsageError(f"the {what} {name!r} has no URL.", remedy=f"--{what} {name}=URL, or --url for all")
         address = ModelAddress(name, api_root(found), option.removeprefix(_KEY_OPTION) or None)
         if addresses.setdefault(name, address) != address:
-            raise UsageError(f"the model {name!r} is there twice.", remedy="let a gateway give the second another name")
+            raise UsageError(f"the {what} {name!r} is there twice.", remedy="let a gateway give the second another name")
     return list(addresses.values())
