@@ -1,0 +1,276 @@
+"""What verdicts come to, with figures worked out by hand; and the pages that show them."""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_up_verdicts import both_orders, verdict, write_lines
+from typer.testing import CliRunner
+
+from chaccu.artifact import Manifest, write_manifest
+from chaccu.cli.judge import app
+from chaccu.errors import DataError, StorageError, UsageError
+from chaccu.judge.answers import Answer
+from chaccu.judge.judged_folder import read_judged
+from chaccu.judge.plots import draw_heat_map, draw_radar
+from chaccu.judge.report import JudgeReport, build_report
+from chaccu.judge.report_pages import render_html, render_markdown, write_report
+from chaccu.judge.tallies import ALL, compare_all, tally_grades, tally_pairs, total_scores
+from chaccu.judge.verdicts import Verdict
+
+
+def failure(models: tuple[str, ...], question: int, **fields: Any) -> dict[str, Any]:
+    place = {"question_id": question, "category": "math", "turn": 0, "models": models, "judge": "j", "prompt": "pair"}
+    return {**place, "cause": "time-out", "message": "no answer", **fields}
+
+
+def answer(model: str, question: int, chars: int) -> Answer:
+    return Answer(
+        question_id=question,
+        turn=0,
+        category="math",
+        model=model,
+        text="x" * chars,
+        first_token_s=None,
+        total_s=0.1,
+        tokens=None,
+        finish_reason="stop",
+        key=f"{model}{question}",
+    )
+
+
+@pytest.fixture
+def verdicts() -> list[Verdict]:
+    """Of a against b: five questions of math (2 won, 1 lost, 1 tied, 1 flip), two of writing (1 won, 1 unparsed)."""
+    math = [("a", 1), ("a", 2), ("b", 3), ("tie", 4), ("flip", 5)]
+    found = [one for winner, question in math for one in both_orders("a", "b", winner, question)]
+    found += both_orders("a", "b", "a", 6, category="writing")
+    return [
+        *found,
+        *(verdict(*models, said, 7, category="writing") for *models, said in [("a", "b", "first"), ("b", "a", None)]),
+    ]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, verdicts: list[Verdict]) -> Path:
+    write_lines(tmp_path / "run" / "verdicts.jsonl", verdicts)
+    # One order of question 8 was answered and the other was not; of question 9 neither.
+    write_lines(tmp_path / "run" / "failures.jsonl", [failure(("b", "a"), 8), failure(("a", "b"), 9), failure(("b", "a"), 9)])
+    write_lines(tmp_path / "run" / "verdicts.jsonl", [*verdicts, verdict("a", "b", "first", 8)])
+    return tmp_path / "run"
+
+
+def report_of(folder: Path, **options: Any) -> JudgeReport:
+    return build_report(read_judged([folder]), **options)
+
+
+def test_wins_ties_losses_flips_and_what_is_missing_stay_apart(folder: Path) -> None:
+    report = report_of(folder)
+    whole, math, writing = report.pairs
+    assert (whole.model, whole.other, whole.category) == ("a", "b", ALL)
+    assert (whole.wins, whole.ties, whole.losses, whole.flips) == (3, 2, 1, 1)
+    assert (whole.counted, whole.unparsed, whole.failed, whole.asked) == (6, 1, 2, 9)
+    assert whole.win_rate.value == pytest.approx(4 / 6)
+    assert (whole.win.value, whole.tie.value, whole.loss.value) == (0.5, 2 / 6, 1 / 6)
+    assert (whole.win_rate.n, whole.win_rate.questions) == (6, 6)
+    assert (math.wins, math.ties, math.losses, math.failed) == (2, 2, 1, 2)
+    assert (writing.category, writing.wins, writing.counted, writing.unparsed) == ("writing", 1, 1, 1)
+    assert report.asked == report.parsed + report.unparsed + report.failed + report.lost
+    assert (report.asked, report.parsed, report.unparsed, report.failed) == (18, 14, 1, 3)
+    assert report.judges[0].causes == {"time-out": 3}
+
+
+def test_a_baseline_is_what_the_others_are_set_against(folder: Path) -> None:
+    against = report_of(folder, baseline="a").pairs[0]
+    assert (against.model, against.other, against.wins, against.losses) == ("b", "a", 1, 3)
+    assert against.win_rate.value == pytest.approx(2 / 6)
+    with pytest.raises(UsageError, match="no verdict is on the model 'c'"):
+        report_of(folder, baseline="c")
+
+
+def test_totals_are_the_vicuna_way(verdicts: list[Verdict]) -> None:
+    scored = [
+        verdict("a", "b", "first", 1, scores=(9.0, 8.0)),
+        verdict("b", "a", "second", 1, scores=(6.0, 7.0)),  # a: 8, b: 7
+        verdict("a", "b", "second", 2, scores=(4.0, 8.0)),
+        verdict("a", "b", None, 3),
+    ]
+    (total,) = total_scores(scored)
+    assert (total.model, total.total, total.reference, total.reference_total, total.n) == ("a", 12.0, "b", 15.0, 2)
+    assert total.share.value == pytest.approx(0.8)
+    (turned,) = total_scores(scored, baseline="a")
+    assert (turned.model, turned.total, turned.share.value) == ("b", 15.0, pytest.approx(1.25))
+    assert total_scores(verdicts) == []
+    graded = [verdict("a", None, 6, 1), verdict("b", None, 8, 1), verdict("a", None, 9, 2), verdict("b", None, None, 2)]
+    (single,) = total_scores(graded, baseline="b")
+    assert (single.total, single.reference_total, single.n) == (6.0, 8.0, 1)
+    assert total_scores(graded) == []
+
+
+def test_grades_by_category_and_turn_leave_out_what_is_unparsed() -> None:
+    grades = [
+        verdict("a", None, 6, 1),
+        verdict("a", None, 8, 1, turn=1),
+        verdict("a", None, 4, 2, category="art"),
+        verdict("a", None, None, 3, category="art"),
+    ]
+    found = {(one.category, one.turn): one for one in tally_grades(grades, [])}
+    assert found[ALL, None].mean.value == 6.0
+    assert (found[ALL, None].mean.n, found[ALL, None].unparsed) == (3, 1)
+    assert (found["art", None].mean.value, found["math", None].mean.value) == (4.0, 7.0)
+    assert (found[ALL, 0].mean.value, found[ALL, 1].mean.value) == (5.0, 8.0)
+
+
+def test_several_judges_are_compared_and_joined() -> None:
+    said = {"j": ["a", "a", "b", "tie"], "k": ["a", "b", "b", "a"]}
+    verdicts = [
+        one
+        for judge, winners in said.items()
+        for question, winner in enumerate(winners)
+        for one in both_orders("a", "b", winner, question, judge=judge)
+    ]
+    tallies = tally_pairs(compare_all(verdicts, []))
+    assert [(one.judge, one.wins, one.ties, one.losses) for one in tallies] == [(ALL, 4, 1, 3), ("j", 2, 1, 1), ("k", 2, 0, 2)]
+    # Two judges on a question are no two questions.
+    assert (tallies[0].win_rate.n, tallies[0].win_rate.questions) == (8, 4)
+
+
+def test_the_longer_answer_and_the_rules_are_counted(folder: Path) -> None:
+    lengths = {1: (100, 50), 2: (10, 11), 3: (120, 100), 4: (10, 10), 5: (10, 30)}
+    write_lines(
+        folder / "answers.jsonl",
+        [answer(model, question, both[side]) for question, both in lengths.items() for side, model in enumerate("ab")],
+    )
+    outcomes = [("a", 1, "passed"), ("a", 2, "failed"), ("a", 3, "missing"), ("b", 1, "passed")]
+    checks = [{"question_id": q, "category": "math", "model": m, "outcome": outcome} for m, q, outcome in outcomes]
+    write_lines(folder / "checks.jsonl", checks)
+    report = report_of(folder)
+    (found,) = report.verbosity
+    # Longer: a wins 1; shorter a wins 2; longer a loses 3; 4 is equal; the flip 5 is half a win.
+    assert (found.equal, found.unknown, found.longer_wins.n) == (1, 1, 4)
+    assert found.longer_wins.value == pytest.approx((1 + 0 + 0 + 0.5) / 4)
+    assert [bucket.win_rate.n for bucket in found.buckets] == [1, 1, 1, 1]
+    (controlled,) = report.length_controlled
+    assert (controlled.n, controlled.figures) == (4, None)
+    assert "4 comparisons of unequal length are too few" in render_markdown(report)
+    assert [(one.model, one.chars) for one in report.lengths] == [("a", 50.0), ("b", 201 / 5)]
+    assert (report.checks[0].passed, report.checks[0].failed, report.checks[0].missing, report.checks[0].share) == (
+        1,
+        1,
+        1,
+        0.5,
+    )
+
+
+def test_a_win_rate_at_equal_length_where_there_is_enough(tmp_path: Path) -> None:
+    # The longer answer always wins, and a is longer in three of four: at equal length they are even.
+    longer = ["a", "a", "a", "b"] * 10
+    write_lines(tmp_path / "verdicts.jsonl", [one for q, w in enumerate(longer, 1) for one in both_orders("a", "b", w, q)])
+    write_lines(
+        tmp_path / "answers.jsonl",
+        [answer(model, q, 100 + 100 * (model == winner)) for q, winner in enumerate(longer, 1) for model in "ab"],
+    )
+    report = report_of(tmp_path)
+    (found,) = report.length_controlled
+    assert found.figures is not None
+    assert report.pairs[0].win_rate.value == 0.75
+    assert abs(found.figures.win_rate - 0.5) < 0.15
+    assert "win rate at equal length" in render_html(report)
+
+
+def test_a_verdict_in_two_folders_counts_once_and_heals_a_failure(folder: Path, tmp_path: Path) -> None:
+    write_lines(tmp_path / "more" / "verdicts.jsonl", [verdict("b", "a", "second", 8), verdict("a", "b", "first", 8)])
+    report = build_report(read_judged([folder, tmp_path / "more"]))
+    assert (report.repeated, report.failed) == (1, 2)
+    assert (report.pairs[0].wins, report.pairs[0].failed) == (4, 1)
+
+
+def test_what_a_manifest_speaks_of_and_the_files_lack_is_lost(folder: Path) -> None:
+    write_manifest(folder, Manifest(kind="verdicts", name="run", facts={"asked": 20}))
+    report = report_of(folder)
+    assert (report.asked, report.lost) == (20, 2)
+    assert any("2 of 20 verdicts" in warning for warning in report.warnings)
+
+
+@pytest.mark.parametrize("lines", [[], [verdict("a", "b", None)], [verdict("a", None, 7)], [verdict("a", "b", "tie")]])
+def test_empty_and_tiny_inputs_are_reported_in_words(tmp_path: Path, lines: list[Verdict]) -> None:
+    write_lines(tmp_path / "verdicts.jsonl", lines)
+    report = report_of(tmp_path)
+    assert report.warnings
+    assert "Judgement of" in render_html(report)
+    assert f"{len(lines)} verdicts asked" in render_markdown(report)
+
+
+def test_wrong_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="is no judging folder"):
+        read_judged([tmp_path])
+    with pytest.raises(StorageError, match="there is no file"):
+        read_judged([tmp_path / "none"])
+    write_lines(tmp_path / "verdicts.jsonl", [])
+    (tmp_path / "failures.jsonl").write_text("half a li")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_judged([tmp_path])
+
+
+def several_models() -> list[Verdict]:
+    names, categories = ["<b>big & bold</b>", "mid|dle", "small"], ["art", "code", "math", "write"]
+    return [
+        one
+        for number, category in enumerate(categories * 6)
+        for place, model in enumerate(names)
+        for other in names[place + 1 :]
+        for one in both_orders(
+            model, other, [model, other, "tie", "flip", model][(number + place) % 5], number, category=category
+        )
+    ]
+
+
+def test_the_pages_are_self_contained_escaped_and_equal_each_time(tmp_path: Path) -> None:
+    write_lines(tmp_path / "verdicts.jsonl", several_models())
+    first = write_report(report_of(tmp_path), tmp_path / "one")
+    again = write_report(report_of(tmp_path), tmp_path / "two")
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
+    page = (tmp_path / "one" / "report.html").read_text()
+    assert not re.search(r"(?i)\b(?:src|href|url\(|@import|<script|<link|https?:)", page)
+    assert "<b>big" not in page
+    assert "&lt;b&gt;big &amp; bold&lt;/b&gt;" in page
+    plots = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert len(plots) == 3
+    for plot in plots:
+        root = ET.fromstring(plot)
+        ids = root.attrib["aria-labelledby"].split()
+        assert [child.attrib.get("id") for child in root[:2]] == ids
+        assert root[1].text is not None
+        assert "small: " in root[1].text
+    markdown = (tmp_path / "one" / "report.md").read_text()
+    assert r"mid\|dle" in markdown
+    # Every row of a table has as many cells as its head.
+    for table in re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1
+    assert json.loads((tmp_path / "one" / "report.json").read_bytes())["asked"] == 24 * 3 * 2
+
+
+def test_plots_tell_lines_apart_without_colour_and_are_left_out_where_they_say_nothing() -> None:
+    lines = [("a", [0.5, None, 1.0]), ("b", [0.1, 0.2, 0.3])]
+    radar = draw_radar("r", "T", ["x", "y", "z"], lines, top=1.0, unit="%")
+    assert 'stroke-dasharray="7 4"' in radar
+    assert "a: x 50 %, y –, z 100 %" in radar
+    assert draw_radar("r", "T", ["x", "y"], [("a", [1.0, 1.0])], top=1.0, unit="%") == ""
+    assert draw_radar("r", "T", ["x", "y", "z"], lines * 4, top=1.0, unit="%") == ""
+    assert draw_heat_map("h", "T", [], [], [], top=1.0, unit="%") == ""
+
+
+def test_the_command_writes_where_it_is_told_and_says_the_sums(folder: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["report", str(folder), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0
+    assert "a against b, by j: win rate 66.7 %" in result.stdout
+    assert "18 asked = 14 parsed + 1 unparsed + 3 failed" in result.stdout
+    assert "warning: The verdicts are on" in result.stderr
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.json", "report.md", "report.html"}
+    printed = CliRunner().invoke(app, ["report", str(folder), "--out", str(tmp_path / "out"), "--json"]).stdout
+    assert json.loads(printed) == json.loads((tmp_path / "out" / "report.json").read_bytes())
