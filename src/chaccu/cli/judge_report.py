@@ -137,7 +137,10 @@ def _say_report(report: JudgeReport) -> None:
         )
     for grade in report.grades:
         if grade.category == ALL and grade.turn is None:
-            typer.echo(f"{grade.model}, by {grade.judge}: mean grade {say_mean(grade.mean)}, n {grade.mean.n}")
+            typer.echo(
+                f"{grade.model}, by {grade.judge}: mean grade {say_mean(grade.mean)}, n {grade.mean.n}, "
+                f"{grade.unparsed} unparsed, {grade.failed} failed"
+            )
     lost = f" + {report.lost} lost" if report.lost else ""
     typer.echo(f"{report.asked} asked = {report.parsed} parsed + {report.unparsed} unparsed + {report.failed} failed{lost}")
     for warning in report.warnings:

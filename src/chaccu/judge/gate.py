@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 
 from chaccu.errors import UsageError, did_you_mean
-from chaccu.judge.judged_folder import Judged
+from chaccu.judge.judged_folder import JudgedFolders
 from chaccu.judge.tallies import ALL, Compared, Tally, compare_all, tally_pairs
 
 Decision = Literal["promoted", "not promoted", "incomplete"]
@@ -43,7 +43,7 @@ class Gate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def decide_gate(
-    judged: Judged,
+    judged: JudgedFolders,
     candidate: str,
     baseline: str,
     *,

@@ -17,12 +17,14 @@ from chaccu.errors import DataError, StorageError
 from chaccu.judge.answers import Answer, read_answers
 from chaccu.judge.asking import JudgingFailure
 from chaccu.judge.checking import CheckedQuestion
+from chaccu.judge.judging import FAILURES_NAME
+from chaccu.judge.verdict_files import VERDICTS_NAME
 from chaccu.judge.verdicts import Verdict, read_verdicts
 
-VERDICTS, FAILURES, ANSWERS, CHECKS = "verdicts.jsonl", "failures.jsonl", "answers.jsonl", "checks.jsonl"
+ANSWERS, CHECKS = "answers.jsonl", "checks.jsonl"
 
 
-class Judged(msgspec.Struct, frozen=True, kw_only=True):
+class JudgedFolders(msgspec.Struct, frozen=True, kw_only=True):
     """`answers` by (question id as text, turn, model). `lost`: asked by a manifest, with neither a verdict nor a failure.
 
     `unfinished`: folders without a manifest, of which it is not known whether the run came to its end.
@@ -42,7 +44,7 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
         return [*self.verdicts, *self.failures]
 
 
-def read_judged(folders: Sequence[Path], answers: Sequence[Path] = ()) -> Judged:
+def read_judged(folders: Sequence[Path], answers: Sequence[Path] = ()) -> JudgedFolders:
     """Folders with `verdicts.jsonl`; `answers`: files or folders with answers, besides those beside the verdicts.
 
     Raises `StorageError` where a folder or file is missing, `DataError` for a bad line.
@@ -52,7 +54,7 @@ def read_judged(folders: Sequence[Path], answers: Sequence[Path] = ()) -> Judged
     checks: list[CheckedQuestion] = []
     read = lost = 0
     for folder in folders:
-        found, failed = _read_verdicts(folder), _read_lines(folder / FAILURES, JudgingFailure)
+        found, failed = _read_verdicts(folder), _read_lines(folder / FAILURES_NAME, JudgingFailure)
         read += len(found)
         lost += max(0, _asked(folder) - len(found) - len(failed))
         verdicts.update((_place(one), one) for one in found)
@@ -62,7 +64,7 @@ def read_judged(folders: Sequence[Path], answers: Sequence[Path] = ()) -> Judged
     files += [path / ANSWERS if path.is_dir() else path for path in answers]
     for path in answers:
         checks += _read_lines(path / CHECKS, CheckedQuestion) if path.is_dir() else []
-    return Judged(
+    return JudgedFolders(
         folders=tuple(folder.name or str(folder) for folder in folders),
         verdicts=list(verdicts.values()),
         failures=[one for place, one in failures.items() if place not in verdicts],
@@ -75,12 +77,12 @@ def read_judged(folders: Sequence[Path], answers: Sequence[Path] = ()) -> Judged
 
 
 def _read_verdicts(folder: Path) -> list[Verdict]:
-    if folder.is_dir() and not (folder / VERDICTS).is_file():
+    if folder.is_dir() and not (folder / VERDICTS_NAME).is_file():
         raise StorageError(
-            f"{folder} is no judging folder: it has no {VERDICTS}.",
+            f"{folder} is no judging folder: it has no {VERDICTS_NAME}.",
             remedy="name a folder that chaccu judge compare or chaccu judge grade wrote",
         )
-    return read_verdicts(folder / VERDICTS)
+    return read_verdicts(folder / VERDICTS_NAME)
 
 
 def _place(one: Verdict | JudgingFailure) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ from chaccu.errors import UsageError, did_you_mean
 from chaccu.judge.agreement import Agreement, Position, cohen_kappa, count_agreement, krippendorff_alpha, measure_position
 from chaccu.judge.checking import CheckCount, count_checks
 from chaccu.judge.intervals import RESAMPLES, Estimate, estimate_share
-from chaccu.judge.judged_folder import Judged
+from chaccu.judge.judged_folder import JudgedFolders
 from chaccu.judge.tallies import ALL, Compared, Grade, Tally, Total, compare_all, tally_grades, tally_pairs, total_scores
 from chaccu.judge.verbosity import EqualLength, MeanLength, Verbosity, control_lengths, mean_lengths, measure_verbosity
 from chaccu.judge.verdicts import Verdict
@@ -95,7 +95,7 @@ class JudgeReport(msgspec.Struct, frozen=True, kw_only=True):
     checks: list[CheckCount]
 
 
-def build_report(judged: Judged, *, baseline: str | None = None, seed: int = 0) -> JudgeReport:
+def build_report(judged: JudgedFolders, *, baseline: str | None = None, seed: int = 0) -> JudgeReport:
     """Raises `UsageError` for a baseline that is not among the models."""
     models = sorted({model for one in judged.everything for model in one.models})
     if baseline is not None and baseline not in models:
@@ -130,7 +130,7 @@ def build_report(judged: Judged, *, baseline: str | None = None, seed: int = 0) 
     return msgspec.structs.replace(report, warnings=_warn(report, judged))
 
 
-def _count_judges(judged: Judged, seed: int) -> list[JudgeCounts]:
+def _count_judges(judged: JudgedFolders, seed: int) -> list[JudgeCounts]:
     counts = []
     for judge in sorted({one.judge for one in judged.everything}):
         own = [one for one in judged.verdicts if one.judge == judge]
@@ -213,7 +213,7 @@ def _rank(compared: Iterable[Compared], seed: int) -> Ranking | None:
     return rank_battles(parse_battles(rows), seed=seed) if rows else None
 
 
-def _warn(report: JudgeReport, judged: Judged) -> list[str]:
+def _warn(report: JudgeReport, judged: JudgedFolders) -> list[str]:
     warnings = []
     if not report.parsed:
         warnings.append("No verdict could be read: there is nothing to report but the counts.")
