@@ -3,24 +3,52 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from chaccu.rank import Ranking
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("rank", epilog="Example: chaccu rank battles.csv --out ratings.json")(rank_command)
+    app.command("rank", epilog="Example: chaccu rank battles.csv --out ratings.json --out board.html")(rank_command)
 
 
 def rank_command(
-    battles: Annotated[Path, typer.Argument(help="CSV or JSONL with model_a, model_b and winner (model_a | model_b | tie).")],
-    out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    battles: Annotated[
+        list[Path],
+        typer.Argument(
+            help="CSV, JSON, JSONL or Parquet with model_a, model_b and winner (model_a | model_b | tie), .gz or not; "
+            "or a folder with a judge's verdicts."
+        ),
+    ],
+    out: Annotated[
+        list[Path] | None, typer.Option(help="File to write: .json, .csv, .md or .html; repeat it for more.")
+    ] = None,
     bootstraps: Annotated[int, typer.Option(min=0, help="Resamples for the 95 % intervals; 0 for none.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, other resamples.")] = 0,
+    ties: Annotated[
+        Literal["half", "davidson", "rao-kupper", "drop"],
+        typer.Option(help="Half a win for each, a model of ties, or left out."),
+    ] = "half",
+    intervals: Annotated[
+        Literal["bootstrap", "sandwich"], typer.Option(help="How the 95 % intervals are found.")
+    ] = "bootstrap",
+    question_column: Annotated[
+        str | None, typer.Option(help="Column whose battles belong together: questions are resampled whole. [question_id]")
+    ] = None,
+    by_battle: Annotated[
+        bool, typer.Option("--by-battle", help="Resample single battles even where there are questions.")
+    ] = False,
+    style: Annotated[
+        bool,
+        typer.Option("--style", help="Take out the effect of length, headers, lists and bold (texts or counts in the rows)."),
+    ] = False,
+    pairs: Annotated[bool, typer.Option("--pairs", help="Test every pair of models; the JSON lists them.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the ranking as one JSON object.")] = False,
 ) -> None:
     """Rate models by their battles: Bradley–Terry with intervals, and Elo.
@@ -29,45 +57,67 @@ def rank_command(
     """
     import msgspec
 
-    from chaccu.artifact import write_json
-    from chaccu.rank import rank_battles, read_battles
+    from chaccu.rank import battles_of_frames, rank_battles, write_leaderboard
+    from chaccu.rank.leaderboard import check_form
+    from chaccu.rank.ranking import Ties
 
-    ranking = rank_battles(read_battles(battles), bootstraps=bootstraps, seed=seed)
-    if out is not None:
-        write_json(out, ranking)
+    for path in out or ():
+        check_form(path)
+    frames = [(_read_rows(path), str(path)) for path in battles]
+    ranking = rank_battles(
+        battles_of_frames(frames, question_column=question_column, with_style=style),
+        bootstraps=bootstraps,
+        seed=seed,
+        ties=cast(Ties, ties.replace("-", "_")),
+        intervals=intervals,
+        by_question=not by_battle,
+        with_pairs=pairs,
+    )
+    for path in out or ():
+        write_leaderboard(path, ranking)
     if as_json:
         typer.echo(msgspec.json.encode(ranking).decode())
     else:
         _say_ranking(ranking)
 
 
+def _read_rows(path: Path) -> pl.DataFrame:
+    """A table of battles; of a judging folder, each pair on each question once."""
+    import polars as pl
+
+    from chaccu.judge.verdicts import compare_orders, read_verdicts
+    from chaccu.rank import read_frame
+
+    if not path.is_dir():
+        return read_frame(path)
+    pairs = compare_orders(read_verdicts(path / "verdicts.jsonl"))
+    rows = [(one.model_a, one.model_b, one.winner, str(one.question_id)) for one in pairs]
+    return pl.DataFrame(rows, schema=dict.fromkeys(("model_a", "model_b", "winner", "question_id"), pl.String), orient="row")
+
+
 def _say_ranking(ranking: Ranking) -> None:
+    from chaccu.rank.leaderboard import describe, show_interval, show_ranks, show_rating
+
     width = max(len("model"), *(len(row.model) for row in ranking.ratings))
     tiers = {(row.component, row.tier) for row in ranking.ratings}
     shown: tuple[int, int] | None = None
-    rank = 0
+    place = 0
     for row in ranking.ratings:
         if (row.component, row.tier) != shown:
             if len(tiers) > 1:
                 typer.echo(f"{chr(10) if shown else ''}component {row.component}, tier {row.tier}")
             typer.echo(
-                f"{'':>4}  {'model':<{width}}  {'rating':>6}  {'95 %':^13}  {'Elo':>6}  {'won':>7} {'lost':>7} {'tied':>7}"
+                f"{'':>4}  {'model':<{width}}  {'rating':>6}  {'95 %':^13}  {'ranks':^7}  {'Elo':>6}  "
+                f"{'won':>7} {'lost':>7} {'tied':>7}"
             )
-            shown, rank = (row.component, row.tier), 0
-        rank += 1
-        rating = "–" if row.rating is None else f"{row.rating:.0f}"
-        interval = "–" if row.low is None or row.high is None else f"{row.low:.0f} … {row.high:.0f}"
+            shown, place = (row.component, row.tier), 0
+        place += 1
         typer.echo(
-            f"{rank:>4}  {row.model:<{width}}  {rating:>6}  {interval:^13}  {row.elo:>6.0f}  "
-            f"{row.wins:>7,} {row.losses:>7,} {row.ties:>7,}"
+            f"{place:>4}  {row.model:<{width}}  {show_rating(row):>6}  {show_interval(row):^13}  {show_ranks(row):^7}  "
+            f"{row.elo:>6.0f}  {row.wins:>7,} {row.losses:>7,} {row.ties:>7,}"
         )
-    decided = ranking.battles - ranking.ties
-    typer.echo(f"{ranking.battles:,} battles = {decided:,} decided + {ranking.ties:,} ties, {len(ranking.ratings)} models")
-    if len(ranking.components) > 1:
-        typer.echo(f"warning: {len(ranking.components)} components that never met; ratings compare within one only.", err=True)
-    if len(tiers) > len(ranking.components):
-        typer.echo(
-            "warning: between some models every battle went one way, so their distance has no finite value; "
-            "they stand in tiers of their own, the upper first. Ratings compare within a tier only.",
-            err=True,
-        )
+    facts, warnings = describe(ranking)
+    for line in facts:
+        typer.echo(line)
+    for line in warnings:
+        typer.echo(f"warning: {line}.", err=True)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from chaccu.errors import DataError
-from chaccu.rank.newton import damping
+from chaccu.rank.newton import damping, solve_step
 from chaccu.rank.win_rate import read_shares
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _fit(x: Array, y: Array, ridge: float) -> tuple[Array, Array]:
     for _ in range(_STEPS):
         p = _sigmoid(x @ found)
         matrix = (x * (p * (1 - p))[:, None]).T @ x + penalty
-        step = np.linalg.solve(matrix, x.T @ (y - p) - penalty @ found)
+        step = solve_step(matrix, x.T @ (y - p) - penalty @ found)
         change = np.abs(x @ step).max()
         found += step * damping(change)
         if change < _TOLERANCE:

@@ -59,12 +59,15 @@ class Rating(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StyleEffect(msgspec.Struct, frozen=True, kw_only=True):
-    """What one standard deviation more of a style is worth in a tier, in log-odds, with its 95 % interval."""
+    """What one standard deviation more of a style is worth in a tier, in log-odds, with its 95 % interval.
+
+    `effect` is None for a style that is the same in every battle of the tier.
+    """
 
     style: str
     component: int
     tier: int
-    effect: float
+    effect: float | None
     low: float | None
     high: float | None
 
@@ -274,7 +277,7 @@ def _name_effects(part: _Part, styles: tuple[str, ...]) -> list[StyleEffect]:
             style=style,
             component=part.component,
             tier=part.tier,
-            effect=effect,
+            effect=_finite(effect),
             low=_finite(low),
             high=_finite(high),
         )

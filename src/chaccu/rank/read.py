@@ -31,11 +31,12 @@ def read_battles(*paths: Path, question_column: str | None = None, with_style: b
     names the question (`question_id` if there is one); `with_style` reads style too (see `chaccu.rank.style`). Raises
     `StorageError` for an unreadable file, `DataError` for a missing column or a bad row.
     """
-    frames = [(_read_frame(path), str(path)) for path in paths]
+    frames = [(read_frame(path), str(path)) for path in paths]
     return battles_of_frames(frames, question_column=question_column, with_style=with_style)
 
 
-def _read_frame(path: Path) -> pl.DataFrame:
+def read_frame(path: Path) -> pl.DataFrame:
+    """The rows of one file, whatever their columns. Raises `StorageError` and `DataError` as `read_battles` does."""
     import polars as pl
 
     with storage_errors(path):

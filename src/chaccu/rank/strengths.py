@@ -14,7 +14,7 @@ import msgspec
 from chaccu.errors import DataError
 from chaccu.rank.battles import LEFT_WINS, RIGHT_WINS, TIE
 from chaccu.rank.cells import Cells
-from chaccu.rank.newton import damping
+from chaccu.rank.newton import damping, solve_step
 from chaccu.rank.outcome_model import OutcomeModel, Slopes, slopes
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _newton_step(pairs: PairCounts, there: Slopes, models: int) -> tuple[Array, 
     gradient = _add_up(pairs, there.by_d, models)
     matrix = pin_mean(information(pairs, there, models), models)
     if there.by_eta is None:
-        return np.linalg.solve(matrix, gradient[:, :, None])[:, :, 0], None
+        return solve_step(matrix, gradient), None
     gradient = np.concatenate([gradient, there.by_eta.sum(axis=1, keepdims=True)], axis=1)
-    step = np.linalg.solve(matrix, gradient[:, :, None])[:, :, 0]
+    step = solve_step(matrix, gradient)
     return step[:, :models], step[:, models]

@@ -25,7 +25,7 @@ _TEXTS = ("answer", "text", "response", "output", "conversation")
 _FENCE = r"(?ms)^[ \t]*```.*?(?:^[ \t]*```[ \t]*$|\z)"
 _HEADER = r"(?m)^ {0,3}#{1,6}[ \t]+\S"
 _LIST = r"(?m)^[ \t]*(?:[-*+]|\d{1,9}[.)])[ \t]+\S"
-_BOLD = r"\*\*[^*\n]+\*\*|__[^_\n]+__"
+_BOLD = r"\*\*[^*\s](?:[^*\n]*[^*\s])?\*\*|__[^_\s](?:[^_\n]*[^_\s])?__"
 _ARENA = "conv_metadata"
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from chaccu.errors import DataError
-from chaccu.rank.newton import damping
+from chaccu.rank.newton import damping, solve_step
 from chaccu.rank.sandwich import join_sandwich, sum_squared_scores
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def fit_with_style(
         odds = found[left] - found[right] + x @ found[models:]
         p = 0.5 + 0.5 * np.tanh(0.5 * odds)
         matrix = _information(left, right, x, p * (1 - p), models)
-        step = np.linalg.solve(matrix, _add_up(left, right, x, share - p, models))
+        step = solve_step(matrix, _add_up(left, right, x, share - p, models))
         change = np.abs(step[left] - step[right] + x @ step[models:]).max()
         found += step * damping(change)
         if change < _TOLERANCE:

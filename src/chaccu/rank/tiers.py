@@ -28,14 +28,15 @@ if TYPE_CHECKING:
 
 MEAN, SCALE = 1000.0, 400.0
 _POINTS = SCALE / math.log(10)
-_TOLERANCE = 1e-11
+# Steps shrink quadratically: one below this leaves an error of rounding only.
+_TOLERANCE = 1e-8
 _Z = NormalDist().inv_cdf(0.975)
 
 
 class TierRating(msgspec.Struct, frozen=True, kw_only=True):
     """Of M models, in the order of the tier: arrays (M,) of ratings and standard errors; `low`, `high`, `best`, `worst` (of
     intervals and ranks) are None without intervals. `separated` of `pairs` pairs have intervals that do not overlap. `effects`:
-    (K, 3), estimate and interval of each style's effect in log-odds."""
+    (K, 3), estimate and interval of each style's effect in log-odds, NaN for a style that never differs."""
 
     rating: Array
     error: Array
@@ -75,17 +76,20 @@ def rate_with_style(battles: Battles, tier: list[int], *, with_tests: bool) -> T
     place = np.full(len(battles.models), -1)
     place[tier] = np.arange(len(tier))
     among = (place[battles.left] >= 0) & (place[battles.right] >= 0)
+    style = battles.style[among]
+    varies = style.std(axis=0) > 0
     fitted = fit_with_style(
         place[battles.left[among]],
         place[battles.right[among]],
         1 - battles.outcome[among] / 2,
-        battles.style[among],
+        style[:, varies],
         models=len(tier),
         question=None if battles.question is None else battles.question[among],
     )
     rated = rate_by_errors(fitted.theta, fitted.covariance[: len(tier), : len(tier)], with_tests=with_tests)
     errors = np.sqrt(np.diag(fitted.covariance)[len(tier) :])
-    effects = np.stack([fitted.beta, fitted.beta - _Z * errors, fitted.beta + _Z * errors], axis=1)
+    effects = np.full((len(varies), 3), np.nan)
+    effects[varies] = np.stack([fitted.beta, fitted.beta - _Z * errors, fitted.beta + _Z * errors], axis=1)
     return msgspec.structs.replace(rated, effects=effects)
 
 
