@@ -21,6 +21,7 @@ from chaccu.client import (
     InvalidAnswerError,
     LimitReachedError,
     NoWorkerError,
+    RequestRefusedError,
     Sampling,
     ServerFailedError,
     ServerUnreachableError,
@@ -220,3 +221,29 @@ async def _refused(retry_after: str) -> ChatError:
             with pytest.raises(LimitReachedError) as caught:
                 await client.complete_chat("gpt", HELLO)
     return caught.value
+
+
+async def test_a_model_that_takes_newer_parameters_alone_is_asked_with_those() -> None:
+    def script(body: dict[str, Any], number: int) -> Reply:
+        if "max_tokens" in body:
+            said = "'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+            return Reply(status=400, param="max_tokens", code="unsupported_parameter", text=said)
+        if "temperature" in body:
+            return Reply(status=400, param="temperature", code="unsupported_value", text="Only the default (1) value is taken.")
+        return Reply(text="Hi.")
+
+    with ScriptedJudge(script) as server:
+        async with ChatClient(server.url) as client:
+            for _ in range(2):
+                assert (await client.complete_chat("new", HELLO, Sampling(max_tokens=9, temperature=0.0))).text == "Hi."
+    # Two refusals, and none a second time.
+    assert [body.get("max_completion_tokens") for body in server.bodies] == [None, 9, 9, 9]
+
+
+async def test_other_refusals_are_told() -> None:
+    reply = Reply(status=400, param="n", text="n is too large")
+    with ScriptedJudge(lambda body, number: reply) as server:
+        async with ChatClient(server.url) as client:
+            with pytest.raises(RequestRefusedError, match="n is too large"):
+                await client.complete_chat("new", HELLO, Sampling(max_tokens=9, temperature=0.0))
+    assert len(server.bodies) == 1

@@ -24,13 +24,14 @@ How = Literal["whole", "reset", "silent", "garbage", "half"]
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """What comes back. `text` in one event, `model` and `usage` (tokens read, written) where they are given; a `status` other
-    than 200 with an error of `code`. `how`: "reset" breaks the connection, "silent" says nothing, "garbage" is a page of HTML,
-    "half" ends within the JSON of the text's event."""
+    """What comes back. `text` in one event, `model` and `usage` (tokens read, written) where they are given; with a `status` other
+    than 200 an error of `code` about `param`, whose message is `text`. `how`: "reset" breaks the connection, "silent" says nothing,
+    "garbage" is a page of HTML, "half" ends within the JSON of the text's event."""
 
     text: str = ""
     status: int = 200
     code: str = "error"
+    param: str | None = None
     headers: Mapping[str, str] = {}
     model: str | None = None
     usage: tuple[int, int] | None = (100, 10)
@@ -110,7 +111,7 @@ def _write_reply(writer: asyncio.StreamWriter, reply: Reply) -> None:
     if reply.how == "garbage":
         _write(writer, 200, b"<html>It works!</html>", kind="text/html")
     elif reply.status != 200:
-        error = {"error": {"message": f"scripted {reply.status}", "code": reply.code}}
+        error = {"error": {"message": reply.text or f"scripted {reply.status}", "code": reply.code, "param": reply.param}}
         _write(writer, reply.status, json.dumps(error).encode(), reply.headers)
     else:
         head: dict[str, Any] = {"id": "x", "object": "chat.completion.chunk", "created": 0}
