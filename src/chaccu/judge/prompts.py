@@ -28,9 +28,6 @@ from chaccu.judge.questions import Question
 Kind = Literal["pairwise", "single"]
 Output = Literal["winner", "score", "score_pair", "json"]
 
-# Questions of these have one right result, and a judge that is not shown it follows a wrong answer (Zheng et al. 2023).
-REFERENCE_CATEGORIES = frozenset({"math", "reasoning", "coding"})
-
 # What a template may hold, in Chaccu's own form and in that of MT-bench's and Vicuna's files.
 _OWN_FIELD = re.compile(r"question|answer(_[ab])?|conversation(_[ab])?|reference|judged|criteria")
 _FOREIGN_FIELD = re.compile(r"question(_\d+)?|(ref_)?answer(_\d+)?|answer_[ab](_\d+)?")
@@ -133,16 +130,15 @@ def choose_prompt(
 ) -> JudgePrompt:
     """The one among `prompts` that goes with a question.
 
-    One with the reference answer in `REFERENCE_CATEGORIES`, where there is one; one of the whole conversation from the second
-    turn on. Where that is not among them, one without the reference, or of the conversation, takes its place; never one that
+    One with the reference answer where there is one, for a judge that is not shown the right result follows a wrong answer (Zheng
+    et al. 2023); one of the whole conversation from the second turn on. Where that is not among them, one without the reference, or of the conversation, takes its place; never one that
     hides the earlier turns. Raises `UsageError` when none fits.
     """
     later = turn > 0 if turn is not None else len(question.turns) > 1
-    reference = has_reference and question.category in REFERENCE_CATEGORIES
     fitting = [
         one
         for one in prompts
-        if one.kind == kind and (one.conversation or not later) and (reference or not one.wants_reference)
+        if one.kind == kind and (one.conversation or not later) and (has_reference or not one.wants_reference)
     ]
     if not fitting:
         raise UsageError(
@@ -150,7 +146,7 @@ def choose_prompt(
             f"{'a later turn' if later else 'one turn'}, {'with' if has_reference else 'without'} a reference).",
             remedy="name a prompt that shows the conversation and, where there is no reference, wants none",
         )
-    return min(fitting, key=lambda one: (one.wants_reference != reference, one.conversation != later))
+    return min(fitting, key=lambda one: (one.wants_reference != has_reference, one.conversation != later))
 
 
 def with_criteria(prompt: JudgePrompt, criteria: str) -> JudgePrompt:

@@ -145,7 +145,7 @@ def test_a_question_gets_the_prompt_that_shows_what_it_rests_on() -> None:
         (None, True): "pair-reference-conversation",
     }
     writing = Question(1, "writing", ("Write.",))
-    assert choose_prompt(pairs, "pairwise", writing, None, has_reference=True).name == "pair"
+    assert choose_prompt(pairs, "pairwise", writing, None, has_reference=False).name == "pair"
     assert choose_prompt(load_prompts("rubric"), "single", QUESTION, 0, has_reference=True).name == "rubric"
     with pytest.raises(UsageError, match="no pairwise prompt goes with question 7"):
         choose_prompt(load_prompts("vicuna"), "pairwise", QUESTION, 1, has_reference=True)
