@@ -130,9 +130,10 @@ def choose_prompt(
 ) -> JudgePrompt:
     """The one among `prompts` that goes with a question.
 
-    One with the reference answer where there is one, for a judge that is not shown the right result follows a wrong answer (Zheng
-    et al. 2023); one of the whole conversation from the second turn on. Where that is not among them, one without the reference, or of the conversation, takes its place; never one that
-    hides the earlier turns. Raises `UsageError` when none fits.
+    One with the reference answer where there is one, for a judge that is not shown the right result follows a wrong answer
+    (Zheng et al. 2023); one of the whole conversation from the second turn on. Where that is not among them, one without the
+    reference, or of the conversation, takes its place; never one that hides the earlier turns. Raises `UsageError` when none
+    fits.
     """
     later = turn > 0 if turn is not None else len(question.turns) > 1
     fitting = [

@@ -25,8 +25,8 @@ How = Literal["whole", "reset", "silent", "garbage", "half"]
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
     """What comes back. `text` in one event, `model` and `usage` (tokens read, written) where they are given; with a `status`
-    other than 200 an error of `code` about `param`, whose message is `text`. `how`: "reset" breaks the connection, "silent" says
-    nothing, "garbage" is a page of HTML, "half" ends within the JSON of the text's event."""
+    other than 200 an error of `code` about `param`, whose message is `text`. `how`: "reset" breaks the connection, "silent"
+    says nothing, "garbage" is a page of HTML, "half" ends within the JSON of the text's event."""
 
     text: str = ""
     status: int = 200
