@@ -31,7 +31,7 @@ from chaccu.rank.battles import LEFT_WINS, RIGHT_WINS, TIE
 from chaccu.rank.cells import Cells, count_cells
 
 Array = np.ndarray[Any, Any]
-THREADS = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "POLARS_MAX_THREADS": "2"}
+THREADS = {"OMP_NUM_THREADS": "2", "POLARS_MAX_THREADS": "2"}
 QUESTIONS = 100_000
 CASES = {
     "bootstrap_by_battle": ["--by-battle"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
@@ -55,6 +56,8 @@ def rank_command(
 
     A tie is half a win for each. Models that no chain of battles joins are reported apart, and not ranked together.
     """
+    # Many small systems of equations are solved: threads would only wait for one another, minutes long on busy cores.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import msgspec
 
     from chaccu.rank import battles_of_frames, rank_battles, write_leaderboard
