@@ -19,8 +19,16 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/chaccu demo $(if $(filter-out 0 no false,$(RELEASED)),--released) $(ARGS)
 
+# Unit tests in two processes; integration tests alone, for they wait for real processes by the clock. With ARGS one run of those.
 test: setup
+ifeq ($(strip $(ARGS)),)
+	failed=0; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(UNIT) || failed=1; \
+	$(BIN)/python -m pytest tests/integration || failed=1; \
+	exit $$failed
+else
 	$(BIN)/python -m pytest $(ARGS)
+endif
 
 # With the Python at hand: a machine with a GPU has its own PyTorch, and need not have what the other tests want.
 test-gpu:
