@@ -3,6 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 UNIT := tests/unit tests/invariant
+DEMO := tests/integration/test_whole_demo.py
 ARGS ?=
 RELEASED ?=
 
@@ -19,12 +20,13 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/chaccu demo $(if $(filter-out 0 no false,$(RELEASED)),--released) $(ARGS)
 
-# Unit tests in two processes; integration tests alone, for they wait for real processes by the clock. With ARGS one run of those.
+# In two processes, but for the demo, which trains by the clock. With ARGS one run of those.
 test: setup
 ifeq ($(strip $(ARGS)),)
 	failed=0; \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(UNIT) || failed=1; \
-	$(BIN)/python -m pytest tests/integration || failed=1; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/integration --ignore $(DEMO) || failed=1; \
+	$(BIN)/python -m pytest $(DEMO) || failed=1; \
 	exit $$failed
 else
 	$(BIN)/python -m pytest $(ARGS)

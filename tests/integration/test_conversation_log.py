@@ -59,10 +59,11 @@ def lost_answers(gateway: Service) -> int:
 
 
 def lines_of(folder: Path, count: int) -> list[dict[str, Any]]:
-    """The log's lines, as soon as there are `count`."""
+    """The log's lines, as soon as there are `count`; one that is being written is none yet."""
     deadline_s = time.monotonic() + 5
     while True:
-        found = [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
+        texts = [path.read_bytes().rpartition(b"\n")[0] for path in sorted(folder.glob("*.jsonl"))]
+        found = [json.loads(line) for text in texts for line in text.splitlines()]
         if len(found) >= count:
             return found
         assert time.monotonic() < deadline_s, found
