@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from chaccu.judge import Answer
 from chaccu.judge.verdicts import read_verdicts
+from chaccu.testing.answers import build_answer
 from chaccu.testing.processes import Service, start_command, wait_until
 from chaccu.testing.scripted_judge import Reply, ScriptedJudge
 
@@ -29,20 +29,7 @@ def folder(tmp_path: Path) -> Path:
     lines = [{"question_id": number, "category": "x", "turns": [f"Question {number}?"]} for number in range(QUESTIONS)]
     (tmp_path / "q.jsonl").write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
     answers = [
-        Answer(
-            question_id=number,
-            turn=0,
-            category="x",
-            model=model,
-            text=f"{model} on {number}",
-            first_token_s=None,
-            total_s=0.1,
-            tokens=1,
-            finish_reason="stop",
-            key="k",
-        )
-        for model in ("base", "tuned")
-        for number in range(QUESTIONS)
+        build_answer(number, model, f"{model} on {number}") for model in ("base", "tuned") for number in range(QUESTIONS)
     ]
     (tmp_path / "answers.jsonl").write_bytes(b"".join(msgspec.json.encode(answer) + b"\n" for answer in answers))
     return tmp_path

@@ -179,12 +179,13 @@ def check_command(
     """
     import msgspec
 
-    from chaccu.artifact import atomic_file, read_manifest
+    from chaccu.artifact import read_manifest
     from chaccu.cli.judging import questions_of
     from chaccu.cli.progress_bar import counting
     from chaccu.errors import DataError
     from chaccu.judge import read_answers
     from chaccu.judge.checking import check_answers, count_checks
+    from chaccu.judge.json_lines import write_json_lines
     from chaccu.judge.questions import load_question_sets
 
     models = read_manifest(answers, kind="answers").settings["models"]
@@ -200,8 +201,7 @@ def check_command(
             advance(done["all"], len(loaded) * len(models))
 
         results = check_answers(loaded, read_answers(answers / "answers.jsonl"), models, run_code=run_code, on_done=count_one)
-    with atomic_file(answers / "checks.jsonl") as file:
-        file.writelines(msgspec.json.encode(one) + b"\n" for one in results)
+    write_json_lines(answers / "checks.jsonl", results)
     counts = count_checks(results)
     if as_json:
         typer.echo(msgspec.json.encode({"questions": sources, "counts": counts}).decode())
@@ -224,12 +224,11 @@ def _describe_count(count: CheckCount) -> str:
 
 
 def _write_run(out: Path, asked: Asked, settings: dict[str, Any], questions: Sequence[Question]) -> None:
-    import msgspec
 
-    from chaccu.artifact import Manifest, atomic_file, library_versions, sha256_json, write_manifest
+    from chaccu.artifact import Manifest, library_versions, sha256_json, write_manifest
+    from chaccu.judge.json_lines import write_json_lines
 
-    with atomic_file(out / "failures.jsonl") as file:
-        file.writelines(msgspec.json.encode(failure) + b"\n" for failure in asked.failures)
+    write_json_lines(out / "failures.jsonl", asked.failures)
     manifest = Manifest(
         kind="answers",
         name=out.name,

@@ -18,10 +18,10 @@ from typing import BinaryIO
 
 import msgspec
 
-from chaccu.artifact import atomic_file, sha256_json, storage_errors
+from chaccu.artifact import sha256_json, storage_errors
 from chaccu.client import ChatClient, ChatDelta, ChatError, Sampling
 from chaccu.conversation import Conversation, Message
-from chaccu.errors import DataError
+from chaccu.judge.json_lines import read_json_lines, write_json_lines
 from chaccu.judge.questions import Question
 from chaccu.judge.retry import Clock, RetryPolicy
 
@@ -106,7 +106,7 @@ async def collect_answers(
     results: dict[tuple[int, int], list[Answer | Failure]] = {}
     async with AsyncExitStack() as stack:
         if file is not None:
-            _write_answers(file, earlier)
+            write_json_lines(file, earlier)
             asking.out = stack.enter_context(_open_to_append(file))
         try:
             async with asyncio.TaskGroup() as group:
@@ -127,33 +127,17 @@ async def collect_answers(
     if file is not None:
         places = {(one.model, one.question_id, one.turn) for one in ordered}
         others = [one for one in earlier if (one.model, one.question_id, one.turn) not in places]
-        _write_answers(file, [*others, *asked.answers])
+        write_json_lines(file, [*others, *asked.answers])
     return asked
 
 
 def read_answers(file: Path) -> list[Answer]:
     """The answers of a JSONL file; a last line without its end is not read. Raises `StorageError`, `DataError`."""
-    with storage_errors(file):
-        data = file.read_bytes()
-    decoder = msgspec.json.Decoder(Answer)
-    answers = []
-    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), start=1):
-        try:
-            answers.append(decoder.decode(line))
-        except msgspec.DecodeError as error:
-            raise DataError(
-                f"line {number} of {file} is no answer: {error}.", remedy="take the line out, or write to another folder"
-            ) from error
-    return answers
+    return read_json_lines(file, Answer, "answer")
 
 
 def _read_earlier(file: Path) -> list[Answer]:
     return read_answers(file) if file.exists() else []
-
-
-def _write_answers(file: Path, answers: Iterable[Answer]) -> None:
-    with atomic_file(file) as whole:
-        whole.writelines(msgspec.json.encode(answer) + b"\n" for answer in answers)
 
 
 def _open_to_append(file: Path) -> BinaryIO:

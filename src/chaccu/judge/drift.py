@@ -18,9 +18,10 @@ from pathlib import Path
 
 import msgspec
 
-from chaccu.artifact import atomic_file, storage_errors
+from chaccu.artifact import storage_errors
 from chaccu.errors import DataError
 from chaccu.judge.asking import AskSettings, JudgeSession, JudgingFailure
+from chaccu.judge.json_lines import write_json_lines
 from chaccu.judge.judging import OnDone
 from chaccu.judge.tasks import JudgeTask
 from chaccu.judge.verdicts import Outcome, Verdict
@@ -83,10 +84,8 @@ def write_canaries(folder: Path, settled: Iterable[tuple[JudgeSession, JudgeTask
                 scores=verdict.scores,
             )
             by_judge.setdefault(verdict.judge, []).append(canary)
-    with atomic_file(folder / CANARIES_NAME) as file:
-        for canaries in by_judge.values():
-            for canary in sorted(canaries, key=lambda one: one.key)[:CANARIES]:
-                file.write(msgspec.json.encode(canary) + b"\n")
+    chosen = [sorted(canaries, key=lambda one: one.key)[:CANARIES] for canaries in by_judge.values()]
+    write_json_lines(folder / CANARIES_NAME, (canary for canaries in chosen for canary in canaries))
 
 
 def read_canaries(folder: Path) -> list[Canary]:

@@ -14,11 +14,11 @@ from typing import Any
 
 import msgspec
 
-from chaccu.artifact import atomic_file
 from chaccu.judge.asking import CUT_OFF, NO_ANSWER, OVER_BUDGET, SAME_AGAIN, JudgeSession, JudgingFailure
 from chaccu.judge.budget import Estimate, count_prompt
+from chaccu.judge.json_lines import write_json_lines
 from chaccu.judge.tasks import JudgeTask
-from chaccu.judge.verdict_files import VERDICTS_NAME, VerdictCache, VerdictLog, write_verdicts
+from chaccu.judge.verdict_files import VERDICTS_NAME, VerdictCache, VerdictLog
 from chaccu.judge.verdicts import Verdict, read_verdicts
 
 FAILURES_NAME = "failures.jsonl"
@@ -100,9 +100,8 @@ class Judging:
         self._todo = []
         failures = [one for _, one in sorted(self._results.items()) if isinstance(one, JudgingFailure)]
         judged = Judged(asked=self.asked, reused=self.reused, verdicts=self._verdicts(), failures=failures)
-        write_verdicts(self._folder / VERDICTS_NAME, judged.verdicts)
-        with atomic_file(self._folder / FAILURES_NAME) as file:
-            file.writelines(msgspec.json.encode(failure) + b"\n" for failure in failures)
+        write_json_lines(self._folder / VERDICTS_NAME, judged.verdicts)
+        write_json_lines(self._folder / FAILURES_NAME, failures)
         return judged
 
     def settled(self) -> Iterator[tuple[JudgeSession, JudgeTask, Verdict]]:

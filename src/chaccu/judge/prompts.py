@@ -36,41 +36,7 @@ _FOREIGN_OUTPUTS: dict[str, Output] = {"[[A]]": "winner", "[[rating]]": "score",
 _VARIANTS = ("", "-reference", "-conversation", "-reference-conversation")
 
 
-class JudgePrompt(msgspec.Struct, frozen=True, kw_only=True):
-    """A judge's prompt.
-
-    `kind`: of two answers or of one. `output`: what the judge is to state, see `judge/parsing.py`. `system`: to be sent as the
-    system text. `wants_reference`: shows a reference answer. `conversation`: shows all turns up to the one that is judged,
-    where others show one turn alone. `criteria`: what a rubric grades by, where a question has none of its own. `schema`: JSON
-    schema of the output "json". `scale`: lowest and highest score that counts. `is_fenced`: of Chaccu's own form, with the
-    texts of others between marked lines. `constants`: further values of the template. `sha256`: of the file's bytes; of a file
-    with a prompt a line, of that line's.
-    """
-
-    name: str
-    version: int = 1
-    kind: Kind
-    output: Output
-    system: str
-    template: str
-    wants_reference: bool = False
-    conversation: bool = False
-    criteria: str | None = None
-    schema: dict[str, Any] | None = None
-    scale: tuple[float, float] = (1, 10)
-    is_fenced: bool = True
-    constants: dict[str, str] = {}
-    sha256: str = ""
-
-    @property
-    def response_format(self) -> dict[str, Any] | None:
-        """What an OpenAI-compatible endpoint takes as `response_format`, where the prompt has a schema."""
-        if self.schema is None:
-            return None
-        return {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": self.schema}}
-
-
-class _File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A prompt file of Chaccu's own form (TOML)."""
 
     name: str
@@ -84,6 +50,30 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     criteria: str | None = None
     schema: dict[str, Any] | None = None
     scale: tuple[float, float] = (1, 10)
+
+
+class JudgePrompt(_File, frozen=True, kw_only=True):
+    """A judge's prompt.
+
+    `kind`: of two answers or of one. `output`: what the judge is to state, see `judge/parsing.py`. `system`: to be sent as the
+    system text. `wants_reference`: shows a reference answer. `conversation`: shows all turns up to the one that is judged,
+    where others show one turn alone. `criteria`: what a rubric grades by, where a question has none of its own. `schema`: JSON
+    schema of the output "json". `scale`: lowest and highest score that counts. `is_fenced`: of Chaccu's own form, with the
+    texts of others between marked lines. `constants`: further values of the template. `sha256`: of the file's bytes; of a file
+    with a prompt a line, of that line's.
+    """
+
+    version: int = 1
+    is_fenced: bool = True
+    constants: dict[str, str] = {}
+    sha256: str = ""
+
+    @property
+    def response_format(self) -> dict[str, Any] | None:
+        """What an OpenAI-compatible endpoint takes as `response_format`, where the prompt has a schema."""
+        if self.schema is None:
+            return None
+        return {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": self.schema}}
 
 
 class _Line(msgspec.Struct, kw_only=True):

@@ -15,6 +15,7 @@ import msgspec
 
 from chaccu.artifact import atomic_file, storage_errors
 from chaccu.errors import DataError
+from chaccu.judge.json_lines import write_json_lines
 from chaccu.judge.verdicts import Verdict
 
 VERDICTS_NAME = "verdicts.jsonl"
@@ -55,7 +56,7 @@ class VerdictLog:
 
     def __init__(self, file: Path, verdicts: Iterable[Verdict]) -> None:
         self._file = file
-        write_verdicts(file, verdicts)
+        write_json_lines(file, verdicts)
         with storage_errors(file):
             self._out = file.open("ab")
 
@@ -71,9 +72,3 @@ class VerdictLog:
             self._out.write(b"".join(msgspec.json.encode(verdict) + b"\n" for verdict in verdicts))
             self._out.flush()
             os.fsync(self._out.fileno())
-
-
-def write_verdicts(file: Path, verdicts: Iterable[Verdict]) -> None:
-    """The whole file anew, atomically."""
-    with atomic_file(file) as whole:
-        whole.writelines(msgspec.json.encode(verdict) + b"\n" for verdict in verdicts)

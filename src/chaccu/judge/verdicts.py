@@ -12,8 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from chaccu.artifact import storage_errors
-from chaccu.errors import DataError
+from chaccu.judge.json_lines import read_json_lines
 
 Outcome = Literal["first", "second", "tie"]
 
@@ -119,15 +118,4 @@ def _winner(verdict: Verdict, model_a: str) -> Literal["model_a", "model_b", "ti
 
 def read_verdicts(file: Path) -> list[Verdict]:
     """The verdicts of a JSONL file; a last line without its end is not read. Raises `StorageError`, `DataError`."""
-    with storage_errors(file):
-        data = file.read_bytes()
-    decoder = msgspec.json.Decoder(Verdict)
-    verdicts = []
-    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), start=1):
-        try:
-            verdicts.append(decoder.decode(line))
-        except msgspec.DecodeError as error:
-            raise DataError(
-                f"line {number} of {file} is no verdict: {error}.", remedy="take the line out, or write to another folder"
-            ) from error
-    return verdicts
+    return read_json_lines(file, Verdict, "verdict")

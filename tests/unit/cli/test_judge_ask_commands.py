@@ -11,8 +11,8 @@ from typer.testing import CliRunner, Result
 from chaccu.artifact import read_manifest, verify_files
 from chaccu.cli.judge import app
 from chaccu.errors import StorageError, UsageError
-from chaccu.judge import Answer
 from chaccu.judge.verdicts import read_verdicts
+from chaccu.testing.answers import build_answer
 from chaccu.testing.scripted_judge import Reply, ScriptedJudge
 
 QUESTIONS = [
@@ -34,18 +34,7 @@ def answers(tmp_path: Path) -> Path:
     """A folder of answers of two models, with the questions beside it."""
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(one) + "\n" for one in QUESTIONS))
     lines = [
-        Answer(
-            question_id=question["question_id"],  # type: ignore[arg-type]
-            turn=turn,
-            category="x",
-            model=model,
-            text=f"{model} {turn} {question['question_id']}",
-            first_token_s=None,
-            total_s=0.1,
-            tokens=1,
-            finish_reason="stop",
-            key="k",
-        )
+        build_answer(question["question_id"], model, f"{model} {turn} {question['question_id']}", turn=turn)  # type: ignore[arg-type]
         for model in ("base", "tuned")
         for question in QUESTIONS
         for turn in range(len(question["turns"]))  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from chaccu.judge.judges import Judge
 from chaccu.judge.prompts import load_prompts
 from chaccu.judge.retry import Clock
 from chaccu.judge.tasks import AnswersOnFile, JudgeTask, plan_comparisons, plan_grades
+from chaccu.testing.answers import build_answer
 
 QUESTIONS = [
     Question(1, "knowledge", ("What is a vicuña?",)),
@@ -19,18 +20,8 @@ QUESTIONS = [
 
 def answer(model: str, question: Question, turn: int, text: str | None = None) -> Answer:
     """One answer as it is on file."""
-    return Answer(
-        question_id=question.question_id,
-        turn=turn,
-        category=question.category,
-        model=model,
-        text=f"{model} says {turn} to {question.question_id}" if text is None else text,
-        first_token_s=None,
-        total_s=0.1,
-        tokens=3,
-        finish_reason="stop",
-        key="k",
-    )
+    said = f"{model} says {turn} to {question.question_id}" if text is None else text
+    return build_answer(question.question_id, model, said, turn=turn, category=question.category, tokens=3)
 
 
 def answers_of(*models: str) -> list[Answer]:
@@ -49,9 +40,10 @@ def grades(*models: str, prompt: str = "single") -> list[JudgeTask]:
 
 
 class FastClock(Clock):
-    """Time that passes only by sleeping, and no chance."""
+    """Time that passes only by sleeping, and one chance."""
 
-    def __init__(self) -> None:
+    def __init__(self, chance: float = 1.0) -> None:
+        self.chance = chance
         self.time_s = 0.0
         self.slept: list[float] = []
 
@@ -63,7 +55,7 @@ class FastClock(Clock):
         self.time_s += wait_s
 
     def draw(self) -> float:
-        return 1.0
+        return self.chance
 
 
 def settings(**others: object) -> AskSettings:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asking_fixtures import FastClock
 
 from chaccu.client import ChatClient, ChatDelta, Sampling
 from chaccu.errors import DataError
 from chaccu.judge import Answer, Asked, Failure, Question, collect_answers, read_answers
-from chaccu.judge.retry import Clock, RetryPolicy
+from chaccu.judge.retry import RetryPolicy
 from chaccu.testing.fake_openai import FakeModel, FakeOpenAI
 
 QUESTIONS = [
@@ -140,24 +141,6 @@ def test_no_more_than_at_once_are_under_way(server: FakeOpenAI) -> None:
     assert most == 3
 
 
-class SkippingClock(Clock):
-    """Its sleeps are over at once, and are kept."""
-
-    def __init__(self) -> None:
-        self.time_s = 0.0
-        self.slept: list[float] = []
-
-    def now_s(self) -> float:
-        return self.time_s
-
-    async def sleep(self, wait_s: float) -> None:
-        self.slept.append(wait_s)
-        self.time_s += wait_s
-
-    def draw(self) -> float:
-        return 0.0
-
-
 def test_each_question_is_asked_with_its_own_temperature(server: FakeOpenAI) -> None:
     async def run(sampling: Sampling) -> None:
         questions = [Question(1, "math", ("1?",), temperature=0.0), Question(2, "writing", ("2?",), temperature=0.7)]
@@ -187,7 +170,7 @@ def test_models_at_several_servers(server: FakeOpenAI) -> None:
 def test_failures_that_pass_are_asked_again(server: FakeOpenAI, failure: Any, fail_after: int) -> None:
     model = server.models["base"]
     model.failure, model.fail_after, model.failures_left = failure, fail_after, 2
-    clock, said = SkippingClock(), []
+    clock, said = FastClock(chance=0.0), []
     asked = ask(server, "base", retry=RetryPolicy(), clock=clock, on_retry=lambda *one: said.append(one[-1]))
     assert (len(asked.answers), asked.failures) == (4, [])
     assert {one.text for one in asked.answers} == {"A small camel."}
@@ -198,14 +181,14 @@ def test_failures_that_pass_are_asked_again(server: FakeOpenAI, failure: Any, fa
 def test_a_server_is_left_alone_for_as_long_as_it_asks(server: FakeOpenAI) -> None:
     model = server.models["base"]
     model.failure, model.failures_left, model.retry_after = "limit", 1, "7"
-    clock = SkippingClock()
+    clock = FastClock(chance=0.0)
     assert ask(server, "base", retry=RetryPolicy(), clock=clock).failures == []
     assert clock.slept == [7.0]
 
 
 def test_failures_that_do_not_pass_are_not_asked_again(server: FakeOpenAI) -> None:
     server.models["base"].failure = "context"
-    clock = SkippingClock()
+    clock = FastClock(chance=0.0)
     asked = ask(server, "base", retry=RetryPolicy(), clock=clock)
     assert [one.cause for one in asked.failures] == ["context full"] * 2 + ["earlier turn failed", "context full"]
     assert (clock.slept, len(server.requests)) == ([], 3)
@@ -217,7 +200,7 @@ def test_a_model_that_is_gone_is_not_waited_for(server: FakeOpenAI) -> None:
     async def run() -> Asked:
         questions = [Question(number, "math", ("?",)) for number in range(6)]
         async with ChatClient(server.url) as client:
-            return await collect_answers(client, ["base"], questions, retry=RetryPolicy(tries=3), clock=SkippingClock())
+            return await collect_answers(client, ["base"], questions, retry=RetryPolicy(tries=3), clock=FastClock(chance=0.0))
 
     assert len(asyncio.run(run()).failures) == 6
     # Three questions three times each, and the others once.
@@ -225,8 +208,8 @@ def test_a_model_that_is_gone_is_not_waited_for(server: FakeOpenAI) -> None:
 
 
 def test_a_lost_connection_is_a_failure_that_passes() -> None:
-    async def run() -> tuple[Asked, SkippingClock]:
-        clock = SkippingClock()
+    async def run() -> tuple[Asked, FastClock]:
+        clock = FastClock(chance=0.0)
         async with ChatClient("http://127.0.0.1:9") as client:
             asked = await collect_answers(client, ["base"], QUESTIONS[:1], retry=RetryPolicy(tries=2), clock=clock)
         return asked, clock

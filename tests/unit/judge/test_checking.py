@@ -7,6 +7,7 @@ from chaccu.judge.answers import Answer
 from chaccu.judge.checking import check_answers, count_checks
 from chaccu.judge.checks import ExactCheck, NumberCheck, PythonCase, PythonCheck
 from chaccu.judge.questions import Question
+from chaccu.testing.answers import build_answer
 
 CODE = PythonCheck(function="f", cases=(PythonCase(args=(), returns=1),))
 QUESTIONS = [
@@ -18,18 +19,7 @@ QUESTIONS = [
 
 
 def answer(question_id: int, text: str, model: str = "base", turn: int = 0) -> Answer:
-    return Answer(
-        question_id=question_id,
-        turn=turn,
-        category="?",
-        model=model,
-        text=text,
-        first_token_s=None,
-        total_s=1.0,
-        tokens=None,
-        finish_reason="stop",
-        key="k",
-    )
+    return build_answer(question_id, model, text, turn=turn, category="?", tokens=None)
 
 
 ANSWERS = [

@@ -22,6 +22,7 @@ from chaccu.judge.report import JudgeReport, build_report
 from chaccu.judge.report_pages import render_html, render_markdown, write_report
 from chaccu.judge.tallies import ALL, compare_all, tally_grades, tally_pairs, total_scores
 from chaccu.judge.verdicts import Verdict
+from chaccu.testing.answers import build_answer
 
 
 def failure(models: tuple[str, ...], question: int, **fields: Any) -> dict[str, Any]:
@@ -30,18 +31,7 @@ def failure(models: tuple[str, ...], question: int, **fields: Any) -> dict[str, 
 
 
 def answer(model: str, question: int, chars: int) -> Answer:
-    return Answer(
-        question_id=question,
-        turn=0,
-        category="math",
-        model=model,
-        text="x" * chars,
-        first_token_s=None,
-        total_s=0.1,
-        tokens=None,
-        finish_reason="stop",
-        key=f"{model}{question}",
-    )
+    return build_answer(question, model, "x" * chars, category="math", tokens=None)
 
 
 @pytest.fixture
