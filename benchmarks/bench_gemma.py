@@ -4,8 +4,8 @@
     python benchmarks/bench_gemma.py --base runs/demo/base --data runs/demo/data
 
 Each way of `WAYS` from the same base over the same part of the conversations, then one epoch of all of them with AdamW on
-float32 weights. Everything goes through the loop that `chaccu train` runs. Writes `results/gemma-h100.json`: held-out loss
-before, on the way and after, the loss of every tenth step, tokens a second, memory.
+float32 weights. Everything goes through the loop that `chaccu train` runs. Writes `results/gemma-h100.json`, named
+after the GPU: held-out loss before, on the way and after, the loss of every tenth step, tokens a second, memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 import torch
-from machine import RESULTS, describe_machine, write_results
+from machine import describe_machine, results_file, write_results
 
 from chaccu.conversation import TextTokenizer, load_format
 from chaccu.train.encode import encode_sources
@@ -75,7 +75,7 @@ def main() -> None:
     print(
         f"{len(rows)} rows, {sum(len(row.ids_T) for row in rows):,} tokens, in {time.perf_counter() - begun:.0f} s", flush=True
     )
-    results = RESULTS / "gemma-h100.json"
+    results = results_file("gemma", torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu")
     found: dict[str, Any] = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {"runs": {}}
     runs = [(name, WAYS[name], part) for name in options.ways]
     if not options.only_ways:
