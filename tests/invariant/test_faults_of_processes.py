@@ -26,7 +26,7 @@ import torch
 from chaccu.train.loop import run_steps
 from chaccu.train.model import TrainableModel
 from chaccu.train.pack import PackedRow
-from chaccu.train.processes import joined
+from chaccu.train.processes import end_process, joined
 from chaccu.train.recipe import load_recipe
 
 recipe = load_recipe(Path(sys.argv[1]))
@@ -49,6 +49,7 @@ with joined(recipe) as processes:
     run_steps(model, rows, recipe, look)
     for (_, before), (skipped, after) in zip(weights, weights[1:]):
         print("skipped" if skipped else "taken", all(torch.equal(one, other) for one, other in zip(before, after)))
+end_process()
 """
 
 

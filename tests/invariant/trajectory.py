@@ -17,7 +17,7 @@ from chaccu.conversation import Encoded
 from chaccu.train.loop import evaluate, run_steps
 from chaccu.train.model import TrainableModel
 from chaccu.train.pack import PackedRow, pack_rows
-from chaccu.train.processes import ALONE, Processes, joined
+from chaccu.train.processes import ALONE, Processes, end_process, joined
 from chaccu.train.recipe import DataSource, Recipe
 
 # Groups of conversations: with four a step, the last step of an epoch has three, which two processes cannot share evenly.
@@ -99,6 +99,7 @@ def main() -> None:
         outcomes = {case.name: msgspec.to_builtins(run_case(case, processes), builtin_types=(torch.Tensor,)) for case in cases}
     if processes.first:
         torch.save(outcomes, sys.argv[2])
+    end_process()
 
 
 if __name__ == "__main__":

@@ -39,14 +39,20 @@ def train_command(
     if explain:
         typer.echo(yaml.safe_dump(msgspec.to_builtins(resolved), sort_keys=False), nl=False)
         return
+    from chaccu.train.processes import end_process, launched
+
     options = {"--fresh": fresh, "--replace": replace, "--json": as_json}
     arguments = ["train", *(name for name, given in options.items() if given), "--", str(recipe), *(overrides or [])]
     result = _run_here_or_launch(resolved, arguments, fresh=fresh, replace=replace)
-    if result is None:
-        return
-    if as_json:
+    if result is not None and as_json:
         typer.echo(msgspec.json.encode(result).decode())
-        return
+    elif result is not None:
+        _print_result(result)
+    if resolved.processes > 1 and launched():
+        end_process()
+
+
+def _print_result(result: TrainReport) -> None:
     if result.reused:
         typer.echo(f"{result.output} is there already, made by this recipe from this data.", err=True)
     if result.loss_before is not None and result.loss_after is not None:

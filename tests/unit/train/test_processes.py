@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from typing import Any
 
 import msgspec
@@ -99,3 +101,16 @@ def test_an_error_leaves_word_for_the_launcher(tmp_path: Any) -> None:
     word = msgspec.json.decode(file.read_bytes())
     assert word["message"]["message"] == "it is damaged.\n  try: fetch it again"
     assert word["chaccu"]["known"]
+
+
+def test_a_process_that_ends_has_written_all_and_runs_nothing_more() -> None:
+    program = (
+        "import atexit, sys\n"
+        "from chaccu.train.processes import end_process\n"
+        "atexit.register(print, 'too late')\n"
+        "sys.stdout.write('written')\n"
+        "end_process()\n"
+        "print('not reached')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "written")
