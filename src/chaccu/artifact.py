@@ -39,7 +39,7 @@ class FileEntry(msgspec.Struct, frozen=True):
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What an artifact is and where it came from.
 
-    `kind`: "base", "dataset", "adapter", "model", "gguf", "answers" or "verdicts". `parents`: the manifests' own SHA-256 by
+    `kind`: "base", "dataset", "adapter", "model", "gguf", "delta", "answers" or "verdicts". `parents`: the manifests' own SHA-256 by
     role ("base", "adapter", "dataset"). `inputs`: SHA-256 of raw inputs by name. `settings`: the resolved configuration that
     made it. `facts`: what the making measured (losses, counts). Unknown keys of a newer version are ignored on reading.
     """
@@ -187,19 +187,25 @@ def write_json(path: Path, value: Any) -> None:
         file.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 
 
-def describe_files(folder: Path, *, without: str | None = None) -> dict[str, FileEntry]:
+def describe_files(
+    folder: Path, *, without: str | None = None, hashed: Mapping[str, FileEntry] | None = None
+) -> dict[str, FileEntry]:
     """Size and hash of every file below `folder` but the manifest, by relative POSIX path; `without` names a folder in it that
-    is no part of the artifact."""
-    return {
-        file.relative_to(folder).as_posix(): FileEntry(file.stat().st_size, sha256_file(file))
+    is no part of the artifact, `hashed` has what was hashed as it was written."""
+    found = {
+        file.relative_to(folder).as_posix(): file
         for file in sorted(folder.rglob("*"))
         if file.is_file() and file.name != MANIFEST_NAME and file.relative_to(folder).parts[0] != without
     }
+    known = hashed or {}
+    return {name: known.get(name) or FileEntry(file.stat().st_size, sha256_file(file)) for name, file in found.items()}
 
 
-def write_manifest(folder: Path, manifest: Manifest, *, without: str | None = None) -> Manifest:
+def write_manifest(
+    folder: Path, manifest: Manifest, *, without: str | None = None, hashed: Mapping[str, FileEntry] | None = None
+) -> Manifest:
     """Write `manifest` into `folder` with its files listed and hashed, see `describe_files`; returns what was written."""
-    complete = msgspec.structs.replace(manifest, files=describe_files(folder, without=without))
+    complete = msgspec.structs.replace(manifest, files=describe_files(folder, without=without, hashed=hashed))
     write_json(folder / MANIFEST_NAME, complete)
     return complete
 

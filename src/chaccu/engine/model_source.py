@@ -8,18 +8,17 @@ never guessed from a path or a tokenizer.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import msgspec
 
 from chaccu.artifact import MANIFEST_NAME, Manifest, read_manifest
 from chaccu.conversation import TOKENIZER_FORMAT, list_formats, load_format, resolve_format
-from chaccu.errors import EngineError, MissingDependencyError, UsageError
+from chaccu.errors import EngineError, UsageError
+from chaccu.hub import could_be_hub_id, fetch_model
 
 SCRIPTED_PREFIX = "scripted:"
 _SCRIPTED_FORMAT = "chatml"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SERVABLE_KINDS = ("gguf", "model", "base")
 
 
@@ -78,7 +77,7 @@ def resolve_model(spec: str, *, chat_format: str | None = None, name: str | None
 
 
 def _name_of(path: Path, spec: str) -> str:
-    if _HUB_ID.fullmatch(spec) and not Path(spec).exists():
+    if "/" in spec and could_be_hub_id(spec) and not Path(spec).exists():
         return spec
     return path.resolve().stem if path.is_file() else path.resolve().name
 
@@ -113,18 +112,8 @@ def _find_weights(path: Path) -> tuple[Path | None, Path | None]:
 
 
 def _fetch_from_hub(spec: str, chat_format: str | None) -> Path:
-    looks_local = not _HUB_ID.fullmatch(spec) or Path(spec).parent.exists()
+    looks_local = "/" not in spec or not could_be_hub_id(spec)
     if looks_local or chat_format is None:
         hint = "" if looks_local else "; for a model of the hub add --format NAME, one of: " + ", ".join(list_formats())
         raise EngineError(f"there is no model at {spec}.", remedy="check the path" + hint)
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise MissingDependencyError("huggingface-hub", extra="train", needed_for=f"fetching {spec}") from error
-    try:
-        return Path(snapshot_download(spec, allow_patterns=["*.json", "*.safetensors"]))
-    except (OSError, ValueError) as error:
-        raise EngineError(
-            f"there is no folder {spec}, and the model hub did not give it: {type(error).__name__}.",
-            remedy="check the name and the network, or download the model and name its folder",
-        ) from error
+    return fetch_model(spec, error=EngineError)

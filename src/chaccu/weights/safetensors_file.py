@@ -1,0 +1,198 @@
+"""safetensors files, read and written one tensor at a time.
+
+The format is safetensors' own (github.com/huggingface/safetensors, README, "Format"): eight bytes of header length, a JSON header,
+the tensors' bytes. The library's reader maps the whole file, whose pages count as the process's memory, and its writer wants all
+tensors at once; here neither holds more than the tensor in hand.
+
+Invariants: a file that is cut off, or whose header contradicts itself, is refused when it is opened; what is written is what was
+announced, tensor by tensor, or an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+import torch
+
+from chaccu.artifact import FileEntry, storage_errors
+from chaccu.errors import WeightsError
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# The library's own limit; a longer header is no header.
+_LONGEST_HEADER = 100_000_000
+_ALIGNMENT = 8
+
+
+class TensorSpec(msgspec.Struct, frozen=True):
+    """What a tensor will be: its name, dtype and shape."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class TensorEntry(TensorSpec, frozen=True):
+    """A tensor of a file; its bytes begin at `begin`, counted from the file's start."""
+
+    begin: int
+
+
+class SafetensorsFile:
+    """A safetensors file, opened for reading. Raises `WeightsError` when it is none, or is cut off, `StorageError` when it cannot
+    be read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with storage_errors(path), path.open("rb") as file:
+            size = path.stat().st_size
+            head = file.read(8)
+            (length,) = struct.unpack("<Q", head) if len(head) == 8 else (0,)
+            if not 2 <= length <= _LONGEST_HEADER:
+                raise WeightsError(f"{path} is no safetensors file ({size:,} bytes).", remedy="fetch or write it again")
+            header = file.read(length)
+        data_start = 8 + length
+        if len(header) < length:
+            raise WeightsError(
+                f"{path} is cut off in its header: {size:,} bytes of at least {data_start:,}.", remedy="fetch or write it again"
+            )
+        try:
+            values: dict[str, Any] = json.loads(header)
+            self.metadata: dict[str, str] = values.pop("__metadata__", None) or {}
+            entries = [_read_entry(name, value, data_start) for name, value in values.items()]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise WeightsError(f"{path} has a damaged header ({error}).", remedy="fetch or write it again") from error
+        entries.sort(key=lambda entry: entry.begin)
+        self.entries = {entry.name: entry for entry in entries}
+        self._check_places(data_start, size)
+
+    def _check_places(self, data_start: int, size: int) -> None:
+        end = data_start
+        for entry in self.entries.values():
+            if entry.begin < end:
+                raise WeightsError(f"{self.path} has a damaged header: {entry.name} lies inside another tensor.")
+            end = entry.begin + entry.size_bytes
+        if end > size:
+            raise WeightsError(
+                f"{self.path} is cut off: its tensors need {end:,} bytes and it has {size:,}.", remedy="fetch or write it again"
+            )
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, in memory of its own. Raises `StorageError`, or `WeightsError` when the file shrank since it was opened."""
+        entry = self.entries[name]
+        raw = torch.empty(entry.size_bytes, dtype=torch.uint8)
+        view = memoryview(raw.numpy())
+        with storage_errors(self.path), self.path.open("rb", buffering=0) as file:
+            file.seek(entry.begin)
+            done = 0
+            while done < entry.size_bytes:
+                count = file.readinto(view[done:])
+                if not count:
+                    raise WeightsError(f"{self.path} ends inside {name}.", remedy="fetch or write it again")
+                done += count
+        return raw.view(entry.dtype).reshape(entry.shape)
+
+
+def _read_entry(name: str, value: Mapping[str, Any], data_start: int) -> TensorEntry:
+    if value["dtype"] not in DTYPES:
+        raise ValueError(f"{name} is of dtype {value['dtype']}")
+    begin, end = value["data_offsets"]
+    shape = tuple(value["shape"])
+    if not all(isinstance(side, int) and side >= 0 for side in (*shape, begin, end)):
+        raise ValueError(f"{name} has no sizes")
+    entry = TensorEntry(name, DTYPES[value["dtype"]], shape, data_start + begin)
+    if end - begin != entry.size_bytes:
+        raise ValueError(f"{name} has {end - begin:,} bytes; its shape and dtype need {entry.size_bytes:,}")
+    return entry
+
+
+class SafetensorsWriter:
+    """Writes one file whose tensors are announced before the first is there; a context, to be left once all are written.
+
+    The bytes are hashed on the way by a thread of its own, so that two tensors at most are in memory: the one in hand and the one
+    before. `entry` is the file's size and SHA-256 once the context has been left.
+    """
+
+    def __init__(self, path: Path, specs: Iterable[TensorSpec], *, metadata: Mapping[str, str] | None = None) -> None:
+        self._path = path
+        self._specs = list(specs)
+        self._next = 0
+        self._hash = hashlib.sha256()
+        self._size = 0
+        self._hashing: Future[None] | None = None
+        self.entry: FileEntry | None = None
+        header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+        begin = 0
+        for spec in self._specs:
+            end = begin + spec.size_bytes
+            header[spec.name] = {"dtype": DTYPE_NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [begin, end]}
+            begin = end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % _ALIGNMENT)
+        self._head = struct.pack("<Q", len(text)) + text
+
+    def __enter__(self) -> SafetensorsWriter:
+        self._file = self._path.open("wb", buffering=0)
+        self._thread = ThreadPoolExecutor(1)
+        self._put(memoryview(self._head))
+        return self
+
+    def write(self, tensor: torch.Tensor) -> None:
+        """Write the next of the announced tensors. Raises `WeightsError` when it is of another dtype or shape."""
+        spec = self._specs[self._next]
+        if tensor.dtype != spec.dtype or tuple(tensor.shape) != spec.shape:
+            raise WeightsError(
+                f"{spec.name} is {tensor.dtype} of {tuple(tensor.shape)}; {spec.dtype} of {spec.shape} was announced."
+            )
+        self._next += 1
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) if tensor.numel() else torch.empty(0, dtype=torch.uint8)
+        self._put(memoryview(raw.numpy()))
+
+    def _put(self, data: memoryview) -> None:
+        if self._hashing is not None:
+            self._hashing.result()
+        self._hashing = self._thread.submit(self._hash.update, data)
+        done = 0
+        while done < len(data):
+            done += self._file.write(data[done:])
+        self._size += len(data)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._hashing is not None:
+            self._hashing.result()
+        self._thread.shutdown()
+        self._file.close()
+        if kind is not None:
+            return
+        if self._next < len(self._specs):
+            raise WeightsError(f"{self._specs[self._next].name} was announced for {self._path.name} and not written.")
+        self.entry = FileEntry(self._size, self._hash.hexdigest())
