@@ -44,7 +44,7 @@ def test_it_has_at_most_sixteen_megabytes() -> None:
 def test_its_weights_are_a_lora_adapter_with_finite_values_that_changes_something() -> None:
     safetensors = pytest.importorskip("safetensors.numpy", reason="the train extra is not installed")
     np = pytest.importorskip("numpy")
-    from chaccu.weights.merge import Adapter
+    from chaccu.weights.adapter import Adapter
 
     tensors = safetensors.load_file(str(FOLDER / "adapter_model.safetensors"))
     assert all(np.isfinite(tensor).all() for tensor in tensors.values())

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from chaccu.cli import weights_merge
 from chaccu.cli.progress_bar import counting
 
 app = typer.Typer(
     name="weights", help="Weights: everything between a checkpoint and something that answers.", no_args_is_help=True
 )
+weights_merge.register(app)
 _Out = Annotated[Path, typer.Option(help="Folder or file to write; it appears once it is whole.")]
 
 
@@ -51,28 +53,6 @@ def convert_command(
 
 
 @app.command(
-    "merge", epilog="Example: chaccu weights merge --base runs/demo/base --adapter runs/demo/adapter --out runs/demo/merged"
-)
-def merge_command(
-    base: Annotated[Path, typer.Option(help="The base model's Hugging Face folder.")],
-    adapter: Annotated[Path, typer.Option(help="A LoRA adapter folder.")],
-    out: _Out,
-    gguf: Annotated[
-        Path | None, typer.Option(help="The GGUF file that base came from: write a GGUF folder for the CPU engine.")
-    ] = None,
-) -> None:
-    """Merge a LoRA adapter into its base."""
-    from chaccu.weights.merge import merge_adapter, merge_into_gguf
-
-    with counting("merging") as progress:
-        if gguf is None:
-            manifest = merge_adapter(base, adapter, out, progress=progress)
-        else:
-            manifest = merge_into_gguf(gguf, base, adapter, out, progress=progress)
-    typer.echo(f"{out}: {manifest.kind}, {manifest.settings['adapted_weights']} weights merged")
-
-
-@app.command(
     "adapter-gguf",
     epilog="Example: chaccu weights adapter-gguf runs/demo/adapter --base runs/demo/base --gguf runs/demo/base.gguf "
     "--out runs/demo/adapter-gguf",
@@ -100,7 +80,7 @@ def wrap_command(
     out: _Out,
 ) -> None:
     """Make an unchanged GGUF file a model folder that the CPU engine serves."""
-    from chaccu.weights.merge import wrap_gguf
+    from chaccu.weights.gguf_merge import wrap_gguf
 
     wrap_gguf(source, base, out)
     typer.echo(f"{out} can be served")

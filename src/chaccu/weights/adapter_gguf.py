@@ -24,9 +24,9 @@ from chaccu.artifact import (
 )
 from chaccu.errors import WeightsError
 from chaccu.lineage import check_base
+from chaccu.weights.adapter import Adapter
 from chaccu.weights.gguf_file import GgufFile, float_pair, string_pair, write_gguf
 from chaccu.weights.gguf_import import find_architecture, gguf_values
-from chaccu.weights.merge import Adapter
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,17 +1,17 @@
-"""LoRA into base weights: as a Hugging Face folder, or straight into a copy of the GGUF file that the base came from.
+"""A LoRA adapter into the Hugging Face folder of its base, tensor by tensor; the base may lie in bitsandbytes' four bits.
 
-An adapter's update of a weight W (out × in) is ΔW = alpha / rank · B·A (Hu et al. 2021, arXiv:2106.09685); the rows of single
-tokens that it trained take the place of the base's. In the GGUF copy only the adapted tensors change; they are written as Q8_0,
-and every other tensor, the tokenizer and the metadata are carried over byte for byte.
-"""
+Invariants: what the adapter does not change is written as it was, or, where four bits become sixteen, as what they stand for;
+what it changes is reckoned in float32 and rounded once. How much that rounding takes away is measured on every changed weight
+and stated. Values that are not finite, in base or adapter, are an error."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
+import torch
 
 from chaccu.artifact import (
     MANIFEST_NAME,
@@ -21,240 +21,203 @@ from chaccu.artifact import (
     library_versions,
     manifest_sha256,
     read_manifest,
-    require_free_space,
     sha256_file,
     write_json,
     write_manifest,
 )
-from chaccu.conversation import TOKENIZER_FILES
-from chaccu.errors import WeightsError
+from chaccu.errors import UsageError, WeightsError
+from chaccu.hub import find_model_folder
 from chaccu.lineage import check_base
-from chaccu.weights.gguf_file import GgufFile, write_gguf
-from chaccu.weights.gguf_import import Progress, find_architecture, gguf_values, hf_tensor
-from chaccu.weights.gguf_rope import stretch_pairs
-
-if TYPE_CHECKING:
-    import numpy as np
-
-_PREFIX = "base_model.model."
-_LOW, _HIGH, _ROWS = ".lora_A.weight", ".lora_B.weight", ".token_adapter.trainable_tokens_delta"
-_Q8_0 = 8
-_BASE_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+from chaccu.weights.adapter import Adapter
+from chaccu.weights.checkpoint import MAX_SHARD_BYTES, Checkpoint, Progress, require_finite, write_checkpoint
+from chaccu.weights.merge_error import ErrorMeter, MergeError
+from chaccu.weights.model_files import MODEL_FILES, describe_source, has_conv1d, read_config
+from chaccu.weights.nf4_form import PackedWeight, find_packed, pack_rows, packed_specs, require_bitsandbytes
+from chaccu.weights.row_pieces import Rows, split_rows
+from chaccu.weights.safetensors_file import TensorSpec
 
 
-class Adapter:
-    """A PEFT LoRA adapter folder, opened for reading. Raises `WeightsError` when it is not one or of an unknown kind.
+def merge_adapter(
+    base: str | Path,
+    adapter: str | Path,
+    out: Path,
+    *,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    requantize: bool = False,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Write base + adapter as a Hugging Face folder, each a folder or a hub id.
 
-    `config_changes`: values of the base's config that differ in training (stretched positions), and so in the merged model.
-    """
+    A weight keeps its dtype; one in bitsandbytes' four bits gets that which it had before, or, with `requantize`, is packed
+    into nf4 again. `progress(done, total)` counts bytes; the manifest's facts hold the `merge_error`.
 
-    def __init__(self, folder: Path) -> None:
-        from safetensors.numpy import load_file
-
-        config_file, weights_file = folder / "adapter_config.json", folder / "adapter_model.safetensors"
-        if not (config_file.is_file() and weights_file.is_file()):
-            raise WeightsError(
-                f"{folder} is no LoRA adapter: it needs {config_file.name} and {weights_file.name}.",
-                remedy="name the output folder of chaccu train",
-            )
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-        odd = [key for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save") if config.get(key)]
-        if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or odd:
-            raise WeightsError(f"{folder} uses {', '.join(odd) or config.get('peft_type')}, which merging does not know.")
-        self.folder = folder
-        self.scale = config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])
-        named = read_manifest(folder) if (folder / MANIFEST_NAME).is_file() else None
-        self.config_changes: dict[str, Any] = (named.facts.get("config_changes") or {}) if named else {}
-        # GPT-2's Conv1D: the weights are stored as in × out.
-        self._transposed = bool(config.get("fan_in_fan_out"))
-        self._tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(str(weights_file)).items()}
-        self._row_ids: dict[str, list[int]] = config.get("trainable_token_indices") or {}
-        self.weights = sorted(
-            name.removesuffix(ending) + ".weight" for name in self._tensors for ending in (_LOW, _ROWS) if name.endswith(ending)
+    Raises `WeightsError` when the adapter is of another base, or a file is damaged or not finite; `StorageError` when the disk
+    is full; `UsageError` for `requantize` with a base that is not in nf4."""
+    base_folder = find_model_folder(base, error=WeightsError)
+    opened = Adapter(find_model_folder(adapter, error=WeightsError))
+    check_base(base_folder, opened.folder)
+    merge = _Merge(base_folder, opened, requantize=requantize)
+    with atomic_folder(out) as folder:
+        written = write_checkpoint(folder, merge.specs(), merge.read, max_shard_bytes=max_shard_bytes, progress=progress)
+        copy_files(base_folder, folder, MODEL_FILES)
+        change_config(folder, merge.config_changes())
+        manifest = describe_merge(
+            describe_source(base_folder, merge.checkpoint, "base"), opened, out.name, merge.meter.result()
         )
-        odd = [name for name in self._tensors if not name.endswith((_LOW, _HIGH, _ROWS))]
-        if odd:
-            raise WeightsError(f"{folder} holds {odd[0]}, which merging does not know.")
+        settings = {**manifest.settings, "requantized": requantize}
+        return write_manifest(folder, msgspec.structs.replace(manifest, settings=settings), hashed=written)
 
-    def check_fits(self, base: Path) -> None:
-        """Raise `WeightsError` unless the adapter is finite, and the base in that folder has every weight that it changes, in
-        its shape."""
-        import numpy as np
-        from safetensors import safe_open
 
-        broken = next((name for name, tensor in self._tensors.items() if not np.isfinite(tensor).all()), None)
-        if broken is not None:
-            raise WeightsError(f"{broken} in {self.folder} holds values that are not finite.", remedy="train it again")
+class _Merge:
+    """The merged model's tensors, one at a time. `meter` has what their rounding cost."""
 
-        shapes: dict[str, list[int]] = {}
-        for shard in sorted(base.glob("*.safetensors")):
-            with safe_open(shard, framework="numpy") as source:
-                shapes |= {name: source.get_slice(name).get_shape() for name in source.keys()}  # noqa: SIM118 (no mapping)
-        _refuse_unknown(set(self.weights) - set(shapes), base)
-        for weight in self.weights:
-            wanted = self._shape(weight)
-            rows, columns = shapes[weight]
-            if any(want not in (None, have) for want, have in zip(wanted, (rows, columns), strict=True)):
-                raise WeightsError(
-                    f"{weight} is {rows} × {columns} in {base}, and the adapter in {self.folder} is for another shape: "
-                    f"{' × '.join('any' if one is None else str(one) for one in wanted)}.",
-                    remedy="name the base that it was trained on",
-                )
+    def __init__(self, base: Path, adapter: Adapter, *, requantize: bool) -> None:
+        self._base, self._adapter, self._requantize = base, adapter, requantize
+        self.checkpoint = Checkpoint(base)
+        self.meter = ErrorMeter()
+        self._packed = find_packed(self.checkpoint)
+        self._check_form(read_config(base))
+        adapter.check_fits(weight_shapes(self.checkpoint), base)
+        self._weight_of = {part: weight for weight, packed in self._packed.items() for part in packed.parts}
+        # Of the weight that was packed last, what is not written yet.
+        self._parts: dict[str, torch.Tensor] = {}
 
-    def _shape(self, weight: str) -> tuple[int | None, int | None]:
-        """Rows and columns of a weight as the adapter knows them; None: any."""
-        stem = weight.removesuffix(".weight")
-        if stem + _LOW not in self._tensors:
-            return None, self._tensors[stem + _ROWS].shape[1]
-        rows, columns = len(self._tensors[stem + _HIGH]), self._tensors[stem + _LOW].shape[1]
-        return (columns, rows) if self._transposed else (rows, columns)
-
-    def factors(self, weight: str) -> tuple[np.ndarray, np.ndarray]:
-        """A (rank × in) and B (out × rank) of one weight, as float32. Raises `WeightsError` where single rows are trained."""
-        import numpy as np
-
-        stem = weight.removesuffix(".weight")
-        if stem + _ROWS in self._tensors:
+    def _check_form(self, config: dict[str, Any]) -> None:
+        method = (config.get("quantization_config") or {}).get("quant_method")
+        if method is not None and not self._packed:
             raise WeightsError(
-                f"the adapter in {self.folder} trains {len(self._row_ids[stem.rpartition('.')[2]])} rows of {weight}, which "
-                "llama.cpp does not take from an adapter.",
-                remedy="merge it: chaccu weights merge --gguf",
+                f"{self._base} is quantised as {method}, which an adapter is not merged into.",
+                remedy="name its base in 16 bits, or in bitsandbytes' nf4",
             )
-        return self._tensors[stem + _LOW].astype(np.float32), self._tensors[stem + _HIGH].astype(np.float32)
+        if self._packed and has_conv1d(config):
+            raise WeightsError(
+                f"{self._base} is a {config['model_type']} in four bits, whose weights lie turned over.",
+                remedy="name its base in 16 bits",
+            )
+        if not self._requantize:
+            return
+        if any(packed.kind != "nf4" for packed in self._packed.values()) or not self._packed:
+            raise UsageError(
+                f"{self._base} is not in nf4, so that --requantize has nothing to go back to.", remedy="leave --requantize out"
+            )
+        require_bitsandbytes("--requantize")
 
-    def apply(self, weight: str, values: np.ndarray) -> np.ndarray:
-        """One Hugging Face weight, float32 (out × in, a Conv1D's in × out), as the adapter makes it; `values`, the base's, may
-        be written to."""
-        import numpy as np
+    def config_changes(self) -> dict[str, Any]:
+        """What in the merged model's config is not the base's; None: it goes."""
+        changes: dict[str, Any] = dict(self._adapter.config_changes)
+        if self._packed and not self._requantize:
+            dtype = next(iter(self._packed.values())).dtype
+            changes |= {"quantization_config": None, "torch_dtype": None, "dtype": str(dtype).removeprefix("torch.")}
+        return changes
 
-        stem = weight.removesuffix(".weight")
-        if stem + _ROWS in self._tensors:
-            values[self._row_ids[stem.rpartition(".")[2]]] = self._tensors[stem + _ROWS]
-        if stem + _LOW in self._tensors:
-            low, high = self._tensors[stem + _LOW], self._tensors[stem + _HIGH]
-            update = high.astype(np.float32) @ low.astype(np.float32)
-            values += self.scale * (update.T if self._transposed else update)
-        return values
+    def specs(self) -> list[TensorSpec]:
+        """Every tensor that will be written, in the order of the base's files."""
+        return list(self._specs())
 
+    def _specs(self) -> Iterator[TensorSpec]:
+        begun: set[str] = set()
+        for name, entry in self.checkpoint.entries.items():
+            weight = self._weight_of.get(name)
+            if weight is None or (self._requantize and weight not in self._adapter.weights):
+                yield TensorSpec(name, entry.dtype, entry.shape)
+            elif weight not in begun:
+                begun.add(weight)
+                packed = self._packed[weight]
+                if self._requantize:
+                    yield from packed_specs(weight, packed.shape)
+                else:
+                    yield TensorSpec(weight, packed.dtype, packed.shape)
 
-def merge_adapter(base: Path, adapter_folder: Path, out: Path, *, progress: Progress | None = None) -> Manifest:
-    """Write base + adapter as a Hugging Face folder in the base's dtype. `progress(done, total)` counts tensors.
+    def read(self, name: str) -> torch.Tensor:
+        """One of `specs`, merged."""
+        if name in self._parts:
+            return self._parts.pop(name)
+        weight = self._weight_of.get(name)
+        if weight is not None and self._requantize and weight in self._adapter.weights:
+            self._parts = self._merge_packed(weight)
+            return self._parts.pop(name)
+        if weight is not None and not self._requantize:
+            return self._unpack(weight)
+        tensor = self.checkpoint.read(name)
+        require_finite(tensor, name, self._base)
+        if name in self._adapter.weights:
+            self._merge_rows(name, lambda begin, end: tensor[begin:end].float(), tensor)
+        return tensor
 
-    Raises `WeightsError` when the adapter adapts a weight that the base does not have, `StorageError` when the disk is full.
-    """
-    import torch
-    from safetensors import safe_open
-    from safetensors.torch import save_file
+    def _merge_rows(self, weight: str, rows: Rows, target: torch.Tensor) -> None:
+        """Write the merged weight into `target`, which may be what `rows` reads."""
+        change = self._adapter.change(weight)
+        for begin, end in split_rows(tuple(target.shape)):
+            base = rows(begin, end)
+            meant = change.apply(begin, base)
+            written = meant.to(target.dtype)
+            self.meter.add(weight, base, meant, written.float())
+            target[begin:end] = written
 
-    adapter = Adapter(adapter_folder)
-    check_base(base, adapter_folder)
-    shards = sorted(base.glob("*.safetensors"))
-    if not shards:
-        raise WeightsError(f"{base} holds no safetensors.", remedy="name the base model's Hugging Face folder")
-    require_free_space(out.parent, sum(shard.stat().st_size for shard in shards) + 64_000_000, "the merged model")
-    left, done = set(adapter.weights), 0
-    with atomic_folder(out) as folder:
-        for shard in shards:
-            tensors: dict[str, torch.Tensor] = {}
-            with safe_open(shard, framework="pt") as source:
-                names = list(source.keys())
-                for name in names:
-                    tensor = source.get_tensor(name)
-                    if name in left:
-                        left.remove(name)
-                        tensor = torch.from_numpy(adapter.apply(name, tensor.float().numpy())).to(tensor.dtype)
-                    tensors[name] = tensor
-                    done += 1
-                    if progress:
-                        progress(done, len(names) * len(shards))
-            save_file(tensors, str(folder / shard.name), metadata={"format": "pt"})
-        _refuse_unknown(left, base)
-        copy_files(base, folder, (*_BASE_FILES, "model.safetensors.index.json"))
-        _change_config(folder / "config.json", adapter.config_changes)
-        return write_manifest(folder, _manifest("model", out, base, adapter, {}))
+    def _unpack(self, weight: str) -> torch.Tensor:
+        packed = self._packed[weight]
+        rows = packed.open()
+        target = torch.empty(packed.shape, dtype=packed.dtype)
+        if weight in self._adapter.weights:
+            self._merge_rows(weight, rows, target)
+        else:
+            for begin, end in split_rows(packed.shape):
+                target[begin:end] = rows(begin, end)
+        return target
 
-
-def merge_into_gguf(gguf: Path, base: Path, adapter_folder: Path, out: Path, *, progress: Progress | None = None) -> Manifest:
-    """Write a servable folder: `model.gguf` = `gguf` with the adapted tensors merged and stored as Q8_0, and the tokenizer.
-
-    `gguf` must be the file that `base` was imported from. `progress(done, total)` counts bytes. Raises `WeightsError` or
-    `StorageError`.
-    """
-    import gguf as ggml
-
-    adapter = Adapter(adapter_folder)
-    check_base(base, adapter_folder)
-    if sha256_file(gguf) not in read_manifest(base).inputs.values():
-        raise WeightsError(f"{base} was not imported from {gguf}.", remedy="name the GGUF file that weights convert read")
-    file = GgufFile(gguf)
-    architecture = find_architecture(file)
-    hf_names = {name: architecture.hf_name(name) for name in file.tensors}
-    wanted = set(adapter.weights)
-    _refuse_unknown(wanted - set(hf_names.values()), base)
-    adapted = {name for name, hf_name in hf_names.items() if hf_name in wanted}
-
-    def packed(name: str) -> np.ndarray:
-        hf_name = hf_names[name]
-        if name not in adapted or hf_name is None:
-            return file.packed(name)
-        merged = gguf_values(file, name, adapter.apply(hf_name, hf_tensor(file, name)))
-        return ggml.quants.quantize(merged, ggml.GGMLQuantizationType.Q8_0)
-
-    table = [(entry.name, entry.shape, _Q8_0 if entry.name in adapted else entry.type_id) for entry in file.tensors.values()]
-    require_free_space(out.parent, 2 * gguf.stat().st_size, "the merged GGUF model")
-    with atomic_folder(out) as folder:
-        with (folder / "model.gguf").open("wb") as target:
-            pairs = stretch_pairs(file, adapter.config_changes)
-            for done in write_gguf(target, pairs=pairs, tensors=table, packed=packed, alignment=file.alignment):
-                if progress:
-                    progress(done, gguf.stat().st_size)
-        copy_files(base, folder, TOKENIZER_FILES)
-        return write_manifest(folder, _manifest("gguf", out, base, adapter, {gguf.name: sha256_file(gguf)}))
+    def _merge_packed(self, weight: str) -> dict[str, torch.Tensor]:
+        packed = self._packed[weight]
+        rows, change = packed.open(), self._adapter.change(weight)
+        parts = pack_rows(weight, packed.shape, packed.dtype, lambda begin, end: change.apply(begin, rows(begin, end)))
+        # The scales are rounded once all are known: only now can it be told what stands there.
+        written = PackedWeight(weight, "nf4", list(parts), parts.__getitem__, self._base).open()
+        for begin, end in split_rows(packed.shape):
+            base = rows(begin, end)
+            self.meter.add(weight, base, change.apply(begin, base), written(begin, end))
+        return parts
 
 
-def wrap_gguf(gguf: Path, base: Path, out: Path) -> Manifest:
-    """A servable folder of an unchanged GGUF file: a hard link where the disk allows it, with the imported tokenizer."""
-    parent = read_manifest(base)
-    with atomic_folder(out) as folder:
-        try:
-            (folder / "model.gguf").hardlink_to(gguf)
-        except OSError:  # another disk, or a file system without links
-            (folder / "model.gguf").write_bytes(gguf.read_bytes())
-        copy_files(base, folder, TOKENIZER_FILES)
-        return write_manifest(
-            folder,
-            msgspec.structs.replace(parent, kind="gguf", parents={"base": manifest_sha256(base)}, settings={}, files={}),
-        )
+def weight_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Shape by name of a model's weights, those in four bits as they are when unpacked."""
+    packed = {name: weight.shape for name, weight in find_packed(checkpoint).items()}
+    return {name: entry.shape for name, entry in checkpoint.entries.items()} | packed
 
 
-def _change_config(file: Path, changes: dict[str, Any]) -> None:
-    """Give a model's config the values that the adapter was trained with, where they are not the base's."""
+def change_config(folder: Path, changes: dict[str, Any]) -> None:
+    """Give a model's config the values of `changes`; None takes one away."""
     if not changes:
         return
-    config = json.loads(file.read_text(encoding="utf-8"))
+    config = read_config(folder)
     text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
-    text.pop("rope_scaling", None)  # the older name, which stands before rope_parameters where both are there
-    text.update(changes)
-    write_json(file, config)
+    if "rope_parameters" in changes:
+        text.pop("rope_scaling", None)  # the older name, which stands before rope_parameters where both are there
+    for key, value in changes.items():
+        if value is None:
+            config.pop(key, None)
+        else:
+            (config if key in ("dtype", "quantization_config") else text)[key] = value
+    write_json(folder / "config.json", config)
 
 
-def _refuse_unknown(weights: set[str], base: Path) -> None:
-    if weights:
-        raise WeightsError(f"the adapter changes {sorted(weights)[0]} and {len(weights) - 1} more that {base} does not have.")
-
-
-def _manifest(kind: str, out: Path, base: Path, adapter: Adapter, inputs: dict[str, str]) -> Manifest:
-    folders = {"base": base, "adapter": adapter.folder}
-    named = {role: folder for role, folder in folders.items() if (folder / MANIFEST_NAME).is_file()}
-    origin = read_manifest(named["adapter"]) if "adapter" in named else None
-    return Manifest(
-        kind=kind,
-        name=out.name,
-        chat_format=origin.chat_format if origin else None,
-        tokenizer_sha256=origin.tokenizer_sha256 if origin else None,
-        license=read_manifest(base).license if "base" in named else None,
-        parents={role: manifest_sha256(folder) for role, folder in named.items()},
+def describe_merge(base: Manifest, adapter: Adapter, name: str, error: MergeError | None) -> Manifest:
+    """The manifest of a merged model, without its files: `base` is what its base gives it, and what the adapter's own manifest
+    says of format and tokenizer stands before that."""
+    parents, inputs = dict(base.parents), dict(base.inputs)
+    chat_format, tokenizer_sha256 = base.chat_format, base.tokenizer_sha256
+    if (adapter.folder / MANIFEST_NAME).is_file():
+        origin = read_manifest(adapter.folder)
+        parents["adapter"] = manifest_sha256(adapter.folder)
+        chat_format, tokenizer_sha256 = origin.chat_format or chat_format, origin.tokenizer_sha256 or tokenizer_sha256
+    else:
+        inputs["adapter_model.safetensors"] = sha256_file(adapter.folder / "adapter_model.safetensors")
+    return msgspec.structs.replace(
+        base,
+        name=name,
+        chat_format=chat_format,
+        tokenizer_sha256=tokenizer_sha256,
+        parents=parents,
         inputs=inputs,
         settings={"adapted_weights": len(adapter.weights)},
-        versions=library_versions("safetensors", "gguf"),
+        facts={"merge_error": msgspec.to_builtins(error)},
+        versions=library_versions("safetensors", "torch", "gguf", "bitsandbytes"),
     )

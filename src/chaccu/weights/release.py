@@ -30,9 +30,11 @@ from chaccu.artifact import (
 )
 from chaccu.errors import UsageError, WeightsError
 from chaccu.lineage import check_base, find_tokenizer_sha256, identify_weights
+from chaccu.weights.adapter import Adapter
+from chaccu.weights.checkpoint import Checkpoint
 from chaccu.weights.data_statement import DataStatement, state_data
 from chaccu.weights.fetch import PACKAGED_MODELS, PackagedModel, find_packaged_origin, read_terms
-from chaccu.weights.merge import Adapter
+from chaccu.weights.merge import weight_shapes
 from chaccu.weights.model_card import render_card, render_notice
 from chaccu.weights.portable_paths import refuse_machine_paths, shorten_paths, shorten_settings
 
@@ -64,7 +66,9 @@ def release_adapter(adapter: Path, base: Path, out: Path, options: ReleaseOption
     origin = read_manifest(adapter, kind="adapter")
     verify_files(adapter, {name: origin.files[name] for name in (WEIGHTS, CONFIG, _LOG) if name in origin.files})
     check_base(base, adapter)
-    Adapter(adapter).check_fits(base)
+    opened = Adapter(adapter)
+    opened.check_finite()
+    opened.check_fits(weight_shapes(Checkpoint(base)), base)
     packaged = find_packaged_origin(identify_weights(base))
     if packaged is not None and options.base_name not in (None, packaged.origin):
         packaged = None

@@ -1,0 +1,57 @@
+"""What lies beside the weights in a model's Hugging Face folder: its config, its tokenizer, and what is said of where it came
+from.
+
+It ignores the weights themselves (`checkpoint`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from chaccu.artifact import MANIFEST_NAME, Manifest, manifest_sha256, read_manifest
+from chaccu.conversation import TOKENIZER_FILES
+from chaccu.errors import WeightsError
+from chaccu.lineage import find_tokenizer_sha256
+from chaccu.weights.checkpoint import Checkpoint
+
+MODEL_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+# Model types whose linear weights lie as in × out (transformers' Conv1D).
+_CONV1D_MODELS = frozenset({"gpt2", "openai-gpt"})
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The model's config. Raises `WeightsError` when it is missing or damaged."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise WeightsError(f"{folder} has no config.json.", remedy="name a model's Hugging Face folder")
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise WeightsError(f"{path} is damaged ({error}).", remedy=f"chaccu weights repair {folder}") from error
+    if not isinstance(config, dict):
+        raise WeightsError(f"{path} is damaged: it is no object.", remedy=f"chaccu weights repair {folder}")
+    return config
+
+
+def has_conv1d(config: dict[str, Any]) -> bool:
+    """Whether the model's linear weights lie turned over, as in × out."""
+    return config.get("model_type") in _CONV1D_MODELS
+
+
+def describe_source(folder: Path, checkpoint: Checkpoint, role: str) -> Manifest:
+    """What something made of a model's folder carries over: chat format, tokenizer, licence, and what it was made of: the
+    folder's manifest as the parent `role`, or, without one, its files of weights as inputs."""
+    if (folder / MANIFEST_NAME).is_file():
+        origin = read_manifest(folder)
+        return Manifest(
+            kind="model",
+            name=origin.name,
+            chat_format=origin.chat_format,
+            tokenizer_sha256=origin.tokenizer_sha256,
+            license=origin.license,
+            parents={role: manifest_sha256(folder)},
+        )
+    tokenizer = find_tokenizer_sha256(folder) if (folder / "tokenizer.json").is_file() else None
+    return Manifest(kind="model", name=folder.name, tokenizer_sha256=tokenizer, inputs=checkpoint.sha256())
