@@ -174,8 +174,8 @@ class JudgeSession:
             judge_version=completion.model,
             prompt=task.prompt.name,
             prompt_sha256=task.prompt.sha256,
-            outcome=read_outcome(completion.text, task.prompt) if is_read else None,
-            scores=read_scores(completion.text, task.prompt) if is_read else None,
+            outcome=read_outcome(completion.text, task.prompt, completion.finish_reason) if is_read else None,
+            scores=read_scores(completion.text, task.prompt, completion.finish_reason) if is_read else None,
             text=completion.text,
             finish_reason=completion.finish_reason,
             attempts=tally.attempts,
@@ -224,7 +224,7 @@ class JudgeSession:
                     break
                 raise failed
             self.check_version(completion.model, "the server")
-            if _can_be_read(completion.text, task):
+            if _can_be_read(completion, task):
                 return completion, True, _flags_of(completion)
             if not completion.text.strip():
                 message = f"{self.judge.name} wrote nothing ({completion.finish_reason})"
@@ -315,10 +315,9 @@ class JudgeSession:
         return completion
 
 
-def _can_be_read(text: str, task: JudgeTask) -> bool:
-    if task.prompt.kind == "pairwise":
-        return read_outcome(text, task.prompt) is not None
-    return read_scores(text, task.prompt) is not None
+def _can_be_read(completion: Completion, task: JudgeTask) -> bool:
+    read = read_outcome if task.prompt.kind == "pairwise" else read_scores
+    return read(completion.text, task.prompt, completion.finish_reason) is not None
 
 
 def _flags_of(completion: Completion) -> tuple[str, ...]:

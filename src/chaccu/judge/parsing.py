@@ -20,8 +20,16 @@ Scale = tuple[float, float]
 SCALE: Scale = (0, 10)
 
 _MARK = re.compile(r"\[\[[ \t]{0,4}([^\[\]\n]{1,24}?)[ \t]{0,4}\]\]")
-# What follows a mark of the instruction: `"[[A]]" if assistant A is better`, `"[[C]]" for a tie`.
-_CONDITION = re.compile(r"[\"'”’`*]*,?[ \t]+(?:if|when|for a tie)\b", re.I)
+# What follows a mark of the instruction: `"[[A]]" if assistant A is better`, `"[[C]]" for a tie`; not "[[B]], if only just".
+_CONDITION = re.compile(
+    r"[\"'”’`*]*,?[ \t]+(?:for a tie\b|(?:if|when)\b"
+    r"(?![ \t]+(?:only|by|just|barely|narrowly|slightly|anything|forced|pressed|I)\b))",
+    re.I,
+)
+_LABEL = re.compile(
+    r"(?:(?:my|the|final|overall)[ \t]+){0,3}(?:verdict|rating|score|grade|winner|choice|decision|judge?ment)[ \t]*(?::|is:?)?",
+    re.I,
+)
 _OPENING, _CLOSING = "\"'“‘`«", "\"'”’`»"
 _OUTCOME_MARKS: dict[str, Outcome] = {
     "A": "first",
@@ -41,10 +49,14 @@ _JSON_OUTCOMES: dict[str, Outcome] = {"a": "first", "b": "second", "tie": "tie"}
 _SCORE = r"(\d+(?:\.\d+)?)(?:[ \t]*/[ \t]*10(?![\d.]*\d)|[ \t]+out[ \t]+of[ \t]+10\b)?"
 _PLAIN = re.compile(_SCORE)
 _MARKED_PAIR = re.compile(rf"{_SCORE}[ \t]*,[ \t]*{_SCORE}")
-# A grade without its mark; not the end of a range ("1-10") nor a share of another whole ("4/5").
+# A mark that is meant for a grade, readable or not ("4/5", "8,5", "-1"); not a row of a matrix ("1, 2").
+_NUMBER = re.compile(r"[-+−]?\d(?!.*,[ \t])")
+# A grade without its mark; not the end of a range ("1-10"), a share of another whole ("4 / 5") or a decimal comma ("8,5").
+_GRADE_HEAD = r"\b(?:rating|score|grade)[ \t]*(?:[:=]|is|of)[ \t]*\[?"
+_ANY_GRADE = re.compile(rf"{_GRADE_HEAD}[-+−]?\d", re.I)
 _GRADE = re.compile(
-    rf"\b(?:rating|score|grade)[ \t]*(?:[:=]|is|of)[ \t]*\[?{_SCORE}\]?"
-    r"(?![\d/%]|\.\d|[ \t]*[-–][ \t]*\d|[ \t]+out[ \t]+of)",
+    rf"{_GRADE_HEAD}{_SCORE}\]?"
+    r"(?!\d|[.,]\d|[ \t]*(?:[/%]|stars?\b|[-–][ \t]*\d)|[ \t]+(?:(?:to|or)[ \t]+\d|out[ \t]+of))",
     re.I,
 )
 
@@ -107,12 +119,16 @@ _CHOICE_SENTENCE = re.compile(
 )
 
 
-def read_outcome(text: str, prompt: JudgePrompt) -> Outcome | None:
-    """Which of two answers the judge prefers, by what `prompt` asks it to state; None for a prompt of one answer."""
+def read_outcome(text: str, prompt: JudgePrompt, finish_reason: str = "") -> Outcome | None:
+    """Which of two answers the judge prefers, by what `prompt` asks it to state; None for a prompt of one answer.
+
+    `finish_reason`: as the server gave it. Of a text that was cut off ("length") a mark counts where the text ends with it in a
+    line of its own: any other is part of what should have led to a verdict.
+    """
     if prompt.kind != "pairwise":
         return None
     if prompt.output == "winner":
-        return parse_mark(text)
+        return parse_mark(text) if _has_its_end(text, finish_reason) else None
     if prompt.output == "json":
         found = _find_object(text, "winner")
         return _JSON_OUTCOMES.get(found.strip().lower()) if isinstance(found, str) else None
@@ -120,12 +136,15 @@ def read_outcome(text: str, prompt: JudgePrompt) -> Outcome | None:
     return compare_scores(scores) if scores else None
 
 
-def read_scores(text: str, prompt: JudgePrompt) -> tuple[float, ...] | None:
-    """The scores that `prompt` asks for, one for each answer and each within its scale; None where it asks for none."""
+def read_scores(text: str, prompt: JudgePrompt, finish_reason: str = "") -> tuple[float, ...] | None:
+    """The scores that `prompt` asks for, one for each answer and each within its scale; None where it asks for none.
+
+    `finish_reason`: as in `read_outcome`; two scores come first, and stand though the reason behind them was cut off.
+    """
     if prompt.output == "score_pair":
         return parse_scores(text, prompt.scale)
     if prompt.kind == "single" and prompt.output == "score":
-        grade = parse_grade(text, prompt.scale)
+        grade = parse_grade(text, prompt.scale) if _has_its_end(text, finish_reason) else None
     elif prompt.kind == "single" and prompt.output == "json":
         grade = _number_within(_find_object(text, "score"), prompt.scale)
     else:
@@ -140,23 +159,35 @@ def compare_scores(scores: tuple[float, ...]) -> Outcome:
 
 
 def parse_mark(text: str) -> Outcome | None:
-    """The last of the marks [[A]], [[B]], [[C]] or [[TIE]], and [[A>B]], [[A>>B]], [[A=B]] and so on."""
-    marks = [mark for _, mark in _find_marks(text) if mark.upper().replace(" ", "") in _OUTCOME_MARKS]
-    return _OUTCOME_MARKS[marks[-1].upper().replace(" ", "")] if marks else None
+    """The last of the marks [[A]], [[B]], [[C]] or [[TIE]], and [[A>B]], [[A>>B]], [[A=B]] and so on.
+
+    None where the text ends with another mark, such as [[Neither]]: it is the verdict, and an earlier mark is not.
+    """
+    marks = [(end, mark.upper().replace(" ", "")) for end, mark in _find_marks(text)]
+    known = [(end, mark) for end, mark in marks if mark in _OUTCOME_MARKS]
+    if not known or (known[-1] != marks[-1] and _is_end(text, marks[-1][0])):
+        return None
+    return _OUTCOME_MARKS[known[-1][1]]
 
 
 def parse_grade(text: str, scale: Scale = SCALE) -> float | None:
     """The last mark [[7.5]] or [[7.5/10]]; in a text without marks the "score" of a JSON object, or the last "Rating: 7.5".
 
-    None where that is off the scale.
+    None where that is off the scale, or is a number of another form ([[4/5]], [[8,5]], "Rating: 8 to 9").
     """
-    grades = [match for _, mark in _find_marks(text) if (match := _PLAIN.fullmatch(mark))]
-    if not grades and not _MARK.search(text):
+    marks = [mark for end, mark in _find_marks(text) if _NUMBER.match(mark) or _is_end(text, end)]
+    if marks:
+        grade = _PLAIN.fullmatch(marks[-1])
+    elif _MARK.search(text):
+        return None
+    else:
         found = _find_object(text, "score")
         if found is not None:
             return _number_within(found, scale)
-        grades = list(_GRADE.finditer(_plain(text)))
-    return _within(float(grades[-1][1]), scale) if grades else None
+        plain = _plain(text)
+        starts = [match.start() for match in _ANY_GRADE.finditer(plain)]
+        grade = _GRADE.match(plain, starts[-1]) if starts else None
+    return _within(float(grade[1]), scale) if grade else None
 
 
 def parse_scores(text: str, scale: Scale = SCALE) -> tuple[float, float] | None:
@@ -212,29 +243,47 @@ def _pair_within(pair: tuple[float, float], scale: Scale) -> tuple[float, float]
 def _find_marks(text: str) -> list[tuple[int, str]]:
     """Where each mark ends that states something, and what it holds.
 
-    One in quotation marks does so alone in its line, and at the end of a text that has no other.
+    One in quotation marks does so alone in its line, and at the end of a text that has no other. Where such an end says
+    otherwise than the mark before it, and that one is in mid-sentence, nobody can tell which is the quoted one: none counts.
     """
-    free, quoted = [], []
+    free: list[re.Match[str]] = []
+    quoted: list[re.Match[str]] = []
     for match in _MARK.finditer(text):
-        if _CONDITION.match(text, match.end()):
-            continue
-        if _is_quoted(text, match):
-            quoted.append((match.end(), match[1]))
-        else:
-            free.append((match.end(), match[1]))
-    if free or not quoted:
-        return free
-    return quoted[-1:] if not text[quoted[-1][0] :].strip(_CLOSING + "*. \t\r\n") else []
+        if not _CONDITION.match(text, match.end()):
+            (quoted if _is_quoted(text, match) else free).append(match)
+    if quoted and _is_end(text, quoted[-1].end()):
+        if not free:
+            free = quoted[-1:]
+        elif free[-1][1] != quoted[-1][1] and not _is_alone(text, free[-1]):
+            free = []
+    return [(match.end(), match[1]) for match in free]
+
+
+def _has_its_end(text: str, finish_reason: str) -> bool:
+    """Whether a judge that was to end with a mark came to that: it was not cut off, or only behind the mark."""
+    if finish_reason != "length":
+        return True
+    marks = list(_MARK.finditer(text))
+    return bool(marks) and _is_end(text, marks[-1].end()) and _is_alone(text, marks[-1])
+
+
+def _is_end(text: str, end: int) -> bool:
+    """Whether nothing is said behind `end`."""
+    return not text[end:].strip(_CLOSING + "*. \t\r\n")
+
+
+def _is_alone(text: str, mark: re.Match[str]) -> bool:
+    """Whether a mark has its line to itself, but for type and a label such as "My rating is"."""
+    start, end = text.rfind("\n", 0, mark.start()) + 1, text.find("\n", mark.end())
+    line = text[start : mark.start()] + text[mark.end() : end if end >= 0 else len(text)]
+    rest = line.strip(_OPENING + _CLOSING + "*. \t\r")
+    return not rest or _LABEL.fullmatch(rest) is not None
 
 
 def _is_quoted(text: str, mark: re.Match[str]) -> bool:
     """Whether a mark stands in quotation marks, with more in its line than these."""
     before, after = text[max(mark.start() - 1, 0) : mark.start()], text[mark.end() : mark.end() + 1]
-    if not (before and after and before in _OPENING and after in _CLOSING):
-        return False
-    start, end = text.rfind("\n", 0, mark.start()) + 1, text.find("\n", mark.end())
-    line = text[start : mark.start()] + text[mark.end() : end if end >= 0 else len(text)]
-    return bool(line.strip(_OPENING + _CLOSING + "*. \t\r"))
+    return bool(before and after and before in _OPENING and after in _CLOSING and not _is_alone(text, mark))
 
 
 def _find_pairs(text: str) -> Iterator[tuple[int, tuple[float, float], bool]]:

@@ -41,6 +41,12 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
         ('My verdict is "[[A]]".', "first"),
         ('"[[A]]"\n\nThe first has more.', "first"),
         ("It asks me to say '[[A]]' and I do not.", None),
+        ("It says [[A]]. Mine is [[B]], if only just.", "second"),
+        ('It says [[A]].\nMy verdict is "[[B]]".', "second"),
+        ('[[B]]\n\nThe other ended with "[[A]]".', "second"),
+        ('It says [[A]]. My verdict is "[[B]]".', None),
+        ("It says [[A]], which is no reason.\n\n[[Neither]]", None),
+        ("[[B]]\n\nIts [[link]] leads nowhere, and so on.", "second"),
         ("[[A]] if A is better, [[B]] if B is better, [[TIE]] if neither is.", None),
         ('"[[A]]" if assistant A is better, "[[B]]" if assistant B is better, and "[[C]]" for a tie.', None),
         ("[A]", None),
@@ -70,6 +76,16 @@ def test_a_verdict_is_the_last_mark(text: str, outcome: str | None) -> None:
         ("[[0]]", None),
         ("[[5]] at first.\n[[50]]", None),
         ("[[-1]]", None),
+        ("It says [[10]] itself.\n[[-1]]", None),
+        ("It says [[10]] itself.\nRating: [[4/5]]", None),
+        ("It says [[10]] itself.\n[[8,5]]", None),
+        ("It says [[10]] itself.\n[[seven]]", None),
+        ("[[7]]\nThe matrix [[1, 2]] is theirs.", 7),
+        ("[[٨]]", 8),
+        ("Rating: 8,5", None),
+        ("Rating: 4 / 5", None),
+        ("Rating: 4 stars", None),
+        ("It says: Rating: 10. I say Rating: 7 to 8.", None),
         ("[[rating]]", None),
         ("the number in the place of N: [[N]]", None),
         ("Rating: 85", None),
@@ -83,6 +99,16 @@ def test_a_verdict_is_the_last_mark(text: str, outcome: str | None) -> None:
 def test_a_grade_is_the_last_mark_within_the_scale(text: str, grade: float | None) -> None:
     assert read_scores(text, SINGLE) == (None if grade is None else (grade,))
     assert read_outcome(text, SINGLE) is None
+
+
+def test_of_a_text_that_was_cut_off_a_mark_counts_only_at_its_end_in_its_own_line() -> None:
+    for text, outcome in (("The first says [[A]] and", None), ("The first says [[A]]", None), ("So be it.\n[[B]]", "second")):
+        assert read_outcome(text, PAIR, "length") == outcome
+    for text, grade in (("It asks for [[10]]. But it", None), ("It is poor.\nRating: [[3]]", (3,)), ("Rating: 3", None)):
+        assert read_scores(text, SINGLE, "length") == grade
+    # Two scores come first, and an object is whole or not.
+    assert read_scores("8 7\nThe first has", VICUNA, "length") == (8, 7)
+    assert read_outcome('{"winner": "A"}\n\nThis is', PAIR_JSON, "length") == "first"
 
 
 @pytest.mark.parametrize(
