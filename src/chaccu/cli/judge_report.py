@@ -158,6 +158,8 @@ def _say_gate(gate: Gate) -> None:
             f"({tally.flips} flips), {tally.losses} lost, on {tally.win_rate.questions} questions, by {', '.join(gate.judges)}"
         )
     typer.echo(f"{gate.asked} comparisons = {gate.asked - gate.missing} counted + {gate.missing} missing")
+    for name in gate.unfinished:
+        typer.echo(f"warning: no manifest.json in {name}: whether its run came to an end is not known.", err=True)
 
 
 def _say_calibration(one: Calibration) -> None:

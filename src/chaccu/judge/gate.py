@@ -1,9 +1,10 @@
 """`decide_gate`: is a candidate better than what it is to replace, by enough that it is no accident?
 
 Invariants: promoted only where the run is complete enough and the lower end of the candidate's win rate is above the limit. The
-win rate counts a tie as half a win; its interval goes by question, and its lower end is the lower of a bootstrap's and Wilson's
-(`intervals`), so that few questions do not look certain. The confidence is that of both ends: at 0.95 a candidate that is no
-better than the limit passes about one time in forty. It ignores which model is which but by name.
+win rate counts a tie as half a win; its interval goes by question, and its lower end is the lowest of a bootstrap's, Wilson's
+and an exact sign test's (`intervals`), so that few questions, or few that are no ties, do not look certain. The confidence is
+that of both ends: at 0.95 a candidate that is no better than the one in use passes at most one time in forty. It ignores which
+model is which but by name.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Literal
 import msgspec
 
 from chaccu.errors import UsageError, did_you_mean
+from chaccu.judge.intervals import sign_test_low
 from chaccu.judge.judged_folder import JudgedFolders
 from chaccu.judge.tallies import ALL, Compared, Tally, compare_all, tally_pairs
 
@@ -22,7 +24,8 @@ Decision = Literal["promoted", "not promoted", "incomplete"]
 
 class Gate(msgspec.Struct, frozen=True, kw_only=True):
     """`missing` of `asked` comparisons have no result: unparsed, failed, shown in one order where others were shown in both, or
-    lost by a run that was killed. `tally`: None where nothing was counted."""
+    lost by a run that was killed. `tally`, and `low`, the lower end that decides: None where nothing was counted. `unfinished`:
+    folders without a manifest, of which nobody knows what else was to be asked."""
 
     decision: Decision
     reason: str
@@ -35,7 +38,9 @@ class Gate(msgspec.Struct, frozen=True, kw_only=True):
     asked: int
     missing: int
     missing_share: float
+    low: float | None
     tally: Tally | None
+    unfinished: list[str]
 
     @property
     def exit_code(self) -> int:
@@ -66,7 +71,12 @@ def decide_gate(
     share = missing / asked
     tallies = tally_pairs(whole, baseline=baseline, level=confidence, seed=seed)
     tally = next((one for one in tallies if one.category == ALL), None)
-    decision, reason = _decide(tally, share, min_win_rate, max_missing)
+    low = (
+        None
+        if tally is None or tally.win_rate.low is None
+        else min(tally.win_rate.low, _exact_low(whole, candidate, confidence))
+    )
+    decision, reason = _decide(low, share, min_win_rate, max_missing)
     return Gate(
         decision=decision,
         reason=reason,
@@ -79,17 +89,23 @@ def decide_gate(
         asked=asked,
         missing=missing,
         missing_share=share,
+        low=low,
         tally=tally,
+        unfinished=list(judged.unfinished),
     )
 
 
-def _decide(tally: Tally | None, missing: float, min_win_rate: float, max_missing: float) -> tuple[Decision, str]:
-    if tally is None or missing > max_missing:
+def _exact_low(whole: list[Compared], candidate: str, confidence: float) -> float:
+    shares = [one.share if one.one.model_a == candidate else 1 - one.share for one in whole if one.share is not None]
+    return sign_test_low(shares, [one.one.question_id for one in whole], level=confidence)
+
+
+def _decide(low: float | None, missing: float, min_win_rate: float, max_missing: float) -> tuple[Decision, str]:
+    if low is None or missing > max_missing:
         return "incomplete", f"{missing:.1%} of the comparisons have no result; at most {max_missing:.1%} may be missing"
-    low = tally.win_rate.low
-    if low is not None and low > min_win_rate:
-        return "promoted", f"the lower end of the win rate, {low:.1%}, is above {min_win_rate:.1%}"
-    return "not promoted", f"the lower end of the win rate, {low or 0:.1%}, is not above {min_win_rate:.1%}"
+    if low > min_win_rate:
+        return "promoted", f"the lower end of the win rate, {low:.2%}, is above {min_win_rate:.2%}"
+    return "not promoted", f"the lower end of the win rate, {low:.2%}, is not above {min_win_rate:.2%}"
 
 
 def _select(compared: list[Compared], candidate: str, baseline: str, judges: Sequence[str]) -> list[Compared]:

@@ -1,4 +1,4 @@
-"""`estimate_share`, `estimate_ratio`: a figure over many questions, with an interval.
+"""`estimate_share`, `estimate_ratio`: a figure over many questions, with an interval; `sign_test_low`, its exact lower end.
 
 Answers to one question are alike, so whole questions are drawn: a bootstrap by question (Efron 1979; Miller 2024, "Adding error
 bars to evals", section 2.2), seeded, so that equal data give equal numbers. A bootstrap of few questions is too sure of itself,
@@ -9,7 +9,9 @@ Invariants: what is missing (None) is in no figure; without data there is no fig
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import math
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 RESAMPLES = 1000
 LEVEL = 0.95
+_KEPT_QUESTIONS, _BLOCKS = 2000, 50
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +54,39 @@ def estimate_share(
     return msgspec.structs.replace(found, low=low, high=high)
 
 
+def sign_test_low(shares: Sequence[float], questions: Sequence[Hashable], *, level: float = LEVEL) -> float:
+    """The lower end of a mean share that an exact sign test by question leaves open.
+
+    A question whose shares come to more than one half on average is won, to less lost, else tied. Ties keep their half, and of
+    the others the lower end of the won part is Clopper and Pearson's (1934, "The use of confidence or fiducial limits"), at the
+    same two-sided level. So this is over 0.5 only where a sign test (Dixon and Mood 1946) finds more wins than chance.
+    """
+    sums: dict[Hashable, float] = defaultdict(float)
+    for share, question in zip(shares, questions, strict=True):
+        sums[question] += share - 0.5
+    won, lost = sum(one > 0 for one in sums.values()), sum(one < 0 for one in sums.values())
+    if not won + lost:
+        return 0.5 if sums else 0.0
+    ties = 1 - (won + lost) / len(sums)
+    return 0.5 * ties + (1 - ties) * _clopper_pearson_low(won, won + lost, level)
+
+
+def _clopper_pearson_low(won: int, of: int, level: float) -> float:
+    """The largest p at which `won` or more of `of` have a chance of at most (1 − level) / 2."""
+    import numpy as np
+
+    if not won:
+        return 0.0
+    wins = np.arange(won, of + 1)
+    ways = np.array([math.lgamma(of + 1) - math.lgamma(one + 1) - math.lgamma(of - one + 1) for one in range(won, of + 1)])
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        p = (low + high) / 2
+        chance = np.exp(ways + wins * math.log(p) + (of - wins) * math.log1p(-p)).sum()
+        low, high = (p, high) if chance <= (1 - level) / 2 else (low, p)
+    return low
+
+
 def estimate_mean(
     values: Sequence[float | None], questions: Sequence[Hashable], *, level: float = LEVEL, seed: int = 0
 ) -> Estimate:
@@ -74,17 +110,30 @@ def estimate_ratio(
     value = float(sum(above)) / bottom
     if len(number) < 2:
         return Estimate(n=len(groups), questions=len(number), value=value)
-    drawn = _draw(len(number), seed)
-    tops = drawn @ np.bincount(groups, weights=np.asarray(above, dtype=np.float64))
-    bottoms = drawn @ np.bincount(groups, weights=np.asarray(below, dtype=np.float64))
+    sums = np.stack([np.bincount(groups, weights=np.asarray(part, dtype=np.float64)) for part in (above, below)], axis=1)
+    tops, bottoms = np.concatenate([drawn @ sums for drawn in _draw_blocks(len(number), seed)]).T
     ratios = tops[bottoms > 0] / bottoms[bottoms > 0]
     low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(n=len(groups), questions=len(number), value=value, low=float(low), high=float(high))
 
 
-@lru_cache(maxsize=8)
-def _draw(questions: int, seed: int) -> Array:
-    """How often each question comes in each resample; `RESAMPLES` × `questions`."""
+def _draw_blocks(questions: int, seed: int) -> Iterator[Array]:
+    """How often each question comes in each resample; blocks of resamples × `questions`, so that many questions take no more
+    memory than few."""
+    if questions <= _KEPT_QUESTIONS:
+        yield _draw(questions, seed)
+        return
     import numpy as np
 
-    return np.random.default_rng(seed).multinomial(questions, np.full(questions, 1 / questions), size=RESAMPLES)
+    generator, even = np.random.default_rng(seed), np.full(questions, 1 / questions)
+    for _ in range(_BLOCKS):
+        yield generator.multinomial(questions, even, size=RESAMPLES // _BLOCKS).astype(np.float64)
+
+
+@lru_cache(maxsize=8)
+def _draw(questions: int, seed: int) -> Array:
+    """All of them, `RESAMPLES` × `questions`: a report asks for the same few sizes again and again."""
+    import numpy as np
+
+    even = np.full(questions, 1 / questions)
+    return np.random.default_rng(seed).multinomial(questions, even, size=RESAMPLES).astype(np.float64)

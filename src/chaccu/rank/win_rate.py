@@ -149,7 +149,8 @@ def _standard_error(residuals: Array, groups: Array | None) -> float | None:
 
 def _effective_count(rate: float, error: float | None, independent: int) -> float:
     """How many independent wins and losses have this standard error; `independent` where the sample shows no spread."""
-    if not error or not 0 < rate < 1:
+    # What rounding leaves of no spread at all (as where every cluster has one win in three) would claim to be certain.
+    if error is None or error < 1e-9 or not 0 < rate < 1:
         return float(independent)
     return rate * (1 - rate) / error**2
 

@@ -20,7 +20,7 @@ from chaccu.judge.agreement import (
     pair_among,
     pair_with,
 )
-from chaccu.judge.intervals import estimate_mean, estimate_ratio, estimate_share
+from chaccu.judge.intervals import estimate_mean, estimate_ratio, estimate_share, sign_test_low
 from chaccu.judge.verdicts import Verdict
 from chaccu.judge.votes import group_votes, read_votes
 from chaccu.rank import measure_win_rate
@@ -97,6 +97,32 @@ def test_intervals_go_by_question_and_are_the_same_each_time() -> None:
     assert ratio.value == pytest.approx(0.9)
     assert ratio.low == pytest.approx(0.8)
     assert estimate_ratio([1], [0], [1]).value is None
+
+
+def test_the_sign_tests_lower_end_is_exact_and_goes_by_question() -> None:
+    # Clopper and Pearson: all of n won gives 0.025^(1/n); 8 of 10 gives 0.4439 (their table), and a tie keeps its half.
+    assert sign_test_low([1.0] * 6, range(6)) == pytest.approx(0.025 ** (1 / 6))
+    assert sign_test_low([1.0] * 8 + [0.0] * 2, range(10)) == pytest.approx(0.4439, abs=5e-5)
+    assert sign_test_low([1.0] * 6 + [0.5] * 6, range(12)) == pytest.approx((0.5 + 0.025 ** (1 / 6)) / 2)
+    assert sign_test_low([0.5] * 9, range(9)) == 0.5
+    assert sign_test_low([0.0] * 9, range(9)) == 0.0
+    # One question in six turns is one question.
+    assert sign_test_low([1.0] * 6, [1] * 6) == pytest.approx(0.025)
+    assert 0.49 < sign_test_low([1.0, 1.0, 0.0] * 10_000, range(30_000)) < 2 / 3
+
+
+def test_no_rounding_makes_an_interval_certain() -> None:
+    # Three judges, of whom two say the same on every question: the questions do not differ, and are five.
+    found = estimate_share([1.0, 1.0, 0.0] * 5, [number // 3 for number in range(15)])
+    assert found.value == pytest.approx(2 / 3)
+    assert found.low is not None
+    assert found.low < 0.5
+
+
+def test_an_interval_of_very_many_questions_is_that_of_its_resamples() -> None:
+    found = estimate_mean([float(number % 2) for number in range(3000)], range(3000))
+    assert found.low == pytest.approx(0.5 - 1.96 * 0.5 / 3000**0.5, abs=0.002)
+    assert found.high == pytest.approx(0.5 + 1.96 * 0.5 / 3000**0.5, abs=0.002)
 
 
 @needs_data

@@ -36,8 +36,10 @@ def write(folder: Path, winners: list[str], judge: str = "j") -> None:
         (["tie"] * 40, 1),
         (["flip"] * 40, 1),
         (["old"] * 40, 1),
-        (["new"] * 3, 1),  # Wilson: 3 / (3 + 1.96²) = 0.44
-        (["new"] * 4, 0),  # 0.51
+        (["new"] * 5, 1),  # Wilson: 5 / (5 + 1.96²) = 0.57; but five heads come once in 32 times
+        (["new"] * 6, 0),  # once in 64: below 2.5 %
+        (["new"] * 4 + ["tie"] * 30, 1),  # ties make neither more nor less of four wins
+        (["new"] * 6 + ["tie"] * 30, 0),
         (["new"] * 30 + ["?"], 0),
         (["new"] * 30 + ["?"] * 2, 2),
         (["?"], 2),
@@ -65,7 +67,9 @@ def test_the_decision_as_json(tmp_path: Path) -> None:
     found = json.loads(result.stdout)
     assert (found["decision"], found["asked"], found["missing"]) == ("promoted", 40, 0)
     assert found["tally"]["win_rate"]["value"] == pytest.approx(31 / 40)
-    assert found["tally"]["win_rate"]["low"] > 0.5
+    assert 0.5 < found["low"] <= found["tally"]["win_rate"]["low"]
+    assert found["unfinished"] == [tmp_path.name]
+    assert "warning: no manifest.json" in gate(tmp_path).stderr
     assert gate(tmp_path, "new", "--json").stdout == result.stdout
 
 
@@ -75,6 +79,7 @@ def test_what_a_killed_run_has_lost_is_missing(tmp_path: Path) -> None:
     assert gate(tmp_path).exit_code == 2
     write_manifest(tmp_path, Manifest(kind="verdicts", name="run", facts={"asked": 60}))
     assert gate(tmp_path).exit_code == 0
+    assert gate(tmp_path).stderr == ""
     # Shown in one order only, where the others were shown in both.
     write_lines(
         tmp_path / "verdicts.jsonl",
