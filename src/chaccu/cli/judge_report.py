@@ -109,7 +109,8 @@ def calibrate_command(
     from chaccu.judge.judged_folder import read_judged
     from chaccu.judge.votes import read_votes
 
-    found = calibrate(read_votes(votes, judges=people, first_turn=first_turn), read_judged(verdicts).verdicts, seed=seed)
+    judged = read_judged(verdicts)
+    found = calibrate(read_votes(votes, judges=people, first_turn=first_turn), judged.verdicts, judged.failures, seed=seed)
     if out is not None:
         write_json(out, found)
     if as_json:

@@ -35,9 +35,10 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
 class Position(msgspec.Struct, frozen=True, kw_only=True):
     """What the place of an answer does, over single verdicts on pairs and over pairs shown in both orders.
 
-    `first` + `second` + `tie` = verdicts read. The rates are of these; `first_share` is of the decided ones, 0.5 where the
-    place means nothing. `consistent` of the `both_orders` pairs that were read say the same twice (two ties do); `consistency`
-    is their share. Of the rest, `flips_to_first` and `flips_to_second` took the same place twice.
+    `first` + `second` + `tie` = verdicts read. The rates are of these. `consistent` of the `both_orders` pairs that were read
+    say the same twice (two ties do); `consistency` is their share. Of the rest, `flips_to_first` and `flips_to_second` took
+    the same place twice. `first_share` is of the decided verdicts on these pairs: 0.5 where the place means nothing. With one
+    order alone it would say as much of the models.
     """
 
     first: int
@@ -75,8 +76,17 @@ def pair_with(
 
 
 def pair_among(votes: Mapping[Hashable, Sequence[Hashable | None]]) -> list[LabelPair]:
-    """Every two votes on the same item: the agreement over these is the ceiling for a judge that is held to the votes."""
+    """Every two votes on the same item: the agreement over these is the ceiling for a judge that is held to the votes.
+
+    Each vote is held to each other one and never to itself. Which of two votes comes first means nothing: `cohen_kappa` over
+    these wants `mirror` first.
+    """
     return [pair for given in votes.values() for pair in combinations(given, 2)]
+
+
+def mirror(pairs: Iterable[LabelPair]) -> list[LabelPair]:
+    """Each pair in both orders: kappa over these is Scott's pi (1955), the one for raters who are not told apart."""
+    return [both for one, other in pairs for both in ((one, other), (other, one))]
 
 
 def cohen_kappa(pairs: Iterable[LabelPair]) -> float | None:
@@ -154,6 +164,8 @@ def measure_position(verdicts: Sequence[Verdict], *, seed: int = 0) -> Position:
     said = Counter(one.outcome for one in pairs)
     read = len(pairs) - said[None]
     both = [one for one in compare_orders(pairs) if one.orders == 2 and one.winner is not None]
+    balanced = {(one.question_id, one.turn, one.judge, one.prompt, frozenset((one.model_a, one.model_b))) for one in both}
+    decided = [one for one in pairs if one.outcome in ("first", "second") and _item(one) in balanced]
     flips = _flips(pairs)
     return Position(
         first=said["first"],
@@ -164,9 +176,7 @@ def measure_position(verdicts: Sequence[Verdict], *, seed: int = 0) -> Position:
         second_rate=said["second"] / read if read else None,
         tie_rate=said["tie"] / read if read else None,
         first_share=estimate_share(
-            [None if one.outcome in (None, "tie") else float(one.outcome == "first") for one in pairs],
-            [one.question_id for one in pairs],
-            seed=seed,
+            [float(one.outcome == "first") for one in decided], [one.question_id for one in decided], seed=seed
         ),
         both_orders=len(both),
         consistent=sum(one.is_consistent for one in both),
@@ -176,11 +186,15 @@ def measure_position(verdicts: Sequence[Verdict], *, seed: int = 0) -> Position:
     )
 
 
+def _item(one: Verdict) -> tuple[Hashable, ...]:
+    """What both orders of a pair have in common."""
+    return (one.question_id, one.turn, one.judge, one.prompt, frozenset(one.models))
+
+
 def _flips(pairs: Sequence[Verdict]) -> Counter[str]:
     """How often each place won in both orders."""
     orders: dict[tuple[object, ...], dict[str, str | None]] = {}
     for one in pairs:
-        item = (one.question_id, one.turn, one.judge, one.prompt, frozenset(one.models))
-        orders.setdefault(item, {})[one.models[0]] = one.outcome
+        orders.setdefault(_item(one), {})[one.models[0]] = one.outcome
     twice = [list(said.values()) for said in orders.values() if len(said) == 2]
     return Counter(one for one, other in twice if one == other and one is not None and one != TIE)

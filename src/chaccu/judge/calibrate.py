@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
 from chaccu.errors import DataError
-from chaccu.judge.agreement import TIE, LabelPair, cohen_kappa, count_agreement, krippendorff_alpha, pair_among
+from chaccu.judge.agreement import TIE, LabelPair, cohen_kappa, count_agreement, krippendorff_alpha, mirror, pair_among
+from chaccu.judge.asking import JudgingFailure
 from chaccu.judge.intervals import Estimate, estimate_share
-from chaccu.judge.verdicts import Verdict, compare_orders
+from chaccu.judge.tallies import compare_all
+from chaccu.judge.verdicts import Verdict
 from chaccu.judge.votes import Item, Vote, Winner, group_votes
 
 MARGIN = 0.05
 
 
 class Agreed(msgspec.Struct, frozen=True, kw_only=True):
-    """`agree` of `total`; `rate` has the interval by question. `kappa`: Cohen's, None where it is not determined."""
+    """`agree` of `total`; `rate` has the interval by question. `kappa`: Cohen's, None where it is not determined; of people
+    among themselves, who are not told apart, Scott's pi."""
 
     agree: int
     total: int
@@ -77,21 +80,33 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     more_votes: int
 
 
-def calibrate(votes: Sequence[Vote], verdicts: Iterable[Verdict], *, seed: int = 0) -> list[Calibration]:
+def calibrate(
+    votes: Sequence[Vote], verdicts: Sequence[Verdict], failures: Iterable[JudgingFailure] = (), *, seed: int = 0
+) -> list[Calibration]:
     """One calibration for each judge of `verdicts` that judged something that was voted on, by name.
 
-    A vote without a turn is on the verdict of the whole conversation, or on the only turn that was judged. Raises `DataError`
-    where no vote has a verdict.
+    A vote without a turn is on the verdict of the whole conversation, or on the only turn that was judged; one on the first
+    turn is on that of the whole conversation where no later turn was voted on. A pair of which one order is among `failures`
+    was not judged. Raises `DataError` where no vote has a verdict, or a judge two on one item, by different prompts.
     """
     labels: dict[str, dict[Item, Winner | None]] = defaultdict(dict)
-    categories: dict[Item, str] = {}
-    for one in compare_orders(verdicts):
+    prompts: dict[tuple[str, Item], str] = {}
+    categories: dict[str, str] = {}
+    for entry in compare_all(verdicts, failures):
+        one = entry.one
+        if entry.fate == "failed":
+            continue
         item = (str(one.question_id), one.turn, one.model_a, one.model_b)
+        if prompts.setdefault((one.judge, item), one.prompt) != one.prompt:
+            raise DataError(
+                f"{one.judge} judged question {one.question_id} by two prompts, {prompts[one.judge, item]} and {one.prompt}.",
+                remedy="calibrate the folder of one prompt at a time",
+            )
         labels[one.judge][item] = one.winner
-        categories[item] = one.category
+        categories[item[0]] = categories.get(item[0]) or one.category
     given = group_votes(votes)
     for vote in votes:
-        categories.setdefault(vote.item, vote.category)
+        categories[vote.item[0]] = categories.get(vote.item[0]) or vote.category
     found = [
         _calibrate(judge, _match(own, given), given, categories, len(votes), seed) for judge, own in sorted(labels.items())
     ]
@@ -104,17 +119,20 @@ def calibrate(votes: Sequence[Vote], verdicts: Iterable[Verdict], *, seed: int =
     return found
 
 
-def _match(own: dict[Item, Winner | None], given: Iterable[Item]) -> dict[Item, Winner | None]:
+def _match(own: dict[Item, Winner | None], given: Collection[Item]) -> dict[Item, Winner | None]:
     """The judge's labels by the items that were voted on."""
     turns: dict[tuple[str, str, str], list[Item]] = defaultdict(list)
     for item in own:
         turns[item[0], item[2], item[3]].append(item)
+    voted_later = {(question, model_a, model_b) for question, turn, model_a, model_b in given if turn}
     matched = {}
     for item in given:
-        same = turns[item[0], item[2], item[3]]
+        pair = item[0], item[2], item[3]
+        same = turns[pair]
+        is_whole = item[1] is None or (item[1] == 0 and pair not in voted_later and same and same[0][1] is None)
         if item in own:
             matched[item] = own[item]
-        elif len(same) == 1 and (item[1] is None or (same[0][1] is None and item[1] == 0)):
+        elif len(same) == 1 and is_whole:
             matched[item] = own[same[0]]
     return matched
 
@@ -123,7 +141,7 @@ def _calibrate(
     judge: str,
     labels: dict[Item, Winner | None],
     given: dict[Item, list[Winner | None]],
-    categories: dict[Item, str],
+    categories: dict[str, str],
     votes: int,
     seed: int,
 ) -> Calibration:
@@ -137,7 +155,7 @@ def _calibrate(
     confusion: dict[str, Counter[str]] = defaultdict(Counter)
     for label, vote in (pair for found in read.values() for pair in found):
         confusion[str(label)][str(vote)] += 1
-    names = sorted({categories.get(item, "") for item in read})
+    names = sorted({categories[item[0]] for item in read})
     everything = [vote for found in given.values() for vote in found]
     no_winner = everything.count(None)
     compared = sum(len(found) for found in read.values())
@@ -152,10 +170,10 @@ def _calibrate(
         repeated=votes - len(everything),
         without_verdict=len(everything) - no_winner - compared - unread,
         agreement=agreement,
-        human=_both_ways(among, seed) if any(among.values()) else None,
+        human=_both_ways(among, seed, is_told_apart=False) if any(among.values()) else None,
         human_alpha=krippendorff_alpha(people.values()),
         by_category={
-            name: _both_ways({item: found for item, found in read.items() if categories.get(item, "") == name}, seed)
+            name: _both_ways({item: found for item, found in read.items() if categories[item[0]] == name}, seed)
             for name in names
         },
         confusion={label: dict(sorted(counts.items())) for label, counts in sorted(confusion.items())},
@@ -164,17 +182,23 @@ def _calibrate(
     )
 
 
-def _both_ways(pairs: dict[Item, list[LabelPair]], seed: int) -> BothWays:
-    return BothWays(with_ties=_agreed(pairs, seed, ties=True), no_ties=_agreed(pairs, seed, ties=False))
-
-
-def _agreed(pairs: dict[Item, list[LabelPair]], seed: int, *, ties: bool) -> Agreed:
-    kept = [(item[0], pair) for item, found in pairs.items() for pair in found if ties or TIE not in pair]
-    counted = count_agreement([pair for _, pair in kept])
-    rate = estimate_share(
-        [None if None in pair else float(pair[0] == pair[1]) for _, pair in kept], [name for name, _ in kept], seed=seed
+def _both_ways(pairs: dict[Item, list[LabelPair]], seed: int, *, is_told_apart: bool = True) -> BothWays:
+    """`is_told_apart`: the first label of each pair is the judge's; else either may be anybody's."""
+    return BothWays(
+        with_ties=_agreed(pairs, seed, ties=True, is_told_apart=is_told_apart),
+        no_ties=_agreed(pairs, seed, ties=False, is_told_apart=is_told_apart),
     )
-    return Agreed(agree=counted.agree, total=counted.total, rate=rate, kappa=cohen_kappa(pair for _, pair in kept))
+
+
+def _agreed(pairs: dict[Item, list[LabelPair]], seed: int, *, ties: bool, is_told_apart: bool) -> Agreed:
+    kept = [(item[0], pair) for item, found in pairs.items() for pair in found if ties or TIE not in pair]
+    labels = [pair for _, pair in kept]
+    counted = count_agreement(labels)
+    rate = estimate_share(
+        [None if None in pair else float(pair[0] == pair[1]) for pair in labels], [name for name, _ in kept], seed=seed
+    )
+    kappa = cohen_kappa(labels if is_told_apart else mirror(labels))
+    return Agreed(agree=counted.agree, total=counted.total, rate=rate, kappa=kappa)
 
 
 def _contradictions(labels: dict[Item, Winner | None], people: dict[Item, list[Winner | None]]) -> list[Contradiction]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_up_verdicts import both_orders, verdict
 
 from chaccu.errors import DataError
 from chaccu.judge.agreement import (
@@ -175,6 +176,14 @@ def test_position_bias_and_accuracy_of_a_judge_on_eighty_questions() -> None:
             if model in one.models
         ]
         assert measure_win_rate(won).win_rate == share
+
+
+def test_one_order_alone_tells_nothing_of_the_places() -> None:
+    alone = [verdict("a", "b", "first", number) for number in range(30)]
+    found = measure_position(alone)
+    assert (found.first, found.first_rate, found.first_share.value) == (30, 1.0, None)
+    found = measure_position([*alone, *both_orders("a", "b", "a", 90), *both_orders("a", "b", "flip", 91)])
+    assert (found.first_share.value, found.first_share.n) == (3 / 4, 4)
 
 
 @needs_data

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from chaccu.cli.judge import app
 from chaccu.errors import DataError
+from chaccu.judge.asking import JudgingFailure
 from chaccu.judge.calibrate import Calibration, calibrate
 from chaccu.judge.verdicts import Verdict
 from chaccu.judge.votes import Vote, group_votes, read_votes
@@ -84,6 +85,38 @@ def test_without_a_second_vote_there_is_no_ceiling_and_without_a_match_no_figure
     assert found.agreement.with_ties.agree == 1
     with pytest.raises(DataError, match="none of the 1 votes is on a pair that was judged"):
         calibrate([vote(2, "model_a")], verdicts)
+
+
+def test_who_votes_first_changes_nothing_among_people() -> None:
+    verdicts = [one for q in range(4) for one in both_orders("a", "b", "a", q)]
+    said = [("model_a", "model_b"), ("model_a", "model_b"), ("model_a", "model_a"), ("model_b", "model_b")]
+    votes = [vote(q, winner, judge) for q, both in enumerate(said) for winner, judge in zip(both, ("ann", "bob"), strict=True)]
+    found, turned = one_calibration(votes, verdicts), one_calibration(votes[::-1], verdicts)
+    assert found.human is not None
+    assert turned.human is not None
+    # Scott's pi: half agree, and of all eight votes four are for each. Cohen's of ann and bob would be 1/5.
+    assert found.human.with_ties.kappa == turned.human.with_ties.kappa == 0.0
+
+
+def test_what_failed_in_one_order_was_not_judged_and_two_prompts_do_not_mix() -> None:
+    verdicts = [*both_orders("a", "b", "a", 1), verdict("a", "b", "first", 2)]
+    failure = JudgingFailure(
+        question_id=2, category="math", turn=0, models=("b", "a"), judge="j", prompt="pair", cause="time-out", message="…"
+    )
+    votes = [vote(1, "model_a"), vote(2, "model_a")]
+    (found,) = calibrate(votes, verdicts, [failure])
+    assert (found.votes, found.compared, found.without_verdict) == (2, 1, 1)
+    with pytest.raises(DataError, match="judged question 1 by two prompts, pair and vicuna"):
+        calibrate(votes, [*verdicts, *both_orders("a", "b", "b", 1, prompt="vicuna")])
+
+
+def test_a_vote_without_a_turn_finds_its_verdict_and_its_category() -> None:
+    verdicts = [*both_orders("a", "b", "a", 1), *both_orders("a", "b", "b", 2, category="art", turn=None)]
+    found = one_calibration([vote(1, "model_a", turn=None), vote(2, "model_b")], verdicts)
+    assert {name: one.with_ties.agree for name, one in found.by_category.items()} == {"math": 1, "art": 1}
+    # A vote on the first of several turns is not on the whole conversation.
+    found = one_calibration([vote(1, "model_a"), vote(2, "model_b"), vote(2, "model_b", turn=1)], verdicts)
+    assert (found.compared, found.without_verdict) == (1, 2)
 
 
 def test_many_votes_that_all_agree_are_enough() -> None:
