@@ -33,6 +33,8 @@ _OWN_FIELD = re.compile(r"question|answer(_[ab])?|conversation(_[ab])?|reference
 _FOREIGN_FIELD = re.compile(r"question(_\d+)?|(ref_)?answer(_\d+)?|answer_[ab](_\d+)?")
 
 _FOREIGN_OUTPUTS: dict[str, Output] = {"[[A]]": "winner", "[[rating]]": "score", "[[rating_a,rating_b]]": "score_pair"}
+# What can be read of a judge's text about two answers, or about one.
+_STATED: dict[Kind, tuple[Output, ...]] = {"pairwise": ("winner", "score_pair", "json"), "single": ("score", "json")}
 _VARIANTS = ("", "-reference", "-conversation", "-reference-conversation")
 
 
@@ -275,7 +277,13 @@ def _parse_toml(data: bytes, source: str) -> JudgePrompt:
         raise DataError(f"{source} is no judge's prompt: {error}.", remedy="docs/judge.md shows one") from error
     if (file.output == "json") != (file.schema is not None):
         raise DataError(f"{source}: output {file.output!r} and a schema go together or not at all.", remedy='output = "json"')
-    _check_fields(file.template, _OWN_FIELD, (), source)
+    _check_stated(file.kind, file.output, source)
+    stated = "winner" if file.kind == "pairwise" else "score"
+    if file.schema is not None and stated not in file.schema.get("properties", {}):
+        raise DataError(f"the schema of {source} has no property {stated!r}.", remedy="a verdict is read from it")
+    if not file.scale[0] < file.scale[1]:
+        raise DataError(f"the scale of {source} is {list(file.scale)}.", remedy="the lowest score first, as in [1, 10]")
+    _check_shown(file, _check_fields(file.template, _OWN_FIELD, (), source), source)
     settings = msgspec.structs.asdict(file) | {"system": file.system.strip(), "template": file.template.strip()}
     return JudgePrompt(**settings, sha256=hashlib.sha256(data).hexdigest())
 
@@ -295,6 +303,7 @@ def _read_lines(path: Path) -> Iterable[JudgePrompt]:
             raise DataError(
                 f"{source}: output_format {line.output_format!r} is unknown.", remedy=f"one of {', '.join(_FOREIGN_OUTPUTS)}"
             )
+        _check_stated(line.type, _FOREIGN_OUTPUTS[line.output_format], source)
         fields = _check_fields(line.prompt_template, _FOREIGN_FIELD, line.defaults, source)
         yield JudgePrompt(
             name=line.name or str(line.prompt_id or number),
@@ -321,6 +330,34 @@ def _check_fields(template: str, known: re.Pattern[str], constants: Iterable[str
         if not known.fullmatch(name):
             raise DataError(f"the template of {source} has the unknown field {{{name}}}.", remedy="write {{ and }} for braces")
     return fields
+
+
+def _check_stated(kind: Kind, output: Output, source: str) -> None:
+    """Raises `DataError` where every verdict would be paid for and none could be read."""
+    if output not in _STATED[kind]:
+        raise DataError(
+            f"{source}: a prompt of kind {kind!r} cannot have the output {output!r}.",
+            remedy=f"one of {', '.join(_STATED[kind])}",
+        )
+
+
+def _check_shown(file: _File, fields: set[str], source: str) -> None:
+    """Raises `DataError` for a field that a prompt of this kind does not fill, or where what is to be judged is not shown."""
+    sides = ("_a", "_b") if file.kind == "pairwise" else ("",)
+    filled = {"question", "judged", "criteria"} | {what + side for what in ("answer", "conversation") for side in sides}
+    if file.wants_reference:
+        filled.add("reference")
+    for name in sorted(fields - filled):
+        raise DataError(
+            f"nothing fills {{{name}}} in the template of {source}.",
+            remedy="answer and conversation are of a grade, those with _a and _b of a pair; reference wants wants_reference",
+        )
+    wanted = [[f"conversation{side}"] if file.conversation else [f"answer{side}", f"conversation{side}"] for side in sides]
+    for names in [*wanted, *([["reference"]] if file.wants_reference else [])]:
+        if fields.isdisjoint(names):
+            raise DataError(
+                f"the template of {source} does not show {{{names[0]}}}.", remedy="put it where the judge is to read it"
+            )
 
 
 def _fields(template: str) -> set[str]:

@@ -123,10 +123,21 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         ('"score"', '"mark"', "no judge's prompt"),
         ('"score"', '"json"', "a schema go together"),
         ("version", "revision", "no judge's prompt"),
+        ('"score"', '"winner"', "kind 'single' cannot have the output 'winner'"),
+        ("{answer}", "", "does not show {answer}"),
+        ("{answer}", "{answer_a}", "nothing fills {answer_a}"),
+        ("{answer}", "{answer} {reference}", "nothing fills {reference}"),
+        ("version", "wants_reference = true\nversion", "does not show {reference}"),
+        ("version", "conversation = true\nversion", "does not show {conversation}"),
+        ("version", "scale = [10, 1]\nversion", "scale of"),
     ]:
         file.write_text(whole.replace(old, new))
         with pytest.raises(DataError, match=re.escape(error)):
             load_prompt(str(file))
+    schema = (resources.files("chaccu.judge") / "prompt_files" / "pair-json.toml").read_text()
+    file.write_text(schema.replace("schema.properties.winner", "schema.properties.best"))
+    with pytest.raises(DataError, match="has no property 'winner'"):
+        load_prompt(str(file))
 
 
 def test_a_question_gets_the_prompt_that_shows_what_it_rests_on() -> None:
@@ -171,6 +182,9 @@ def test_a_file_with_a_prompt_a_line_is_read_as_it_is(tmp_path: Path) -> None:
         render(prompt, 0)
     file.write_text(json.dumps(line | {"prompt_template": "x", "output_format": "stars"}))
     with pytest.raises(DataError, match="output_format 'stars' is unknown"):
+        load_prompts(str(file))
+    file.write_text(json.dumps(line | {"prompt_template": "{answer}", "type": "single"}))
+    with pytest.raises(DataError, match="kind 'single' cannot have the output 'winner'"):
         load_prompts(str(file))
 
 
