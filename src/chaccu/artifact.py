@@ -25,6 +25,7 @@ import msgspec
 from chaccu.errors import ArtifactError, StorageError
 
 MANIFEST_NAME = "manifest.json"
+LOCK_NAME = ".lock"
 _TEMPORARY = ".tmp-"
 _OLD = "old-"
 
@@ -190,12 +191,12 @@ def write_json(path: Path, value: Any) -> None:
 def describe_files(
     folder: Path, *, without: str | None = None, hashed: Mapping[str, FileEntry] | None = None
 ) -> dict[str, FileEntry]:
-    """Size and hash of every file below `folder` but the manifest, by relative POSIX path; `without` names a folder in it that
-    is no part of the artifact, `hashed` has what was hashed as it was written."""
+    """Size and hash of every file below `folder` but the manifest and the lock, by relative POSIX path; `without` names a
+    folder in it that is no part of the artifact, `hashed` has what was hashed as it was written."""
     found = {
         file.relative_to(folder).as_posix(): file
         for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name != MANIFEST_NAME and file.relative_to(folder).parts[0] != without
+        if file.is_file() and file.name not in (MANIFEST_NAME, LOCK_NAME) and file.relative_to(folder).parts[0] != without
     }
     known = hashed or {}
     return {name: known.get(name) or FileEntry(file.stat().st_size, sha256_file(file)) for name, file in found.items()}

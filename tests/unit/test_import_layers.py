@@ -15,11 +15,12 @@ import chaccu
 SOURCES = Path(chaccu.__file__).parent
 
 # Rooms that anything may import, and those that may import anything. `testing` is for tests alone.
-EVERYWHERE = {"artifact", "errors"}
+EVERYWHERE = {"artifact", "errors", "file_lock"}
 FREE = {"cli", "demo", "testing"}
 ALLOWED: dict[str, set[str]] = {
     "artifact": set(),
     "errors": set(),
+    "file_lock": set(),
     "conversation": set(),
     "hub": set(),
     "lineage": {"conversation"},

@@ -11,13 +11,12 @@ force. It ignores what keys are for.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import logging
 import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -26,6 +25,7 @@ import msgspec
 
 from chaccu.artifact import atomic_file, storage_errors
 from chaccu.errors import StorageError, UsageError, did_you_mean
+from chaccu.file_lock import lock_file
 from chaccu.serve.gateway.access.limits import Limits
 
 Scope = Literal["chat", "worker", "admin", "metrics"]
@@ -127,18 +127,9 @@ class KeyFile:
             os.fchmod(file.fileno(), _FILE_MODE)
             file.write(msgspec.json.format(msgspec.json.encode(_Keys(keys=keys)), indent=2) + b"\n")
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self) -> AbstractContextManager[None]:
         """Alone among all writers of the file, in any process."""
-        lock = self.path.with_name(f".{self.path.name}.lock")
-        with storage_errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _FILE_MODE)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+        return lock_file(self.path.with_name(f".{self.path.name}.lock"), mode=_FILE_MODE)
 
 
 class KeyRing:
