@@ -247,3 +247,46 @@ async def test_other_refusals_are_told() -> None:
             with pytest.raises(RequestRefusedError, match="n is too large"):
                 await client.complete_chat("new", HELLO, Sampling(max_tokens=9, temperature=0.0))
     assert len(server.bodies) == 1
+
+
+async def test_a_refusal_in_its_own_field_is_the_text() -> None:
+    with ScriptedJudge(lambda body, number: Reply(refusal="I cannot judge that.")) as server:
+        async with ChatClient(server.url) as client:
+            assert (await client.complete_chat("gpt", HELLO)).text == "I cannot judge that."
+
+
+@pytest.mark.parametrize(
+    ("reply", "was_taken"),
+    [
+        (Reply(status=500), False),
+        (Reply(status=429), False),
+        (Reply(how="reset"), True),
+        (Reply(how="garbage"), True),
+        (Reply(how="half"), True),
+        (Reply(how="silent"), True),
+    ],
+)
+async def test_an_error_says_whether_the_server_may_have_worked(reply: Reply, was_taken: bool) -> None:
+    with ScriptedJudge(lambda body, number: reply) as server:
+        async with ChatClient(server.url, timeout_s=0.2) as client:
+            with pytest.raises(ChatError) as caught:
+                await client.complete_chat("gpt", HELLO)
+    assert caught.value.was_taken is was_taken
+
+
+async def test_a_server_that_takes_no_connection_was_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chaccu.client.chat_client._CONNECT_S", 0.2)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        port = listener.getsockname()[1]
+        # What the queue of connections holds, others wait for.
+        with contextlib.ExitStack() as stack:
+            for _ in range(4):
+                one = stack.enter_context(socket.socket())
+                one.setblocking(False)
+                one.connect_ex(("127.0.0.1", port))
+            async with ChatClient(f"127.0.0.1:{port}", timeout_s=5) as client:
+                with pytest.raises(ServerUnreachableError, match=r"no connection within 0\.2 s") as caught:
+                    await client.complete_chat("gpt", HELLO)
+    assert not caught.value.was_taken

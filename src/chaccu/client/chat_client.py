@@ -109,6 +109,7 @@ class ChatClient:
                 f"the answer of {model} broke off: {self.base_url} ended the stream without a finish reason.",
                 remedy="ask again; if it stays so, check that the URL is that of an OpenAI-compatible API",
                 model=model,
+                was_taken=True,
             )
         yield ChatDelta("", finish_reason, usage, answered_as)
 
@@ -157,11 +158,18 @@ class ChatClient:
 
         if isinstance(error, openai.NotFoundError) and model is not None:
             await self._explain_not_found(error, model)
+        if isinstance(error, openai.APIConnectionError) and not _is_connected(error):
+            raise ServerUnreachableError(
+                f"{self.base_url} cannot be reached: {_reason(error)}.",
+                remedy="check that the server runs and that the URL is right",
+                model=model,
+            ) from error
         if isinstance(error, openai.APITimeoutError):
             raise AnswerTimeoutError(
                 f"{_whom(model)} at {self.base_url} was silent for {self._timeout_s:g} s, the limit.",
                 remedy="ask again, or allow more time",
                 model=model,
+                was_taken=True,
             ) from error
         if isinstance(error, openai.APIStatusError):
             explained = from_server(error, error.status_code, self.base_url, model)
@@ -169,17 +177,21 @@ class ChatClient:
             raise explained from error
         if isinstance(error, openai.APIConnectionError):
             raise ServerUnreachableError(
-                f"{self.base_url} cannot be reached: {_reason(error)}.",
-                remedy="check that the server runs and that the URL is right",
+                f"the connection to {self.base_url} broke: {_reason(error)}.",
+                remedy="ask again; the server's log says more",
                 model=model,
+                was_taken=True,
             ) from error
         if isinstance(error, openai.APIError) and not isinstance(error, openai.APIResponseValidationError):
-            raise from_server(error, None, self.base_url, model) from error
+            explained = from_server(error, None, self.base_url, model)
+            explained.was_taken = True
+            raise explained from error
         if isinstance(error, (openai.OpenAIError, ValueError, TypeError, AttributeError)):
             raise InvalidAnswerError(
                 f"what {self.base_url} sent is not in the form of the OpenAI API: {str(error)[:200] or type(error).__name__}.",
                 remedy="check that the URL is that of an OpenAI-compatible API",
                 model=model,
+                was_taken=True,
             ) from error
         raise error
 
@@ -217,6 +229,13 @@ def _whom(model: str | None) -> str:
     return "the server" if model is None else f"the model {model}"
 
 
+def _is_connected(error: Exception) -> bool:
+    """Whether the request may have reached the server. Both HTTP libraries that openai can use name these errors alike."""
+    return type(error.__cause__).__name__ not in ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError")
+
+
 def _reason(error: Exception) -> str:
     cause = error.__cause__
+    if type(cause).__name__ == "ConnectTimeout":
+        return f"no connection within {_CONNECT_S:g} s"
     return str(cause).rstrip(".") or type(cause).__name__ if cause is not None else str(error).rstrip(".")

@@ -75,7 +75,8 @@ def read_chunk(chunk: Any) -> tuple[str, str | None, Usage | None]:
     usage = chunk.usage and Usage(int(chunk.usage.prompt_tokens), int(chunk.usage.completion_tokens))
     if not choices:
         return "", None, usage
-    text = choices[0].delta.content or ""
+    # What a model says when it declines an answer of a given form stands in a field of its own.
+    text = choices[0].delta.content or choices[0].delta.refusal or ""
     if not isinstance(text, str):
         raise TypeError(f"a piece of text is {text!r:.80}")
     return text, choices[0].finish_reason, usage

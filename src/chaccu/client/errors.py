@@ -15,15 +15,24 @@ class ChatError(ChaccuError):
     """A chat request failed.
 
     `cause` is a short stable name for counting; `model` is the model that was asked, if any; `retry_after_s` is how long the
-    server wants to be left alone, if it says so.
+    server wants to be left alone, if it says so; `was_taken` says that it may have worked on the request, and charges for it.
     """
 
     cause: ClassVar[str] = "failed"
 
-    def __init__(self, message: str, *, remedy: str = "", model: str | None = None, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        remedy: str = "",
+        model: str | None = None,
+        retry_after_s: float | None = None,
+        was_taken: bool = False,
+    ) -> None:
         super().__init__(message, remedy=remedy)
         self.model = model
         self.retry_after_s = retry_after_s
+        self.was_taken = was_taken
 
 
 class ServerUnreachableError(ChatError):

@@ -24,11 +24,12 @@ How = Literal["whole", "reset", "silent", "garbage", "half"]
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """What comes back. `text` in one event, `model` and `usage` (tokens read, written) where they are given; with a `status`
-    other than 200 an error of `code` about `param`, whose message is `text`. `how`: "reset" breaks the connection, "silent"
-    says nothing, "garbage" is a page of HTML, "half" ends within the JSON of the text's event."""
+    """What comes back. `text` in one event, or a `refusal` in its place, `model` and `usage` (tokens read, written) where they
+    are given; with a `status` other than 200 an error of `code` about `param`, whose message is `text`. `how`: "reset" breaks
+    the connection, "silent" says nothing, "garbage" is a page of HTML, "half" ends within the JSON of the text's event."""
 
     text: str = ""
+    refusal: str | None = None
     status: int = 200
     code: str = "error"
     param: str | None = None
@@ -117,7 +118,8 @@ def _write_reply(writer: asyncio.StreamWriter, reply: Reply) -> None:
         head: dict[str, Any] = {"id": "x", "object": "chat.completion.chunk", "created": 0}
         if reply.model is not None:
             head["model"] = reply.model
-        said = {"index": 0, "delta": {"content": reply.text}, "finish_reason": reply.finish_reason}
+        delta = {"content": reply.text} if reply.refusal is None else {"refusal": reply.refusal}
+        said = {"index": 0, "delta": delta, "finish_reason": reply.finish_reason}
         events = [json.dumps({**head, "choices": [said]})]
         if reply.usage is not None:
             read, written = reply.usage
