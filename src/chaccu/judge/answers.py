@@ -1,7 +1,7 @@
 """`collect_answers`: the same questions to several models, at once, through failures that pass, and resumable.
 
-Invariants: asked = answered + failed, turn by turn; an answer is written to the file before the next is asked of that
-place in the queue, so a killed run loses only what was being written, and the next run asks only what is missing. An
+Invariants: asked = answered + failed, turn by turn; an answer is on the disk (fsync) before the next is asked of
+that place in the queue, so a killed run loses only what was under way, and the next run asks only what is missing. An
 answer on file counts for the same question, model, sampling and earlier turns only (its `key`). A model that has failed
 several times in a row is not waited for any more. It ignores how good the answers are.
 """
@@ -12,18 +12,17 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import ExitStack, aclosing
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 
-from chaccu.artifact import sha256_json, storage_errors
+from chaccu.artifact import sha256_json
 from chaccu.client import ChatClient, ChatDelta, ChatError, Sampling
 from chaccu.conversation import Conversation, Message
-from chaccu.judge.json_lines import read_json_lines, write_json_lines
+from chaccu.judge.json_lines import JsonLinesLog, read_json_lines, write_json_lines
 from chaccu.judge.questions import Question
-from chaccu.judge.retry import Clock, RetryPolicy
+from chaccu.judge.retry import OF_THE_REQUEST, Clock, RetryPolicy
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,10 +103,9 @@ async def collect_answers(
     asking = _Asking(clients, sampling or Sampling(), system, waiting, on_delta, on_done)
     asking.known = {answer.key: answer for answer in earlier}
     results: dict[tuple[int, int], list[Answer | Failure]] = {}
-    async with AsyncExitStack() as stack:
+    with ExitStack() as stack:
         if file is not None:
-            write_json_lines(file, earlier)
-            asking.out = stack.enter_context(_open_to_append(file))
+            asking.log = stack.enter_context(JsonLinesLog(file, earlier))
         try:
             async with asyncio.TaskGroup() as group:
                 for column, model in enumerate(models):
@@ -133,16 +131,11 @@ async def collect_answers(
 
 def read_answers(file: Path) -> list[Answer]:
     """The answers of a JSONL file; a last line without its end is not read. Raises `StorageError`, `DataError`."""
-    return read_json_lines(file, Answer, "answer")
+    return read_json_lines(file, Answer, "answer", grows=True)
 
 
 def _read_earlier(file: Path) -> list[Answer]:
     return read_answers(file) if file.exists() else []
-
-
-def _open_to_append(file: Path) -> BinaryIO:
-    with storage_errors(file):
-        return file.open("ab")
 
 
 async def _work(
@@ -176,7 +169,8 @@ class _Waiting:
         gone = self._failed_in_a_row.get(model, 0) >= _GONE_AFTER
         wait_s = None if gone else self._policy.wait_s(error, tried, self._clock.draw())
         if wait_s is None:
-            self._failed_in_a_row[model] = self._failed_in_a_row.get(model, 0) + 1
+            if not isinstance(error, OF_THE_REQUEST):
+                self._failed_in_a_row[model] = self._failed_in_a_row.get(model, 0) + 1
             return False
         if self._on_retry:
             self._on_retry(model, question, turn, error, wait_s)
@@ -211,7 +205,7 @@ class _Asking:
         self._on_delta = on_delta
         self._on_done = on_done
         self.known: dict[str, Answer] = {}
-        self.out: BinaryIO | None = None
+        self.log: JsonLinesLog | None = None
         self.reused = 0
 
     async def ask(self, model: str, question: Question) -> list[Answer | Failure]:
@@ -262,7 +256,8 @@ class _Asking:
                     remedy=error.remedy,
                 )
             self._waiting.note_answer(model)
-            self._keep(answer)
+            if self.log is not None:
+                self.log.append([answer])
             return answer
 
     async def _send(
@@ -292,10 +287,3 @@ class _Asking:
             finish_reason=last.finish_reason or "",
             key=key,
         )
-
-    def _keep(self, answer: Answer) -> None:
-        if self.out is None:
-            return
-        with storage_errors(Path(self.out.name)):
-            self.out.write(msgspec.json.encode(answer) + b"\n")
-            self.out.flush()

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
-from chaccu.artifact import MANIFEST_NAME, read_manifest, storage_errors
-from chaccu.errors import DataError, StorageError
+from chaccu.artifact import MANIFEST_NAME, read_manifest
+from chaccu.errors import StorageError
 from chaccu.judge.answers import Answer, read_answers
 from chaccu.judge.asking import JudgingFailure
 from chaccu.judge.checking import CheckedQuestion
+from chaccu.judge.json_lines import read_json_lines
 from chaccu.judge.judging import FAILURES_NAME
 from chaccu.judge.verdict_files import VERDICTS_NAME
 from chaccu.judge.verdicts import Verdict, read_verdicts
 
 ANSWERS, CHECKS = "answers.jsonl", "checks.jsonl"
+
+_Line = TypeVar("_Line", bound=msgspec.Struct)
 
 
 class JudgedFolders(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,16 +57,16 @@ def read_judged(folders: Sequence[Path], answers: Sequence[Path] = ()) -> Judged
     checks: list[CheckedQuestion] = []
     read = lost = 0
     for folder in folders:
-        found, failed = _read_verdicts(folder), _read_lines(folder / FAILURES_NAME, JudgingFailure)
+        found, failed = _read_verdicts(folder), _read_if_there(folder / FAILURES_NAME, JudgingFailure, "failure")
         read += len(found)
         lost += max(0, _asked(folder) - len(found) - len(failed))
         verdicts.update((_place(one), one) for one in found)
         failures.update((_place(one), one) for one in failed)
-        checks += _read_lines(folder / CHECKS, CheckedQuestion)
+        checks += _read_if_there(folder / CHECKS, CheckedQuestion, "checked question")
     files = [folder / ANSWERS for folder in folders if (folder / ANSWERS).is_file()]
     files += [path / ANSWERS if path.is_dir() else path for path in answers]
     for path in answers:
-        checks += _read_lines(path / CHECKS, CheckedQuestion) if path.is_dir() else []
+        checks += _read_if_there(path / CHECKS, CheckedQuestion, "checked question") if path.is_dir() else []
     return JudgedFolders(
         folders=tuple(folder.name or str(folder) for folder in folders),
         verdicts=list(verdicts.values()),
@@ -95,12 +98,5 @@ def _asked(folder: Path) -> int:
     return int(read_manifest(folder).facts.get("asked", 0))
 
 
-def _read_lines(file: Path, kind: Any) -> list[Any]:
-    if not file.is_file():
-        return []
-    with storage_errors(file):
-        lines = file.read_bytes().splitlines()
-    try:
-        return [msgspec.json.decode(line, type=kind) for line in lines if line.strip()]
-    except msgspec.DecodeError as error:
-        raise DataError(f"a line of {file} cannot be read: {error}.", remedy="run the command that wrote it again") from error
+def _read_if_there(file: Path, kind: type[_Line], called: str) -> list[_Line]:
+    return read_json_lines(file, kind, called) if file.is_file() else []

@@ -16,9 +16,9 @@ import msgspec
 
 from chaccu.judge.asking import CUT_OFF, NO_ANSWER, OVER_BUDGET, SAME_AGAIN, JudgeSession, JudgingFailure
 from chaccu.judge.budget import Estimate, count_prompt
-from chaccu.judge.json_lines import write_json_lines
+from chaccu.judge.json_lines import JsonLinesLog, write_json_lines
 from chaccu.judge.tasks import JudgeTask
-from chaccu.judge.verdict_files import VERDICTS_NAME, VerdictCache, VerdictLog
+from chaccu.judge.verdict_files import VERDICTS_NAME, VerdictCache
 from chaccu.judge.verdicts import Verdict, read_verdicts
 
 FAILURES_NAME = "failures.jsonl"
@@ -87,7 +87,7 @@ class Judging:
         """
         on_done = on_done or (lambda done, asked: None)
         on_done(len(self._results), self.asked)
-        with VerdictLog(self._folder / VERDICTS_NAME, self._verdicts()) as log:
+        with JsonLinesLog(self._folder / VERDICTS_NAME, self._verdicts()) as log:
             try:
                 async with asyncio.TaskGroup() as group:
                     for session in {id(request.session): request.session for request in self._todo}.values():
@@ -151,7 +151,7 @@ class Judging:
         self._results.update(settled)
         return [one for _, one in settled if isinstance(one, Verdict)]
 
-    async def _work(self, queue: Iterator[_Request], log: VerdictLog, on_done: OnDone) -> None:
+    async def _work(self, queue: Iterator[_Request], log: JsonLinesLog, on_done: OnDone) -> None:
         for request in queue:
             result = await request.session.ask(next(iter(request.tasks.values())), request.key)
             verdicts = self._settle(request, result)

@@ -15,8 +15,10 @@ import msgspec
 from chaccu.client import (
     AnswerTimeoutError,
     ChatError,
+    ContextFullError,
     LimitReachedError,
     NoWorkerError,
+    RequestRefusedError,
     ServerFailedError,
     ServerUnreachableError,
     WorkerLostError,
@@ -31,6 +33,8 @@ PASSING = (
     ServerUnreachableError,
     WorkerLostError,
 )
+# These speak of the one request, not of the server: however many fail, the next may not.
+OF_THE_REQUEST = (ContextFullError, RequestRefusedError)
 
 
 class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):

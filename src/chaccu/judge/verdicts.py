@@ -118,4 +118,4 @@ def _winner(verdict: Verdict, model_a: str) -> Literal["model_a", "model_b", "ti
 
 def read_verdicts(file: Path) -> list[Verdict]:
     """The verdicts of a JSONL file; a last line without its end is not read. Raises `StorageError`, `DataError`."""
-    return read_json_lines(file, Verdict, "verdict")
+    return read_json_lines(file, Verdict, "verdict", grows=True)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import pytest
 from asking_fixtures import FastClock
 
 from chaccu.client import ChatClient, ChatDelta, Sampling
-from chaccu.errors import DataError
+from chaccu.errors import DataError, StorageError
 from chaccu.judge import Answer, Asked, Failure, Question, collect_answers, read_answers
 from chaccu.judge.retry import RetryPolicy
 from chaccu.testing.fake_openai import FakeModel, FakeOpenAI
@@ -217,3 +219,43 @@ def test_a_lost_connection_is_a_failure_that_passes() -> None:
     asked, clock = asyncio.run(run())
     assert [one.cause for one in asked.failures] == ["server unreachable"]
     assert clock.slept == [0.5]
+
+
+def test_requests_that_are_refused_for_themselves_do_not_end_a_model(server: FakeOpenAI) -> None:
+    # Four conversations that are too long, then a server that fails once: it is asked again.
+    model = server.models["base"]
+    model.failure, model.failures_left = "context", 4
+    clock = FastClock(chance=0.0)
+
+    def on_done(result: Answer | Failure) -> None:
+        if result.question_id == 3 and isinstance(result, Failure):
+            model.failure, model.failures_left = "failed", 1
+
+    async def run() -> Asked:
+        questions = [Question(number, "math", ("?",)) for number in range(6)]
+        async with ChatClient(server.url) as client:
+            return await collect_answers(client, ["base"], questions, retry=RetryPolicy(tries=2), clock=clock, on_done=on_done)
+
+    asked = asyncio.run(run())
+    assert [one.cause for one in asked.failures] == ["context full"] * 4
+    assert (len(asked.answers), clock.slept) == (2, [0.5])
+
+
+def test_a_full_disk_is_named_and_costs_no_answer_that_was_written(
+    server: FakeOpenAI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "answers.jsonl"
+    sync = os.fsync
+
+    def fill_up(descriptor: int) -> None:
+        if file.exists() and file.stat().st_size > 400:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fill_up)
+    with pytest.raises(StorageError, match=r"no space left while writing .*answers\.jsonl"):
+        ask(server, "base", file=file)
+    monkeypatch.undo()
+    had = len(read_answers(file))
+    assert 0 < had < 4
+    assert ask(server, "base", file=file).reused == had

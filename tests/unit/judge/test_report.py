@@ -203,7 +203,7 @@ def test_wrong_folders_are_named(tmp_path: Path) -> None:
         read_judged([tmp_path / "none"])
     write_lines(tmp_path / "verdicts.jsonl", [])
     (tmp_path / "failures.jsonl").write_text("half a li")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"line 1 of .*failures\.jsonl is no failure"):
         read_judged([tmp_path])
 
 
