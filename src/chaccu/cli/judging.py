@@ -18,7 +18,7 @@ from chaccu.client import ChatClient, Sampling
 from chaccu.errors import DataError, UsageError
 from chaccu.judge import Question
 from chaccu.judge.asking import AskSettings, JudgeSession, Structured
-from chaccu.judge.budget import Budget, CountTokens, Estimate, Price, count_by_characters, read_prices
+from chaccu.judge.budget import Budget, CountTokens, Estimate, Price, count_by_bytes, read_prices
 from chaccu.judge.drift import Drift, measure_drift, read_canaries, write_canaries
 from chaccu.judge.judges import Judge, parse_judges
 from chaccu.judge.judging import Judged, Judging
@@ -146,8 +146,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
         return cls(
             judges=parsed,
             ask=settings,
-            count_tokens=_count_with(tokenizer) if tokenizer else count_by_characters,
-            counted_by=f"counted by {tokenizer}" if tokenizer else "characters / 4",
+            count_tokens=_count_with(tokenizer) if tokenizer else count_by_bytes,
+            counted_by=f"counted by {tokenizer}" if tokenizer else "bytes / 4",
             **others,
         )
 

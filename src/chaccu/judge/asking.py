@@ -8,34 +8,34 @@ another's. A judge that is gone is not asked for every task anew. It ignores wha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any, Literal
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
 
 from chaccu.client import (
     AccessDeniedError,
-    AnswerTimeoutError,
     ChatClient,
     ChatError,
     Completion,
-    ContextFullError,
     InvalidAnswerError,
     RequestRefusedError,
     Sampling,
     UnknownModelError,
-    WorkerLostError,
 )
 from chaccu.conversation import Conversation
 from chaccu.errors import ChaccuError
-from chaccu.judge.budget import Budget, CountTokens, Price, count_by_characters, count_prompt
+from chaccu.judge.budget import Budget, CountTokens, Price, count_by_bytes, count_prompt
+from chaccu.judge.flags import CUT_REASONS
 from chaccu.judge.judges import Judge
 from chaccu.judge.parsing import read_outcome, read_scores
-from chaccu.judge.retry import Clock, RetryPolicy
-from chaccu.judge.tasks import JudgeTask
+from chaccu.judge.retry import OF_THE_REQUEST, Clock, RetryPolicy
+from chaccu.judge.tasks import JudgeTask, Structured
 from chaccu.judge.verdicts import Verdict
 
-Structured = Literal["auto", "on", "off"]
+OnRetry = Callable[[str, ChatError, float], None]
+"""Gets the judge's name, what went wrong and the seconds to wait before a request is sent again."""
 
 OVER_BUDGET = "over budget"
 NO_ANSWER = "no answer"
@@ -43,13 +43,11 @@ NO_ANSWER = "no answer"
 # Flags of the judge's text; the others are of the answers.
 CUT_OFF = "judge cut off"
 SAME_AGAIN = "judge says the same again"
+NOT_ASKED_AGAIN = "judge not asked again"
+OF_THE_JUDGE = (CUT_OFF, SAME_AGAIN, NOT_ASKED_AGAIN)
 
 # Failed tasks in a row after which a judge is taken for gone.
 _GONE_AFTER = 6
-# The server may have read the request and written an answer that nobody got.
-_MAYBE_PAID = (AnswerTimeoutError, InvalidAnswerError, WorkerLostError)
-# These speak of the one request, not of the judge.
-_OF_THE_REQUEST = (ContextFullError, RequestRefusedError)
 
 
 class JudgeChangedError(ChaccuError):
@@ -115,8 +113,9 @@ class JudgeSession:
         *,
         budget: Budget | None = None,
         version: str | None = None,
-        count_tokens: CountTokens = count_by_characters,
+        count_tokens: CountTokens = count_by_bytes,
         clock: Clock | None = None,
+        on_retry: OnRetry | None = None,
     ) -> None:
         """`version`: the name under which the judge has answered before, if it has."""
         self.judge = judge
@@ -126,6 +125,9 @@ class JudgeSession:
         self._client = client
         self._budget = budget or Budget()
         self._clock = clock or Clock()
+        self._on_retry = on_retry
+        # How many times more tokens than were counted a prompt has had, at most.
+        self._undercount = 1.0
         self._paused_until_s = float("-inf")
         self._is_structured = {"auto": None, "on": True, "off": False}[settings.structured]
         self._first_structured = asyncio.Lock()
@@ -200,7 +202,7 @@ class JudgeSession:
         )
 
     def _note_failure(self, error: ChatError) -> None:
-        if isinstance(error, _OF_THE_REQUEST):
+        if isinstance(error, OF_THE_REQUEST):
             return
         self._failed_in_a_row += 1
         if isinstance(error, (AccessDeniedError, UnknownModelError)) or self._failed_in_a_row >= _GONE_AFTER:
@@ -217,10 +219,13 @@ class JudgeSession:
                 completion = await self._send(task, sampling, tally)
             except InvalidAnswerError as invalid:
                 error = invalid
-                await self._clock.sleep(self.settings.retry.step_s(again + 1, self._clock.draw()))
+                if again < self.settings.again:
+                    await self._clock.sleep(self.settings.retry.step_s(again + 1, self._clock.draw()))
                 continue
             except (_OverBudgetError, ChatError) as failed:
                 if unread is not None:
+                    # Its text counts for now; the next run asks anew.
+                    flags.append(NOT_ASKED_AGAIN)
                     break
                 raise failed
             self.check_version(completion.model, "the server")
@@ -258,6 +263,8 @@ class JudgeSession:
                 wait_s = self.settings.retry.wait_s(error, tried, self._clock.draw())
                 if wait_s is None:
                     raise
+                if self._on_retry:
+                    self._on_retry(self.judge.name, error, wait_s)
                 if error.retry_after_s is None:
                     await self._clock.sleep(wait_s)
                 else:
@@ -292,7 +299,7 @@ class JudgeSession:
         messages = task.messages()
         prompt_tokens = count_prompt(self.count_tokens, task.prompt.system, messages)
         price = self.judge.price or Price(0.0, 0.0)
-        most_usd = price.cost_usd(prompt_tokens, sampling.max_tokens or 0)
+        most_usd = price.cost_usd(math.ceil(prompt_tokens * self._undercount), sampling.max_tokens or 0)
         if not await self._budget.reserve(most_usd):
             raise _OverBudgetError
         cost_usd = 0.0
@@ -305,10 +312,13 @@ class JudgeSession:
             tally.add(completion)
             if completion.usage is not None:
                 cost_usd = price.cost_usd(completion.usage.prompt_tokens, completion.usage.completion_tokens)
+                # Whoever counts one prompt too low does so with the next: from here on the cap holds all the same.
+                self._undercount = max(self._undercount, completion.usage.prompt_tokens / max(1, prompt_tokens))
             else:
                 cost_usd = price.cost_usd(prompt_tokens, self.count_tokens([completion.text]))
-        except _MAYBE_PAID:
-            cost_usd = most_usd
+        except ChatError as error:
+            # Nobody has said what a lost answer costs.
+            cost_usd = most_usd if error.was_taken else 0.0
             raise
         finally:
             self._budget.settle(most_usd, cost_usd)
@@ -321,4 +331,4 @@ def _can_be_read(completion: Completion, task: JudgeTask) -> bool:
 
 
 def _flags_of(completion: Completion) -> tuple[str, ...]:
-    return (CUT_OFF,) if completion.finish_reason == "length" else ()
+    return (CUT_OFF,) if completion.finish_reason in CUT_REASONS else ()

@@ -20,7 +20,7 @@ from chaccu.errors import DataError
 
 CountTokens = Callable[[Sequence[str]], int]
 
-_CHARS_PER_TOKEN = 4
+_BYTES_PER_TOKEN = 4
 
 
 class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,9 +48,12 @@ def read_prices(file: Path) -> dict[str, Price]:
     return prices
 
 
-def count_by_characters(texts: Sequence[str]) -> int:
-    """Tokens of `texts`, taken as one for four characters, rounded up."""
-    return -(-sum(map(len, texts)) // _CHARS_PER_TOKEN)
+def count_by_bytes(texts: Sequence[str]) -> int:
+    """Tokens of `texts`, taken as one for four bytes of UTF-8, rounded up.
+
+    Of English a token is about four letters; of scripts whose letters have two or three bytes it is fewer letters.
+    """
+    return -(-sum(len(text.encode(errors="surrogatepass")) for text in texts) // _BYTES_PER_TOKEN)
 
 
 def count_prompt(count_tokens: CountTokens, system: str, messages: Sequence[Message]) -> int:

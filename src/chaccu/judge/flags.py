@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from typing import Literal
 
 Flag = Literal["injection", "empty", "truncated", "constant"]
+# Finish reasons of a text that its model did not end itself.
+CUT_REASONS = ("length", "content_filter")
 
 _WHO = r"(?:assistant|answer|response|output|model)"
 _INJECTIONS = tuple(
@@ -45,7 +47,7 @@ _FENCE = re.compile(r"^[ \t]*(?:```|~~~)", re.M)
 
 
 def flag_answer(text: str, finish_reason: str = "") -> tuple[Flag, ...]:
-    """The flags of one answer. `finish_reason`: as the server gave it; "length" says that it was cut off."""
+    """The flags of one answer. `finish_reason`: as the server gave it; those of `CUT_REASONS` say that it was cut off."""
     if not text.strip():
         return ("empty",)
     flags: list[Flag] = []
@@ -64,7 +66,7 @@ def is_injection(text: str) -> bool:
 def is_truncated(text: str, finish_reason: str = "") -> bool:
     """Whether an answer was cut off: the server says so or, where it says nothing, a block of a program is left open."""
     if finish_reason:
-        return finish_reason == "length"
+        return finish_reason in CUT_REASONS
     return len(_FENCE.findall(text)) % 2 == 1
 
 

@@ -23,6 +23,8 @@ from chaccu.judge.prompts import JudgePrompt, Kind, choose_prompt, render_prompt
 from chaccu.judge.questions import Question
 
 Unit = Literal["turn", "conversation"]
+Structured = Literal["auto", "on", "off"]
+"""Whether a prompt's JSON schema goes to the endpoint; "auto": unless it is refused."""
 
 _ANSWERS_NAME = "answers.jsonl"
 
@@ -44,9 +46,11 @@ class JudgeTask(msgspec.Struct, frozen=True, kw_only=True):
         """What a judge is sent beside the system text of the prompt."""
         return render_prompt(self.prompt, self.question, self.turn, self.answers, self.question.reference)
 
-    def key(self, judge: str, sampling: Sampling) -> str:
-        """SHA-256 of all that is asked: the judge, the prompt, its texts with question, answers and reference, the sampling."""
-        return sha256_json([judge, self.prompt.sha256, self.prompt.system, self.messages(), sampling])
+    def key(self, judge: str, sampling: Sampling, structured: Structured = "auto") -> str:
+        """SHA-256 of all that is asked: the judge, the prompt, its texts with question, answers and reference, the sampling,
+        and whether its schema goes with it, if it has one."""
+        asked = [judge, self.prompt.sha256, self.prompt.system, self.messages(), sampling]
+        return sha256_json(asked if self.prompt.schema is None or structured == "auto" else [*asked, structured])
 
 
 class AnswersOnFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,15 @@ import pytest
 from asking_fixtures import FastClock, comparisons, grades, session, settings
 
 from chaccu.client import ChatClient, Sampling
-from chaccu.judge.asking import CUT_OFF, SAME_AGAIN, AskSettings, JudgeChangedError, JudgeSession, JudgingFailure
+from chaccu.judge.asking import (
+    CUT_OFF,
+    NOT_ASKED_AGAIN,
+    SAME_AGAIN,
+    AskSettings,
+    JudgeChangedError,
+    JudgeSession,
+    JudgingFailure,
+)
 from chaccu.judge.budget import Budget, Price
 from chaccu.judge.retry import RetryPolicy
 from chaccu.judge.verdicts import Verdict
@@ -133,7 +142,7 @@ async def test_a_text_is_kept_when_the_next_request_fails() -> None:
     replies = [Reply(text="Hm."), Reply(status=400)]
     (verdict,), _ = await ask(lambda body, number: replies[number - 1])
     assert isinstance(verdict, Verdict)
-    assert (verdict.text, verdict.is_parsed) == ("Hm.", False)
+    assert (verdict.text, verdict.is_parsed, verdict.flags) == ("Hm.", False, (NOT_ASKED_AGAIN,))
 
 
 async def test_a_wait_that_the_server_asks_for_holds_for_all_requests() -> None:
@@ -240,3 +249,61 @@ async def test_what_may_have_been_written_counts_as_paid() -> None:
         first(Reply(how="silent")), timeout_s=0.2, price=Price(10_000.0, 0.0), budget=budget, count_tokens=lambda texts: 150
     )
     assert budget.spent_usd == 2.5
+
+
+@pytest.mark.parametrize(
+    ("reply", "spent_usd"),
+    [(Reply(how="reset"), 2.5), (Reply(how="half"), 2.5), (Reply(status=500), 1.0), (Reply(status=429), 1.0)],
+)
+async def test_only_what_the_server_may_have_worked_on_is_paid(reply: Reply, spent_usd: float) -> None:
+    budget = Budget(10.0)
+    await ask(first(reply), price=Price(10_000.0, 0.0), budget=budget, count_tokens=lambda texts: 150)
+    assert budget.spent_usd == spent_usd
+
+
+async def test_a_count_that_was_too_low_is_not_trusted_again() -> None:
+    # Ten tokens are counted where the server reads a hundred, which cost 1 USD.
+    budget = Budget(3.5)
+    results, server = await ask(
+        lambda body, number: GOOD, times=5, price=Price(10_000.0, 0.0), budget=budget, count_tokens=lambda texts: 10
+    )
+    assert [isinstance(one, Verdict) for one in results] == [True, True, True, False, False]
+    assert (budget.spent_usd, len(server.bodies)) == (3.0, 3)
+
+
+async def test_the_cap_is_exceeded_by_no_more_than_what_is_under_way_was_counted_too_low() -> None:
+    budget = Budget(3.5)
+    with ScriptedJudge(lambda body, number: GOOD) as server:
+        async with ChatClient(server.url) as client:
+            judge = session(client, price=Price(10_000.0, 0.0), budget=budget, count_tokens=lambda texts: 10)
+            await asyncio.gather(*(judge.ask(TASK, "key") for _ in range(12)))
+            # All twelve were counted as 0.1 USD and cost 1 USD; what comes behind them is not sent.
+            assert isinstance(await judge.ask(TASK, "key"), JudgingFailure)
+    assert len(server.bodies) == budget.spent_usd == 12
+
+
+@pytest.mark.parametrize("reason", ["length", "content_filter"])
+async def test_a_verdict_that_was_cut_off_is_flagged(reason: str) -> None:
+    (verdict,), _ = await ask(lambda body, number: Reply(text="Both are good. [[A]] And", finish_reason=reason))
+    assert isinstance(verdict, Verdict)
+    assert verdict.flags == (CUT_OFF,)
+
+
+async def test_a_refusal_is_kept_as_the_text_of_an_unparsed_verdict() -> None:
+    (verdict,), _ = await ask(lambda body, number: Reply(refusal="I cannot judge that."))
+    assert isinstance(verdict, Verdict)
+    assert (verdict.is_parsed, verdict.text) == (False, "I cannot judge that.")
+
+
+async def test_waits_are_told_and_none_comes_after_the_last_request() -> None:
+    said: list[tuple[str, str, float]] = []
+    clock = FastClock()
+    await ask(
+        first(Reply(status=429, headers={"retry-after": "17"})),
+        clock=clock,
+        on_retry=lambda judge, error, wait_s: said.append((judge, error.cause, wait_s)),
+    )
+    assert said == [("gpt", "limit reached", 18.0)]
+    clock = FastClock()
+    await ask(lambda body, number: Reply(how="garbage"), clock=clock)
+    assert clock.slept == [1.0, 2.0]

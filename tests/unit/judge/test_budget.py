@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from chaccu.errors import DataError, UsageError
-from chaccu.judge.budget import Budget, Price, count_by_characters, read_prices
+from chaccu.judge.budget import Budget, Price, count_by_bytes, read_prices
 from chaccu.judge.judges import Judge, parse_judges
 
 
@@ -14,8 +14,10 @@ def test_a_price_is_per_million_tokens() -> None:
     assert Price(2.5, 10.0).cost_usd(1_000_000, 100_000) == 3.5
 
 
-def test_four_characters_are_taken_for_a_token() -> None:
-    assert count_by_characters(["abcd", "efghi"]) == 3
+def test_four_bytes_are_taken_for_a_token() -> None:
+    assert count_by_bytes(["abcd", "efghi"]) == 3
+    # Of Chinese a token is about one letter, not four.
+    assert count_by_bytes(["小羊驼是什么"]) == 5
 
 
 async def test_what_is_under_way_counts_until_it_is_settled() -> None:

@@ -86,3 +86,9 @@ def test_answers_are_read_from_folders_and_files(tmp_path: Path) -> None:
         lines = b"".join(msgspec.json.encode(one) + b"\n" for one in answers_of(name))
         (tmp_path / name / "answers.jsonl").write_bytes(lines)
     assert read_answer_files([tmp_path / "a", tmp_path / "b" / "answers.jsonl"]) == answers_of("a", "b")
+
+
+def test_whether_a_schema_goes_with_it_is_part_of_what_is_asked() -> None:
+    plain, schema = comparisons("a", "b")[0], comparisons("a", "b", prompt="pair-json")[0]
+    assert len({schema.key("gpt", GREEDY, mode) for mode in ("auto", "on", "off")}) == 3
+    assert len({plain.key("gpt", GREEDY, mode) for mode in ("auto", "on", "off")}) == 1
