@@ -18,10 +18,9 @@ from pathlib import Path
 
 import msgspec
 
-from chaccu.artifact import storage_errors
 from chaccu.errors import DataError
 from chaccu.judge.asking import AskSettings, JudgeSession, JudgingFailure
-from chaccu.judge.json_lines import write_json_lines
+from chaccu.judge.json_lines import read_json_lines, write_json_lines
 from chaccu.judge.judging import OnDone
 from chaccu.judge.tasks import JudgeTask
 from chaccu.judge.verdicts import Outcome, Verdict
@@ -49,7 +48,7 @@ class Drift(msgspec.Struct, frozen=True, kw_only=True):
     """One judge, now and then.
 
     `tasks`: that every repeat has a verdict of; `failed`: those that have not. `agreement`: share of new verdicts that say what
-    the one on file says; `repeat_agreement`: share of pairs of new verdicts on one task that agree, None for one repeat;
+    the one on file says; `repeat_agreement`: share of pairs of new verdicts on one task that agree;
     `limit`: the least agreement that is no alarm. `mean_change`: of the first score, new less old, where there are scores.
     `reasons`: why there is an alarm, none if there is none.
     """
@@ -91,16 +90,11 @@ def write_canaries(folder: Path, settled: Iterable[tuple[JudgeSession, JudgeTask
 def read_canaries(folder: Path) -> list[Canary]:
     """What `write_canaries` kept. Raises `StorageError`, `DataError` where there is nothing or something else."""
     file = folder / CANARIES_NAME
-    with storage_errors(file):
-        lines = file.read_bytes().splitlines()
-    try:
-        canaries = [msgspec.json.decode(line, type=Canary) for line in lines]
-    except msgspec.DecodeError as error:
-        raise DataError(f"{file} cannot be read: {error}.", remedy="run the judging of this folder again") from error
+    canaries = read_json_lines(file, Canary, "canary")
     if not canaries:
         raise DataError(f"{folder} has no parsed verdict to compare with.", remedy="judge something first")
     for canary in canaries:
-        if canary.task.key(canary.judge, canary.ask.sampling) != canary.key:
+        if canary.task.key(canary.judge, canary.ask.sampling, canary.ask.structured) != canary.key:
             raise DataError(
                 f"{file} was written by a version of Chaccu that asks in other words.",
                 remedy="run the judging of this folder again; what changed would not be the judge",
@@ -118,7 +112,8 @@ async def measure_drift(
 ) -> list[Drift]:
     """Ask every task `repeats` times anew, and compare; one result for each judge.
 
-    `sessions`: by judge's name, without a pinned version. Raises `JudgeChangedError` where a judge changes in between.
+    `repeats`: 2 or more, for of two verdicts that differ neither is the odd one. `sessions`: by judge's name, without a pinned
+    version. Raises `JudgeChangedError` where a judge changes in between.
     """
     queue = iter([(canary, number) for number in range(repeats) for canary in canaries])
     said: dict[tuple[str, int], Verdict | JudgingFailure] = {}
@@ -140,7 +135,6 @@ async def measure_drift(
 
 
 def _compare(canaries: Sequence[Canary], said: Mapping[tuple[str, int], Verdict | JudgingFailure], repeats: int) -> Drift:
-    then = canaries[0]
     draws: list[tuple[object, ...]] = []
     changes: list[float] = []
     versions = set()
@@ -150,12 +144,16 @@ def _compare(canaries: Sequence[Canary], said: Mapping[tuple[str, int], Verdict 
         if len(new) == repeats:
             draws.append((canary.outcome or canary.scores, *(one.outcome or one.scores for one in new)))
             changes += [one.scores[0] - canary.scores[0] for one in new if one.scores and canary.scores]
-    version = next(iter(versions), None)
+    version = next((one for one in versions if one is not None), None)
+    version_then = next((one.version for one in canaries if one.version is not None), None)
     reasons = []
-    if version is not None and then.version is not None and version != then.version:
-        reasons.append(f"the server answers as {version}, and answered as {then.version}")
+    if version is not None and version_then is not None and version != version_then:
+        reasons.append(f"the server answers as {version}, and answered as {version_then}")
     if not draws:
         reasons.append("no task has all its verdicts")
+    elif (repeats + 1) ** len(draws) * CHANCE < 1:
+        # Were all of them other than those on file, even that would come by chance too often to be told.
+        reasons.append(f"{len(draws)} tasks with {repeats} new verdicts each are too few to tell")
     agreed = sum(_agreements(one)[0] for one in draws)
     most = repeats * len(draws)
     limit = agreement_limit(draws, CHANCE) if draws else 0
@@ -163,7 +161,7 @@ def _compare(canaries: Sequence[Canary], said: Mapping[tuple[str, int], Verdict 
         reasons.append(f"{agreed} of {most} new verdicts agree with those on file, and {limit} is the least for this judge")
     pairs = [first == second for one in draws for first, second in combinations(one[1:], 2)]
     return Drift(
-        judge=then.judge,
+        judge=canaries[0].judge,
         tasks=len(draws),
         failed=len(canaries) - len(draws),
         repeats=repeats,
@@ -171,7 +169,7 @@ def _compare(canaries: Sequence[Canary], said: Mapping[tuple[str, int], Verdict 
         repeat_agreement=sum(pairs) / len(pairs) if pairs else None,
         limit=limit / most if draws else None,
         mean_change=sum(changes) / len(changes) if changes else None,
-        version_then=then.version,
+        version_then=version_then,
         version_now=version,
         reasons=tuple(reasons),
     )

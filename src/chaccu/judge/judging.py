@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from chaccu.judge.asking import CUT_OFF, NO_ANSWER, OVER_BUDGET, SAME_AGAIN, JudgeSession, JudgingFailure
+from chaccu.judge.asking import NO_ANSWER, NOT_ASKED_AGAIN, OF_THE_JUDGE, OVER_BUDGET, JudgeSession, JudgingFailure
 from chaccu.judge.budget import Estimate, count_prompt
 from chaccu.judge.json_lines import JsonLinesLog, write_json_lines
 from chaccu.judge.tasks import JudgeTask
@@ -69,10 +69,11 @@ class Judging:
         self._folder = folder
         self._cache = cache
         self._results: dict[int, Verdict | JudgingFailure] = {}
+        self._on_file: dict[str, Verdict] = {}
         self.asked = len(tasks) * len(sessions)
         self._requests = self._gather(tasks, sessions)
         self._todo: list[_Request] = []
-        self._find_known()
+        self._find_known(sessions)
         self.reused = sum(isinstance(one, Verdict) for one in self._results.values())
 
     def estimate(self) -> list[Estimate]:
@@ -87,6 +88,9 @@ class Judging:
         """
         on_done = on_done or (lambda done, asked: None)
         on_done(len(self._results), self.asked)
+        for verdict in self._on_file.values():
+            # What this run is not about leaves the file and stays known.
+            self._cache.keep(verdict)
         with JsonLinesLog(self._folder / VERDICTS_NAME, self._verdicts()) as log:
             try:
                 async with asyncio.TaskGroup() as group:
@@ -122,23 +126,22 @@ class Judging:
                     message = f"no answer on file of {', '.join(task.missing)}"
                     self._results[place] = session.fail(task, NO_ANSWER, message, "chaccu judge run asks for what is missing")
                     continue
-                key = task.key(session.judge.name, session.settings.sampling)
+                key = task.key(session.judge.name, session.settings.sampling, session.settings.structured)
                 requests.setdefault((column, key), _Request(session, key, {})).tasks[place] = task
         return list(requests.values())
 
-    def _find_known(self) -> None:
+    def _find_known(self, sessions: Sequence[JudgeSession]) -> None:
+        by_name = {session.judge.name: session for session in sessions}
         file = self._folder / VERDICTS_NAME
         earlier = read_verdicts(file) if file.exists() else []
-        on_file: dict[str, Verdict] = {}
         for verdict in earlier:
             # Copies know nothing of tokens: the one that was asked comes first.
-            if verdict.attempts or verdict.key not in on_file:
-                on_file[verdict.key] = verdict
-        for verdict in on_file.values():
-            # What this run is not about leaves the file and stays known.
-            self._cache.keep(verdict)
+            if (verdict.attempts or verdict.key not in self._on_file) and NOT_ASKED_AGAIN not in verdict.flags:
+                self._on_file[verdict.key] = verdict
+            if verdict.judge in by_name:
+                by_name[verdict.judge].check_version(verdict.judge_version, "a verdict on file")
         for request in self._requests:
-            known = on_file.get(request.key) or self._cache.find(request.key)
+            known = self._on_file.get(request.key) or self._cache.find(request.key)
             if known is None:
                 self._todo.append(request)
             else:
@@ -157,7 +160,8 @@ class Judging:
             verdicts = self._settle(request, result)
             if verdicts:
                 log.append(verdicts)
-                self._cache.keep(verdicts[0])
+                if NOT_ASKED_AGAIN not in verdicts[0].flags:
+                    self._cache.keep(verdicts[0])
                 self.reused += len(verdicts) - 1
             on_done(len(self._results), self.asked)
 
@@ -189,7 +193,7 @@ def _for_task(result: Verdict | JudgingFailure, task: JudgeTask, *, is_copy: boo
     if is_copy:
         own["attempts"] = 0
     if isinstance(result, Verdict):
-        own["flags"] = (*task.flags, *(flag for flag in result.flags if flag in (CUT_OFF, SAME_AGAIN)))
+        own["flags"] = (*task.flags, *(flag for flag in result.flags if flag in OF_THE_JUDGE))
         if is_copy:
             own |= {"prompt_tokens": 0, "answer_tokens": 0}
     return msgspec.structs.replace(result, **own)

@@ -8,7 +8,7 @@ from asking_fixtures import QUESTIONS, answer, session
 
 from chaccu.client import ChatClient
 from chaccu.errors import DataError
-from chaccu.judge.drift import CANARIES, Drift, agreement_limit, measure_drift, read_canaries, write_canaries
+from chaccu.judge.drift import CANARIES, CHANCE, Drift, agreement_limit, measure_drift, read_canaries, write_canaries
 from chaccu.judge.judging import Judging
 from chaccu.judge.prompts import load_prompts
 from chaccu.judge.tasks import AnswersOnFile, plan_grades
@@ -88,6 +88,9 @@ async def test_another_model_or_no_verdicts_are_alarms(tmp_path: Path) -> None:
     await judge(tmp_path)
     drift = await measure(tmp_path, lambda body, times: Reply(text=steady(body, times).text, model="gpt-2"))
     assert drift.reasons == ("the server answers as gpt-2, and answered as gpt-1",)
+    replies = [None, "gpt-2"]
+    drift = await measure(tmp_path, lambda body, times: Reply(text=steady(body, times).text, model=replies[times % 2]))
+    assert drift.reasons == ("the server answers as gpt-2, and answered as gpt-1",)
     drift = await measure(tmp_path, lambda body, times: Reply(status=400))
     assert (drift.tasks, drift.failed, drift.agreement) == (0, 20, None)
     assert drift.reasons == ("no task has all its verdicts",)
@@ -107,5 +110,24 @@ def test_a_folder_without_canaries_says_so(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no parsed verdict"):
         read_canaries(tmp_path)
     (tmp_path / "canaries.jsonl").write_bytes(b"{}\n")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"line 1 of .* is no canary"):
         read_canaries(tmp_path)
+
+
+@pytest.mark.parametrize(("answered", "reasons"), [(3, ()), (2, ("2 tasks with 3 new verdicts each are too few to tell",))])
+async def test_tasks_that_are_too_few_to_tell_are_an_alarm(tmp_path: Path, answered: int, reasons: tuple[str, ...]) -> None:
+    await judge(tmp_path)
+    numbers = sorted(int(canary.task.models[0][1:]) for canary in read_canaries(tmp_path))[:answered]
+    drift = await measure(
+        tmp_path, lambda body, times: steady(body, times) if number_of(body) in numbers else Reply(status=400)
+    )
+    assert (drift.tasks, drift.failed, drift.reasons) == (answered, CANARIES - answered, reasons)
+
+
+@pytest.mark.parametrize(("repeats", "least"), [(2, 4), (3, 3)])
+def test_the_least_number_of_tasks_that_can_tell(repeats: int, least: int) -> None:
+    # Where every new verdict differs from the one on file, fewer tasks have no limit above nothing.
+    changed = ("A", *("B" * repeats))
+    assert agreement_limit([changed] * least, CHANCE) > 0
+    assert agreement_limit([changed] * (least - 1), CHANCE) == 0
+    assert (repeats + 1) ** least * CHANCE >= 1 > (repeats + 1) ** (least - 1) * CHANCE

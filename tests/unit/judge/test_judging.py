@@ -12,7 +12,7 @@ from asking_fixtures import QUESTIONS, answer, answers_of, comparisons, grades, 
 from chaccu.artifact import read_manifest, verify_files
 from chaccu.client import ChatClient
 from chaccu.errors import DataError, StorageError
-from chaccu.judge.asking import JudgeChangedError
+from chaccu.judge.asking import NOT_ASKED_AGAIN, JudgeChangedError
 from chaccu.judge.budget import Budget, Price
 from chaccu.judge.judging import Judged, Judging
 from chaccu.judge.judging_manifest import read_judge_versions, write_judging_manifest
@@ -211,3 +211,32 @@ async def test_a_damaged_cache_is_named(tmp_path: Path) -> None:
         (tmp_path / "cache" / key[:2] / f"{key}.json").write_bytes(msgspec.json.encode({"a": 1}))
         with pytest.raises(DataError, match=rf"{key}\.json is no verdict"):
             await run(server, tmp_path, comparisons("a", "b"))
+
+
+async def test_looking_at_what_is_left_writes_nothing(tmp_path: Path) -> None:
+    with ScriptedJudge(lambda body, number: GOOD) as server:
+        await run(server, tmp_path / "one", comparisons("a", "b"))
+        (tmp_path / "two").mkdir()
+        (tmp_path / "two" / "verdicts.jsonl").write_bytes((tmp_path / "one" / "verdicts.jsonl").read_bytes())
+        async with ChatClient(server.url) as client:
+            cache = VerdictCache(tmp_path / "two" / "cache")
+            assert Judging(comparisons("a", "b"), [session(client)], tmp_path / "two", cache).estimate() == []
+    assert [file.name for file in (tmp_path / "two").iterdir()] == ["verdicts.jsonl"]
+
+
+async def test_a_judge_is_held_to_all_verdicts_of_the_folder(tmp_path: Path) -> None:
+    with ScriptedJudge(lambda body, number: GOOD) as server:
+        await run(server, tmp_path, comparisons("a", "b"))
+        server.script = lambda body, number: Reply(text="[[A]]", model="gpt-1106")
+        with pytest.raises(JudgeChangedError, match="gpt was gpt-0613 before, and the server says gpt-1106"):
+            await run(server, tmp_path, comparisons("b", "c"))
+
+
+async def test_an_asking_that_was_cut_short_is_taken_up_by_the_next_run(tmp_path: Path) -> None:
+    price = Price(10_000.0, 0.0)
+    with ScriptedJudge(lambda body, number: Reply(text="Hm." if number == 1 else "[[7]]")) as server:
+        more = {"price": price, "count_tokens": lambda texts: 100}
+        judged = await run(server, tmp_path, grades("a")[:1], budget=Budget(1.0), **more)
+        assert (judged.parsed, judged.unparsed, judged.verdicts[0].flags) == (0, 1, (NOT_ASKED_AGAIN,))
+        again = await run(server, tmp_path, grades("a")[:1], budget=Budget(2.0), **more)
+        assert (again.parsed, again.unparsed, again.reused, len(server.bodies)) == (1, 0, 0, 2)
