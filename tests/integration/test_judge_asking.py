@@ -52,6 +52,7 @@ def test_killed_twice_it_asks_nothing_twice_and_loses_nothing(server: ScriptedJu
         with start(folder, server) as service:
             wait_until(lambda at_least=at_least: len(lines(folder)) >= at_least, service)  # type: ignore[misc]
             service.kill()
+        assert not (folder / "out" / "manifest.json").exists()
         whole = [line for line in lines(folder) if line.endswith(b"}")]
         assert kept <= set(whole)
         kept = set(whole)
@@ -86,3 +87,14 @@ def test_ctrl_c_says_how_to_go_on(server: ScriptedJudge, folder: Path) -> None:
         assert service.wait(60) == 0, service.log
     assert f"{had} of them on file" in " ".join(service.log.split())
     assert len(read_verdicts(folder / "out" / "verdicts.jsonl")) == 2 * QUESTIONS
+
+
+def test_a_second_run_on_the_folder_is_refused_and_harms_nothing(server: ScriptedJudge, folder: Path) -> None:
+    with start(folder, server) as first:
+        wait_until(lambda: len(lines(folder)) >= 5, first)
+        with start(folder, server) as second:
+            assert second.wait(60) == 1
+            assert "another run writes to" in second.log
+        assert first.wait(60) == 0, first.log
+    assert len(read_verdicts(folder / "out" / "verdicts.jsonl")) == 2 * QUESTIONS
+    assert set(server.counts.values()) == {1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from chaccu.artifact import read_manifest, verify_files
 from chaccu.testing.fake_openai import FakeModel, FakeOpenAI
+from chaccu.testing.processes import start_command, wait_until
 
 _QUESTIONS = 20
 _AT_ONCE = 3
@@ -60,3 +62,19 @@ def test_a_run_that_is_killed_again_and_again_asks_nothing_twice_and_loses_nothi
     assert len(requests) == _TURNS
     assert sum(requests.values()) <= _TURNS + _KILLS * _AT_ONCE * len(_MODELS)
     verify_files(out, read_manifest(out, kind="answers").files)
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+    answers = tmp_path / "out" / "answers.jsonl"
+    with FakeOpenAI({"base": FakeModel(answer="One two three.", delay_s=0.05)}) as server:
+        arguments = ["judge", "run", "--url", server.url, "--model", "base", "--out", str(tmp_path / "out"), "--at-once", "1"]
+        with start_command(tmp_path / "logs", arguments) as service:
+            wait_until(lambda: lines_of(answers) >= 3, service)
+            service.signal(signal.SIGINT)
+            assert service.wait(20) == 130
+        assert f"what was answered until now is in {tmp_path / 'out'}; run the same" in " ".join(service.log.split())
+        assert "Traceback" not in service.log
+        had = lines_of(answers)
+        with start_command(tmp_path / "logs", arguments) as service:
+            assert service.wait(60) == 0
+        assert f"12 answered, {had} of them on file already" in " ".join(service.log.split())

@@ -54,6 +54,7 @@ def run_command(
     import msgspec
 
     from chaccu.client import Sampling
+    from chaccu.file_lock import lock_folder
     from chaccu.judge.addresses import parse_addresses
     from chaccu.judge.questions import load_question_sets
 
@@ -62,19 +63,6 @@ def run_command(
     addresses = parse_addresses(model, url)
     models = [one.name for one in addresses]
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    asked = asyncio.run(
-        _ask(
-            addresses,
-            loaded,
-            sampling,
-            system,
-            out / "answers.jsonl",
-            api_key=api_key,
-            at_once=at_once,
-            retries=retries,
-            timeout_s=timeout_s,
-        )
-    )
     settings = {
         "urls": {one.name: one.url for one in addresses},
         "models": models,
@@ -82,7 +70,25 @@ def run_command(
         "system": system,
         "sampling": sampling,
     }
-    _write_run(out, asked, msgspec.to_builtins(settings), loaded)
+    with lock_folder(out):
+        try:
+            asked = asyncio.run(
+                _ask(
+                    addresses,
+                    loaded,
+                    sampling,
+                    system,
+                    out / "answers.jsonl",
+                    api_key=api_key,
+                    at_once=at_once,
+                    retries=retries,
+                    timeout_s=timeout_s,
+                )
+            )
+        except KeyboardInterrupt:
+            typer.echo(f"what was answered until now is in {out}; run the same command again to ask the rest.", err=True)
+            raise
+        _write_run(out, asked, msgspec.to_builtins(settings), loaded)
     if as_json:
         typer.echo(msgspec.json.encode(_counts(asked)).decode())
     else:
@@ -224,7 +230,6 @@ def _describe_count(count: CheckCount) -> str:
 
 
 def _write_run(out: Path, asked: Asked, settings: dict[str, Any], questions: Sequence[Question]) -> None:
-
     from chaccu.artifact import Manifest, library_versions, sha256_json, write_manifest
     from chaccu.judge.json_lines import write_json_lines
 

@@ -18,42 +18,18 @@ def register(app: typer.Typer) -> None:
     app.command(
         "compare",
         epilog="Example: chaccu judge compare runs/answers --judge gpt --url http://127.0.0.1:8000 --out runs/verdicts",
-    )(compare_command)
+    )(o.with_judge_options(compare_command))
     app.command(
         "grade", epilog="Example: chaccu judge grade runs/answers --judge gpt --url http://127.0.0.1:8000 --out runs/grades"
-    )(grade_command)
+    )(o.with_judge_options(grade_command))
     app.command("drift", epilog="Example: chaccu judge drift runs/verdicts")(drift_command)
 
 
 def compare_command(
-    answers: o.Answers,
-    judge: o.Judges,
-    out: o.Out,
-    url: o.Url = None,
-    model: o.Models = None,
+    options: o.JudgeOptions,
+    prompt: Annotated[str, typer.Option(help="Judge's prompt: a shipped name (pair, pair-json, vicuna), or a file.")] = "pair",
     baseline: Annotated[str | None, typer.Option(help="Compare each model with this one, not every pair.")] = None,
     one_order: Annotated[bool, typer.Option("--one-order", help="Show each pair once; its place may then decide.")] = False,
-    by: o.By = o.Unit.TURN,
-    questions: o.Questions = None,
-    no_checked: o.NoChecked = False,
-    prompt: Annotated[str, typer.Option(help="Judge's prompt: a shipped name (pair, pair-json), or a file.")] = "pair",
-    criteria: o.Criteria = None,
-    structured: o.StructuredMode = o.Structured.AUTO,
-    again: o.Again = 2,
-    max_tokens: o.MaxTokens = 1024,
-    temperature: o.Temperature = 0.0,
-    seed: o.Seed = None,
-    at_once: o.AtOnce = 4,
-    timeout_s: o.Timeout = 120.0,
-    api_key: o.ApiKey = None,
-    price_in: o.PriceIn = None,
-    price_out: o.PriceOut = None,
-    prices: o.Prices = None,
-    max_cost: o.MaxCost = None,
-    tokenizer: o.TokenizerPath = None,
-    estimate: o.EstimateOnly = False,
-    cache: o.Cache = None,
-    as_json: o.AsJson = False,
 ) -> None:
     """Have judges say which of two answers is better, each pair in both orders.
 
@@ -62,7 +38,7 @@ def compare_command(
     from chaccu.cli.judging import Inputs, RunOptions, judge_answers
     from chaccu.judge.tasks import plan_comparisons
 
-    inputs = Inputs.load(answers, questions, model or [], prompt, criteria, without_checked=no_checked)
+    inputs = Inputs.load(options, prompt)
     models = inputs.models if baseline is None else inputs.on_file.choose_models([baseline, *inputs.models])
     tasks = plan_comparisons(
         inputs.questions,
@@ -71,57 +47,17 @@ def compare_command(
         inputs.prompts,
         baseline=baseline,
         both_orders=not one_order,
-        unit=by.value,
+        unit=options.by.value,
     )
-    options = RunOptions.build(
-        judges=judge,
-        url=url,
-        prices_file=prices,
-        price=(price_in, price_out),
-        sampling=(max_tokens, temperature, seed),
-        again=again,
-        structured=structured.value,
-        at_once=at_once,
-        timeout_s=timeout_s,
-        api_key=api_key,
-        max_cost_usd=max_cost,
-        tokenizer=tokenizer,
-        cache=cache,
-        estimate_only=estimate,
-        as_json=as_json,
-    )
-    judge_answers(tasks, inputs, options, out, {"command": "compare", "baseline": baseline, "both_orders": not one_order})
+    settings = {"command": "compare", "baseline": baseline, "both_orders": not one_order}
+    judge_answers(tasks, inputs, RunOptions.build(options), settings)
 
 
 def grade_command(
-    answers: o.Answers,
-    judge: o.Judges,
-    out: o.Out,
-    url: o.Url = None,
-    model: o.Models = None,
-    by: o.By = o.Unit.TURN,
-    questions: o.Questions = None,
-    no_checked: o.NoChecked = False,
+    options: o.JudgeOptions,
     prompt: Annotated[
         str, typer.Option(help="Judge's prompt: a shipped name (single, single-json, rubric), or a file.")
     ] = "single",
-    criteria: o.Criteria = None,
-    structured: o.StructuredMode = o.Structured.AUTO,
-    again: o.Again = 2,
-    max_tokens: o.MaxTokens = 1024,
-    temperature: o.Temperature = 0.0,
-    seed: o.Seed = None,
-    at_once: o.AtOnce = 4,
-    timeout_s: o.Timeout = 120.0,
-    api_key: o.ApiKey = None,
-    price_in: o.PriceIn = None,
-    price_out: o.PriceOut = None,
-    prices: o.Prices = None,
-    max_cost: o.MaxCost = None,
-    tokenizer: o.TokenizerPath = None,
-    estimate: o.EstimateOnly = False,
-    cache: o.Cache = None,
-    as_json: o.AsJson = False,
 ) -> None:
     """Have judges grade each answer by itself, from 1 to 10.
 
@@ -130,26 +66,9 @@ def grade_command(
     from chaccu.cli.judging import Inputs, RunOptions, judge_answers
     from chaccu.judge.tasks import plan_grades
 
-    inputs = Inputs.load(answers, questions, model or [], prompt, criteria, without_checked=no_checked)
-    tasks = plan_grades(inputs.questions, inputs.on_file, inputs.models, inputs.prompts, unit=by.value)
-    options = RunOptions.build(
-        judges=judge,
-        url=url,
-        prices_file=prices,
-        price=(price_in, price_out),
-        sampling=(max_tokens, temperature, seed),
-        again=again,
-        structured=structured.value,
-        at_once=at_once,
-        timeout_s=timeout_s,
-        api_key=api_key,
-        max_cost_usd=max_cost,
-        tokenizer=tokenizer,
-        cache=cache,
-        estimate_only=estimate,
-        as_json=as_json,
-    )
-    judge_answers(tasks, inputs, options, out, {"command": "grade"})
+    inputs = Inputs.load(options, prompt)
+    tasks = plan_grades(inputs.questions, inputs.on_file, inputs.models, inputs.prompts, unit=options.by.value)
+    judge_answers(tasks, inputs, RunOptions.build(options), {"command": "grade"})
 
 
 def drift_command(
@@ -157,7 +76,7 @@ def drift_command(
     judge: Annotated[
         list[str] | None, typer.Option(help="NAME=URL[,key-env=VARIABLE] of a judge that is elsewhere now; repeat it for more.")
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, max=20, help="Times to ask each task; 2 or more show the judge's noise.")] = 3,
+    repeats: Annotated[int, typer.Option(min=2, max=20, help="Times to ask each task, which shows the judge's noise.")] = 3,
     at_once: o.AtOnce = 4,
     timeout_s: o.Timeout = 120.0,
     api_key: o.ApiKey = None,

@@ -12,19 +12,21 @@ from typing import Any
 import msgspec
 import typer
 
-from chaccu.artifact import MANIFEST_NAME, read_manifest, sha256_file, sha256_json, storage_errors
+from chaccu.artifact import MANIFEST_NAME, Manifest, read_manifest, sha256_file, sha256_json, storage_errors
+from chaccu.cli.judge_options import JudgeOptions
 from chaccu.cli.progress_bar import counting
-from chaccu.client import ChatClient, Sampling
-from chaccu.errors import DataError, UsageError
+from chaccu.client import ChatClient, ChatError, Sampling
+from chaccu.errors import DataError, UsageError, did_you_mean
+from chaccu.file_lock import lock_folder
 from chaccu.judge import Question
-from chaccu.judge.asking import AskSettings, JudgeSession, Structured
+from chaccu.judge.asking import AskSettings, JudgeSession
 from chaccu.judge.budget import Budget, CountTokens, Estimate, Price, count_by_bytes, read_prices
 from chaccu.judge.drift import Drift, measure_drift, read_canaries, write_canaries
 from chaccu.judge.judges import Judge, parse_judges
 from chaccu.judge.judging import Judged, Judging
-from chaccu.judge.judging_manifest import read_judge_versions, write_judging_manifest
+from chaccu.judge.judging_manifest import drop_manifest, read_judge_versions, write_judging_manifest
 from chaccu.judge.prompts import JudgePrompt, load_prompts, with_criteria
-from chaccu.judge.questions import STARTER, load_question_sets
+from chaccu.judge.questions import load_question_sets
 from chaccu.judge.tasks import AnswersOnFile, JudgeTask, find_answers, read_answer_files
 from chaccu.judge.verdict_files import CACHE_NAME, VerdictCache
 
@@ -40,38 +42,38 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     prompts: list[JudgePrompt]
 
     @classmethod
-    def load(
-        cls,
-        answers: Sequence[Path],
-        questions: str | None,
-        models: Sequence[str],
-        prompt: str,
-        criteria: Path | None,
-        *,
-        without_checked: bool,
-    ) -> Inputs:
+    def load(cls, options: JudgeOptions, prompt: str) -> Inputs:
         """Read them all. Raises `UsageError`, `DataError`, `StorageError`."""
-        on_file = AnswersOnFile(read_answer_files(answers))
-        sources = [questions] if questions else questions_of(answers[0])
+        on_file = AnswersOnFile(read_answer_files(options.answers))
+        sources = [options.questions] if options.questions else questions_of(options.answers[0])
         loaded = load_question_sets(sources)
         name = ", ".join(sources)
-        asked = [one for one in loaded if not (without_checked and one.checks)]
+        asked = [one for one in loaded if not (options.no_checked and one.checks)]
         if not on_file.questions & {one.question_id for one in asked}:
             raise DataError(
-                f"none of the {len(asked)} questions of {name} has an answer in {', '.join(map(str, answers))}.",
+                f"none of the {len(asked)} questions of {name} has an answer in {', '.join(map(str, options.answers))}.",
                 remedy="--questions with the set that was answered",
             )
+        _warn_of_changes(options.answers, sources, sha256_json(loaded))
         return cls(
             hashes={
                 "questions": sha256_json(loaded),
-                **{f"answers {path}": sha256_file(find_answers(path)) for path in answers},
+                **{f"answers {path}": sha256_file(find_answers(path)) for path in options.answers},
             },
             questions_name=name,
             questions=asked,
             on_file=on_file,
-            models=on_file.choose_models(models),
-            prompts=_load_prompts(prompt, criteria),
+            models=on_file.choose_models(options.model or []),
+            prompts=_load_prompts(prompt, options.criteria),
         )
+
+
+def _warn_of_changes(answers: Sequence[Path], sources: Sequence[str], sha256: str) -> None:
+    for path in answers:
+        manifest = _find_manifest(path)
+        if manifest and _sources_of(manifest) == sources and manifest.inputs.get("questions", sha256) != sha256:
+            changed = f"{', '.join(sources)} has changed since {path} was answered"
+            typer.echo(f"warning: {changed}; judges see the questions as they are now.", err=True)
 
 
 def _load_prompts(name: str, criteria: Path | None) -> list[JudgePrompt]:
@@ -90,65 +92,58 @@ def _load_prompts(name: str, criteria: Path | None) -> list[JudgePrompt]:
 
 
 def questions_of(path: Path) -> list[str]:
-    """The sets or files that an answers folder, or the folder of an answers file, says were asked."""
+    """The sets or files that an answers folder, or the folder of an answers file, says were asked. Raises `UsageError`."""
+    manifest = _find_manifest(path)
+    sources = _sources_of(manifest) if manifest else []
+    if not sources:
+        # No set is taken for granted: ids such as 1 are in many.
+        raise UsageError(
+            f"{path} does not say which questions it answers: it has no {MANIFEST_NAME}.",
+            remedy="--questions with the set or file that was answered, or end its chaccu judge run first",
+        )
+    return sources
+
+
+def _find_manifest(path: Path) -> Manifest | None:
     folder = path if path.is_dir() else path.parent
-    if not (folder / MANIFEST_NAME).is_file():
-        return [STARTER]
-    named = read_manifest(folder, kind="answers").settings.get("questions", STARTER)
+    return read_manifest(folder, kind="answers") if (folder / MANIFEST_NAME).is_file() else None
+
+
+def _sources_of(manifest: Manifest) -> list[str]:
+    named = manifest.settings.get("questions", [])
     return [named] if isinstance(named, str) else list(named)
 
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How it is judged."""
+    """How it is judged: the options as they were given, and what they come to."""
 
+    given: JudgeOptions
     judges: list[Judge]
     ask: AskSettings
-    at_once: int
-    timeout_s: float
-    api_key: str | None
-    max_cost_usd: float | None
     count_tokens: CountTokens
     counted_by: str
-    cache: Path | None
-    estimate_only: bool
-    as_json: bool
 
     @classmethod
-    def build(
-        cls,
-        *,
-        judges: Sequence[str],
-        url: str | None,
-        prices_file: Path | None,
-        price: tuple[float | None, float | None],
-        sampling: tuple[int, float, int | None],
-        again: int,
-        structured: Structured,
-        tokenizer: Path | None,
-        **others: Any,
-    ) -> RunOptions:
-        """Out of the values of the options. Raises `UsageError`, `DataError`, `StorageError`, `TokenizerError`."""
-        price_in, price_out = price
-        if (price_in is None) != (price_out is None):
+    def build(cls, given: JudgeOptions) -> RunOptions:
+        """Raises `UsageError`, `DataError`, `StorageError`, `TokenizerError`."""
+        if (given.price_in is None) != (given.price_out is None):
             raise UsageError("one of --price-in and --price-out is missing.", remedy="give both; a free side costs 0")
-        of_all = None if price_in is None or price_out is None else Price(price_in, price_out)
-        parsed = parse_judges(judges, url, prices=read_prices(prices_file) if prices_file else None, price=of_all)
-        without = [one.name for one in parsed if one.price is None]
-        if others["max_cost_usd"] is not None and without:
+        of_all = None if given.price_in is None or given.price_out is None else Price(given.price_in, given.price_out)
+        prices = read_prices(given.prices) if given.prices else None
+        judges = parse_judges(given.judge, given.url, prices=prices, price=of_all)
+        without = [one.name for one in judges if one.price is None]
+        if given.max_cost is not None and without:
             raise UsageError(
                 f"--max-cost cannot be kept: {', '.join(without)} has no price.",
                 remedy="--price-in and --price-out, or --prices",
             )
-        max_tokens, temperature, seed = sampling
-        settings = AskSettings(
-            sampling=Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed), again=again, structured=structured
-        )
+        sampling = Sampling(max_tokens=given.max_tokens, temperature=given.temperature, seed=given.seed)
         return cls(
-            judges=parsed,
-            ask=settings,
-            count_tokens=_count_with(tokenizer) if tokenizer else count_by_bytes,
-            counted_by=f"counted by {tokenizer}" if tokenizer else "bytes / 4",
-            **others,
+            given=given,
+            judges=judges,
+            ask=AskSettings(sampling=sampling, again=given.again, structured=given.structured.value),
+            count_tokens=_count_with(given.tokenizer) if given.tokenizer else count_by_bytes,
+            counted_by=f"counted by {given.tokenizer}" if given.tokenizer else "bytes / 4",
         )
 
 
@@ -164,40 +159,46 @@ def _open_client(judge: Judge, api_key: str | None, timeout_s: float) -> ChatCli
     return ChatClient(judge.url, judge.find_key(api_key), timeout_s=timeout_s)
 
 
-def judge_answers(tasks: Sequence[JudgeTask], inputs: Inputs, options: RunOptions, out: Path, settings: dict[str, Any]) -> None:
+def judge_answers(tasks: Sequence[JudgeTask], inputs: Inputs, options: RunOptions, settings: dict[str, Any]) -> None:
     """Run it, write the folder, say what came of it; `typer.Exit` 1 when a verdict is missing."""
+    given = options.given
     if options.ask.structured == "on" and not all(task.prompt.schema for task in tasks):
         name = next(task.prompt.name for task in tasks if not task.prompt.schema)
         raise UsageError(f"--structured on: the prompt {name} has no schema.", remedy="--prompt pair-json or single-json")
     settings |= {
+        "by": given.by.value,
         "judges": [{"name": one.name, "url": one.url} for one in options.judges],
         "questions": inputs.questions_name,
+        "without_checked": given.no_checked,
         "models": inputs.models,
         "ask": msgspec.to_builtins(options.ask),
     }
     try:
-        facts = asyncio.run(_run(tasks, inputs, options, out, settings))
+        facts = asyncio.run(_run(tasks, inputs, options, settings))
     except KeyboardInterrupt:
-        typer.echo(f"what was said until now is in {out}; run the same command again to ask the rest.", err=True)
+        typer.echo(f"what was said until now is in {given.out}; run the same command again to ask the rest.", err=True)
         raise
     if facts is None:
         return
-    if options.as_json:
+    if given.as_json:
         typer.echo(msgspec.json.encode(facts).decode())
     if facts["failed"] or facts["over_budget"]:
         raise typer.Exit(1)
 
 
 async def _run(
-    tasks: Sequence[JudgeTask], inputs: Inputs, options: RunOptions, out: Path, settings: dict[str, Any]
+    tasks: Sequence[JudgeTask], inputs: Inputs, options: RunOptions, settings: dict[str, Any]
 ) -> dict[str, Any] | None:
     """The manifest's facts, or None for an estimate alone."""
-    budget = Budget(options.max_cost_usd)
-    versions = read_judge_versions(out)
+    given = options.given
+    budget = Budget(given.max_cost)
     async with AsyncExitStack() as stack:
+        if not given.estimate:
+            stack.enter_context(lock_folder(given.out))
+        versions = read_judge_versions(given.out)
         sessions = []
         for judge in options.judges:
-            client = await stack.enter_async_context(_open_client(judge, options.api_key, options.timeout_s))
+            client = await stack.enter_async_context(_open_client(judge, given.api_key, given.timeout_s))
             session = JudgeSession(
                 judge,
                 client,
@@ -205,26 +206,32 @@ async def _run(
                 budget=budget,
                 version=versions.get(judge.name),
                 count_tokens=options.count_tokens,
+                on_retry=_say_retry,
             )
             sessions.append(session)
-        judging = Judging(tasks, sessions, out, VerdictCache(options.cache or out / CACHE_NAME))
+        judging = Judging(tasks, sessions, given.out, VerdictCache(given.cache or given.out / CACHE_NAME))
         _say_estimate(judging, options)
-        if options.estimate_only:
+        if given.estimate:
             return None
+        drop_manifest(given.out)
         with counting("judging") as advance:
-            judged = await judging.run(at_once=options.at_once, on_done=advance)
-        write_canaries(out, judging.settled())
+            judged = await judging.run(at_once=given.at_once, on_done=advance)
+        write_canaries(given.out, judging.settled())
         manifest = write_judging_manifest(
-            out, judged, sessions, inputs=inputs.hashes, settings=settings, spent_usd=budget.spent_usd
+            given.out, judged, sessions, inputs=inputs.hashes, settings=settings, spent_usd=budget.spent_usd
         )
-    if not options.as_json:
-        _say_judged(judged, manifest.facts, out)
+    if not given.as_json:
+        _say_judged(judged, manifest.facts, given.out)
     return manifest.facts
+
+
+def _say_retry(judge: str, error: ChatError, wait_s: float) -> None:
+    typer.echo(f"{judge}, {error.cause}: asked again in {wait_s:.1f} s", err=True)
 
 
 def _say_estimate(judging: Judging, options: RunOptions) -> None:
     estimates = judging.estimate()
-    if options.estimate_only and options.as_json:
+    if options.given.estimate and options.given.as_json:
         typer.echo(msgspec.json.encode({"counted_by": options.counted_by, "judges": estimates}).decode())
         return
     left = sum(one.requests for one in estimates)
@@ -245,7 +252,7 @@ def _describe_estimate(one: Estimate, counted_by: str) -> str:
 
 def _say(options: RunOptions, text: str) -> None:
     """An estimate is the result where it alone was asked for, else it goes with the progress."""
-    typer.echo(text, err=not options.estimate_only)
+    typer.echo(text, err=not options.given.estimate)
 
 
 def _say_judged(judged: Judged, facts: dict[str, Any], out: Path) -> None:
@@ -275,6 +282,10 @@ def measure_folder(
     """The drift of each judge of a judging folder; `moved`: judges that are elsewhere now."""
     canaries = read_canaries(folder)
     elsewhere = {judge.name: judge for judge in parse_judges(moved, None)}
+    known = {canary.judge for canary in canaries}
+    for name in elsewhere:
+        if name not in known:
+            raise UsageError(f"{folder} has no verdict of {name!r}.", remedy=did_you_mean(name, known))
 
     async def measure() -> list[Drift]:
         async with AsyncExitStack() as stack:
@@ -282,7 +293,7 @@ def measure_folder(
             for one in {canary.judge: canary for canary in canaries}.values():
                 judge = elsewhere.get(one.judge) or Judge(one.judge, one.url, one.key_variable)
                 client = await stack.enter_async_context(_open_client(judge, api_key, timeout_s))
-                sessions[one.judge] = JudgeSession(judge, client, one.ask)
+                sessions[one.judge] = JudgeSession(judge, client, one.ask, on_retry=_say_retry)
             with counting("judging anew") as advance:
                 return await measure_drift(canaries, sessions, repeats=repeats, at_once=at_once, on_done=advance)
 

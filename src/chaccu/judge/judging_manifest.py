@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chaccu.artifact import MANIFEST_NAME, Manifest, library_versions, read_manifest, write_manifest
+from chaccu.artifact import MANIFEST_NAME, Manifest, library_versions, read_manifest, storage_errors, write_manifest
 from chaccu.judge.asking import JudgeSession
 from chaccu.judge.judging import Judged
 from chaccu.judge.verdict_files import CACHE_NAME
@@ -25,6 +25,12 @@ def read_judge_versions(folder: Path) -> dict[str, str]:
         return {}
     judges = read_manifest(folder, kind=KIND).facts.get("judges", {})
     return {name: judge["version"] for name, judge in judges.items() if judge.get("version")}
+
+
+def drop_manifest(folder: Path) -> None:
+    """Make the folder an unfinished run's, which it is until a manifest is written that speaks of it. Raises `StorageError`."""
+    with storage_errors(folder):
+        (folder / MANIFEST_NAME).unlink(missing_ok=True)
 
 
 def write_judging_manifest(

@@ -8,9 +8,12 @@ import msgspec
 import pytest
 from typer.testing import CliRunner, Result
 
-from chaccu.artifact import read_manifest, verify_files
+from chaccu.artifact import Manifest, read_manifest, sha256_json, verify_files, write_manifest
 from chaccu.cli.judge import app
 from chaccu.errors import StorageError, UsageError
+from chaccu.file_lock import lock_folder
+from chaccu.judge import load_questions
+from chaccu.judge.asking import JudgeChangedError
 from chaccu.judge.verdicts import read_verdicts
 from chaccu.testing.answers import build_answer
 from chaccu.testing.scripted_judge import Reply, ScriptedJudge
@@ -98,10 +101,10 @@ def test_an_estimate_asks_nothing(server: ScriptedJudge, answers: Path) -> None:
     result = judge("compare", answers, server, "--estimate", "--price-in", "2.5", "--price-out", "10")
     assert result.exit_code == 0
     assert "gpt: 6 requests, about " in result.stdout
-    assert "tokens to read (characters / 4), at most 6,144 to write, at most 0.0" in result.stdout
+    assert "tokens to read (bytes / 4), at most 6,144 to write, at most 0.0" in result.stdout
     assert server.bodies == []
     as_json = json.loads(judge("compare", answers, server, "--estimate", "--json").stdout)
-    assert (as_json["counted_by"], as_json["judges"][0]["requests"]) == ("characters / 4", 6)
+    assert (as_json["counted_by"], as_json["judges"][0]["requests"]) == ("bytes / 4", 6)
 
 
 def test_the_cap_ends_with_what_is_left(server: ScriptedJudge, answers: Path) -> None:
@@ -148,3 +151,65 @@ def test_drift_compares_with_the_verdicts_on_file(server: ScriptedJudge, answers
     with ScriptedJudge(lambda body, number: Reply(text="[[A]]")) as other:
         (drift,) = json.loads(invoke("drift", out, "--judge", f"gpt={other.url}", "--json").stdout)
         assert (drift["agreement"], len(other.bodies)) == (1.0, 18)
+
+
+def test_a_judge_that_the_folder_does_not_know_is_no_judge_of_its_drift(server: ScriptedJudge, answers: Path) -> None:
+    judge("compare", answers, server)
+    with pytest.raises(UsageError, match="has no verdict of 'gtp'") as caught:
+        invoke("drift", answers.parent / "out", "--judge", f"gtp={server.url}")
+    assert "'gpt'" in caught.value.remedy
+    # Of two verdicts that differ neither is the odd one.
+    assert invoke("drift", answers.parent / "out", "--repeats", "1").exit_code == 2
+
+
+def test_a_folder_that_another_run_writes_to_is_left_alone(server: ScriptedJudge, answers: Path) -> None:
+    out = answers.parent / "out"
+    with lock_folder(out):
+        with pytest.raises(StorageError, match=r"another run writes to .*out now"):
+            judge("compare", answers, server)
+        assert judge("compare", answers, server, "--estimate").exit_code == 0
+    assert server.bodies == []
+    assert judge("compare", answers, server).exit_code == 0
+
+
+def test_a_run_that_ends_early_leaves_no_manifest_of_an_earlier_one(server: ScriptedJudge, answers: Path) -> None:
+    judge("compare", answers, server)
+    out = answers.parent / "out"
+    manifest = read_manifest(out, kind="verdicts")
+    assert (manifest.settings["by"], manifest.settings["without_checked"]) == ("turn", False)
+    server.script = lambda body, number: Reply(text="[[A]]", model=f"judge-{len(server.bodies)}")
+    with pytest.raises(JudgeChangedError):
+        judge("compare", answers, server, "--seed", "1", "--at-once", "1")
+    assert not (out / "manifest.json").exists()
+
+
+def test_answers_that_do_not_say_what_was_asked_need_questions(server: ScriptedJudge, answers: Path) -> None:
+    more = ["--judge", "gpt", "--url", server.url, "--out", answers.parent / "out"]
+    with pytest.raises(UsageError, match="does not say which questions it answers") as caught:
+        invoke("compare", answers, *more)
+    assert "--questions" in caught.value.remedy
+
+
+def test_questions_that_have_changed_since_are_told(server: ScriptedJudge, answers: Path) -> None:
+    questions = answers.parent / "q.jsonl"
+    manifest = Manifest(
+        kind="answers",
+        name="answers",
+        inputs={"questions": sha256_json(load_questions(str(questions)))},
+        settings={"questions": str(questions)},
+    )
+    write_manifest(answers, manifest)
+    more = ["--judge", "gpt", "--url", server.url, "--out", answers.parent / "out"]
+    assert "has changed" not in invoke("compare", answers, *more).stderr
+    questions.write_text(questions.read_text().replace("Shorter.", "Longer."))
+    assert f"{questions} has changed since {answers} was answered" in invoke("compare", answers, *more).stderr
+
+
+def test_waits_are_told_on_stderr(server: ScriptedJudge, answers: Path) -> None:
+    server.script = lambda body, number: (
+        Reply(status=429, headers={"retry-after": "0"}) if len(server.bodies) == 1 else Reply(text="[[A]]")
+    )
+    result = judge("compare", answers, server)
+    assert result.exit_code == 0
+    assert "gpt, limit reached: asked again in " in result.stderr
+    assert "asked again" not in result.stdout

@@ -9,7 +9,8 @@ from typer.testing import CliRunner, Result
 
 from chaccu.artifact import read_manifest, verify_files
 from chaccu.cli.judge import app
-from chaccu.errors import DataError
+from chaccu.errors import DataError, StorageError
+from chaccu.file_lock import lock_folder
 from chaccu.testing.fake_openai import FakeModel, FakeOpenAI
 
 
@@ -125,3 +126,9 @@ def test_score_prints_totals_and_what_it_could_not_read(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "scores.json").read_text())
     assert (report["reviews"], report["parsed"], len(report["unparsed"])) == (3, 2, 1)
     assert json.loads(invoke("score", str(reviews), "--json").stdout) == report
+
+
+def test_two_runs_do_not_write_to_one_folder(server: FakeOpenAI, tmp_path: Path) -> None:
+    with lock_folder(tmp_path), pytest.raises(StorageError, match="another run writes to"):
+        run(server, tmp_path)
+    assert server.requests == []
