@@ -40,9 +40,10 @@ class FileEntry(msgspec.Struct, frozen=True):
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What an artifact is and where it came from.
 
-    `kind`: "base", "dataset", "adapter", "model", "gguf", "delta", "answers" or "verdicts". `parents`: the manifests' own SHA-256 by
-    role ("base", "adapter", "dataset"). `inputs`: SHA-256 of raw inputs by name. `settings`: the resolved configuration that
-    made it. `facts`: what the making measured (losses, counts). Unknown keys of a newer version are ignored on reading.
+    `kind`: "base", "dataset", "adapter", "model", "gguf", "delta", "answers" or "verdicts". `parents`: the manifests' own
+    SHA-256 by role ("base", "adapter", "dataset"). `inputs`: SHA-256 of raw inputs by name. `settings`: the resolved
+    configuration that made it. `facts`: what the making measured (losses, counts). Unknown keys of a newer version are ignored
+    on reading.
     """
 
     kind: str

@@ -17,8 +17,10 @@ _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 
 
 def could_be_hub_id(name: str) -> bool:
-    """Whether the hub may have a model of that name: `owner/name`, or the bare name of one of the oldest. A path whose folder is
-    there is meant as a path."""
+    """Whether the hub may have a model of that name: `owner/name`, or the bare name of one of the oldest.
+
+    A path whose folder is there is meant as a path.
+    """
     path = Path(name)
     return _HUB_ID.fullmatch(name) is not None and (len(path.parts) == 1 or not path.parent.exists())
 

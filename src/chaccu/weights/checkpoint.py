@@ -38,7 +38,8 @@ class Checkpoint:
         for file in self.files:
             for name in file.entries:
                 if name in self._homes:
-                    raise WeightsError(f"{name} is both in {self._homes[name].path} and in {file.path.name}.", remedy=_repair(folder))
+                    first = self._homes[name].path
+                    raise WeightsError(f"{name} is both in {first} and in {file.path.name}.", remedy=_repair(folder))
                 self._homes[name] = file
         self._check_index()
 
@@ -90,7 +91,8 @@ def read_index(folder: Path) -> dict[str, str] | None:
 def _list_shards(folder: Path) -> list[Path]:
     """Those that the index names, or all that there are."""
     places = read_index(folder)
-    shards = sorted(folder.glob("*.safetensors")) if places is None else [folder / name for name in sorted(set(places.values()))]
+    found = sorted(folder.glob("*.safetensors"))
+    shards = found if places is None else [folder / name for name in sorted(set(places.values()))]
     # Beside a whole model, adapters are none of its shards.
     shards = [path for path in shards if path.name != "adapter_model.safetensors"]
     missing = next((path for path in shards if not path.is_file()), None)
@@ -136,8 +138,8 @@ def write_checkpoint(
 ) -> dict[str, FileEntry]:
     """Write tensors into `folder` (there already, and not yet the artifact), with an index where they fill several files.
 
-    `read(name)` gives each tensor when its turn comes. `progress(done, total)` counts bytes. Returns size and SHA-256 of each file
-    of weights. Raises `WeightsError` when a tensor is not as announced, `StorageError` when the disk is too small.
+    `read(name)` gives each tensor when its turn comes. `progress(done, total)` counts bytes. Returns size and SHA-256 of each
+    file of weights. Raises `WeightsError` when a tensor is not as announced, `StorageError` when the disk is too small.
     """
     total = sum(spec.size_bytes for spec in specs)
     require_free_space(folder, total + _SPARE_BYTES, "the model's weights")

@@ -1,11 +1,11 @@
 """safetensors files, read and written one tensor at a time.
 
-The format is safetensors' own (github.com/huggingface/safetensors, README, "Format"): eight bytes of header length, a JSON header,
-the tensors' bytes. The library's reader maps the whole file, whose pages count as the process's memory, and its writer wants all
-tensors at once; here neither holds more than the tensor in hand.
+The format is safetensors' own (github.com/huggingface/safetensors, README, "Format"): eight bytes of header length, a JSON
+header, the tensors' bytes. The library's reader maps the whole file, whose pages count as the process's memory, and its writer
+wants all tensors at once; here neither holds more than the tensor in hand.
 
-Invariants: a file that is cut off, or whose header contradicts itself, is refused when it is opened; what is written is what was
-announced, tensor by tensor, or an error.
+Invariants: a file that is cut off, or whose header contradicts itself, is refused when it is opened; what is written is what
+was announced, tensor by tensor, or an error.
 """
 
 from __future__ import annotations
@@ -68,8 +68,10 @@ class TensorEntry(TensorSpec, frozen=True):
 
 
 class SafetensorsFile:
-    """A safetensors file, opened for reading. Raises `WeightsError` when it is none, or is cut off, `StorageError` when it cannot
-    be read."""
+    """A safetensors file, opened for reading.
+
+    Raises `WeightsError` when it is none, or is cut off, `StorageError` when it cannot be read.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -107,10 +109,10 @@ class SafetensorsFile:
             )
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor, in memory of its own. Raises `StorageError`, or `WeightsError` when the file shrank since it was opened."""
+        """One tensor, in memory of its own. Raises `StorageError`, or `WeightsError` when the file shrank meanwhile."""
         entry = self.entries[name]
         raw = torch.empty(entry.size_bytes, dtype=torch.uint8)
-        view = memoryview(raw.numpy())
+        view = _bytes_of(raw)
         with storage_errors(self.path), self.path.open("rb", buffering=0) as file:
             file.seek(entry.begin)
             done = 0
@@ -122,12 +124,17 @@ class SafetensorsFile:
         return raw.view(entry.dtype).reshape(entry.shape)
 
 
+def _bytes_of(raw: torch.Tensor) -> memoryview:
+    """The memory of a tensor of bytes."""
+    return memoryview(raw.numpy())  # type: ignore[arg-type]  # numpy's arrays are buffers from Python 3.12's types on
+
+
 def _read_entry(name: str, value: Mapping[str, Any], data_start: int) -> TensorEntry:
     if value["dtype"] not in DTYPES:
         raise ValueError(f"{name} is of dtype {value['dtype']}")
     begin, end = value["data_offsets"]
     shape = tuple(value["shape"])
-    if not all(isinstance(side, int) and side >= 0 for side in (*shape, begin, end)):
+    if not all(type(side) is int and side >= 0 for side in (*shape, begin, end)):
         raise ValueError(f"{name} has no sizes")
     entry = TensorEntry(name, DTYPES[value["dtype"]], shape, data_start + begin)
     if end - begin != entry.size_bytes:
@@ -138,8 +145,8 @@ def _read_entry(name: str, value: Mapping[str, Any], data_start: int) -> TensorE
 class SafetensorsWriter:
     """Writes one file whose tensors are announced before the first is there; a context, to be left once all are written.
 
-    The bytes are hashed on the way by a thread of its own, so that two tensors at most are in memory: the one in hand and the one
-    before. `entry` is the file's size and SHA-256 once the context has been left.
+    A thread of its own hashes the bytes on the way: two tensors are in memory at most, the one in hand and the one before.
+    `entry` is the file's size and SHA-256 once the context has been left.
     """
 
     def __init__(self, path: Path, specs: Iterable[TensorSpec], *, metadata: Mapping[str, str] | None = None) -> None:
@@ -174,8 +181,8 @@ class SafetensorsWriter:
                 f"{spec.name} is {tensor.dtype} of {tuple(tensor.shape)}; {spec.dtype} of {spec.shape} was announced."
             )
         self._next += 1
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) if tensor.numel() else torch.empty(0, dtype=torch.uint8)
-        self._put(memoryview(raw.numpy()))
+        if tensor.numel():
+            self._put(_bytes_of(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)))
 
     def _put(self, data: memoryview) -> None:
         if self._hashing is not None:

@@ -41,9 +41,8 @@ def assert_same(found: dict[str, torch.Tensor]) -> None:
 def test_what_is_written_the_library_reads(tmp_path: Path) -> None:
     written = write(tmp_path)
     assert_same(safetensors_torch.load_file(tmp_path / "model.safetensors"))
-    assert written == {
-        "model.safetensors": FileEntry((tmp_path / "model.safetensors").stat().st_size, sha256_file(tmp_path / "model.safetensors"))
-    }
+    path = tmp_path / "model.safetensors"
+    assert written == {path.name: FileEntry(path.stat().st_size, sha256_file(path))}
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
@@ -115,8 +114,8 @@ def test_an_index_that_is_not_of_its_shards_is_refused(tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     places = json.loads(index.read_text())
     first, second = sorted(set(places["weight_map"].values()))
-    index.write_text(json.dumps({"weight_map": {**places["weight_map"], "embed": second}}))
-    with pytest.raises(WeightsError, match=f"embed is in {second}, and it is in {first}.*chaccu weights repair"):
+    index.write_text(json.dumps({"weight_map": {**places["weight_map"], "norm": first}}))
+    with pytest.raises(WeightsError, match=f"(?s)norm is in {first}, and it is in {second}.*chaccu weights repair"):
         Checkpoint(tmp_path)
     index.write_text("{")
     with pytest.raises(WeightsError, match="is damaged"):
@@ -135,7 +134,7 @@ def test_one_name_in_two_files_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_safetensors_is_refused_and_says_why(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"holds no safetensors.*name a folder"):
+    with pytest.raises(WeightsError, match=r"(?s)holds no safetensors.*name a folder"):
         Checkpoint(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(WeightsError, match="chaccu weights repair"):
@@ -162,5 +161,5 @@ def test_values_that_are_not_finite_are_named(tmp_path: Path, dtype: torch.dtype
     tensor = torch.ones(4, 4).to(dtype)
     require_finite(tensor, "w", tmp_path)
     tensor[2, 1] = value
-    with pytest.raises(WeightsError, match="w in .* not finite"):
+    with pytest.raises(WeightsError, match=r"w in .* not finite"):
         require_finite(tensor, "w", tmp_path)
