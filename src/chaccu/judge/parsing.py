@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
+from chaccu.judge.flags import CUT_REASONS
 from chaccu.judge.prompts import JudgePrompt
 from chaccu.judge.verdicts import Outcome
 
@@ -122,8 +123,8 @@ _CHOICE_SENTENCE = re.compile(
 def read_outcome(text: str, prompt: JudgePrompt, finish_reason: str = "") -> Outcome | None:
     """Which of two answers the judge prefers, by what `prompt` asks it to state; None for a prompt of one answer.
 
-    `finish_reason`: as the server gave it. Of a text that was cut off ("length") a mark counts where the text ends with it in a
-    line of its own: any other is part of what should have led to a verdict.
+    `finish_reason`: as the server gave it. Of a text that was cut off (`CUT_REASONS`) a mark counts where the text ends with it
+    in a line of its own: any other is part of what should have led to a verdict.
     """
     if prompt.kind != "pairwise":
         return None
@@ -261,7 +262,7 @@ def _find_marks(text: str) -> list[tuple[int, str]]:
 
 def _has_its_end(text: str, finish_reason: str) -> bool:
     """Whether a judge that was to end with a mark came to that: it was not cut off, or only behind the mark."""
-    if finish_reason != "length":
+    if finish_reason not in CUT_REASONS:
         return True
     marks = list(_MARK.finditer(text))
     return bool(marks) and _is_end(text, marks[-1].end()) and _is_alone(text, marks[-1])

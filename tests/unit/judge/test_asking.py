@@ -283,10 +283,13 @@ async def test_the_cap_is_exceeded_by_no_more_than_what_is_under_way_was_counted
 
 
 @pytest.mark.parametrize("reason", ["length", "content_filter"])
-async def test_a_verdict_that_was_cut_off_is_flagged(reason: str) -> None:
+async def test_a_text_that_was_cut_off_states_what_it_ends_with_and_is_flagged(reason: str) -> None:
+    (verdict,), _ = await ask(lambda body, number: Reply(text="Both are good.\n[[A]]", finish_reason=reason))
+    assert isinstance(verdict, Verdict)
+    assert (verdict.outcome, verdict.flags) == ("first", (CUT_OFF,))
     (verdict,), _ = await ask(lambda body, number: Reply(text="Both are good. [[A]] And", finish_reason=reason))
     assert isinstance(verdict, Verdict)
-    assert verdict.flags == (CUT_OFF,)
+    assert (verdict.outcome, verdict.flags) == (None, (CUT_OFF, SAME_AGAIN))
 
 
 async def test_a_refusal_is_kept_as_the_text_of_an_unparsed_verdict() -> None:
