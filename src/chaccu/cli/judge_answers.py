@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,12 +50,9 @@ def run_command(
     Run it again with the same --out to ask only what has no answer yet. Exit code 1 when an answer is missing at the end.
     `chaccu judge check` checks the answers by rules, where the questions have some.
     """
-    import asyncio
-
     import msgspec
 
     from chaccu.client import Sampling
-    from chaccu.file_lock import lock_folder
     from chaccu.judge.addresses import parse_addresses
     from chaccu.judge.questions import load_question_sets
 
@@ -70,31 +68,47 @@ def run_command(
         "system": system,
         "sampling": sampling,
     }
-    with lock_folder(out):
-        try:
-            asked = asyncio.run(
-                _ask(
-                    addresses,
-                    loaded,
-                    sampling,
-                    system,
-                    out / "answers.jsonl",
-                    api_key=api_key,
-                    at_once=at_once,
-                    retries=retries,
-                    timeout_s=timeout_s,
-                )
-            )
-        except KeyboardInterrupt:
-            typer.echo(f"what was answered until now is in {out}; run the same command again to ask the rest.", err=True)
-            raise
-        _write_run(out, asked, msgspec.to_builtins(settings), loaded)
+    ask = partial(
+        _ask,
+        addresses,
+        loaded,
+        sampling,
+        system,
+        out / "answers.jsonl",
+        api_key=api_key,
+        at_once=at_once,
+        retries=retries,
+        timeout_s=timeout_s,
+    )
+    asked = _ask_alone(out, ask, msgspec.to_builtins(settings), loaded)
     if as_json:
         typer.echo(msgspec.json.encode(_counts(asked)).decode())
     else:
         _say_asked(asked, models, out)
     if asked.failures:
         raise typer.Exit(1)
+
+
+def _ask_alone(
+    out: Path, ask: Callable[[], Coroutine[Any, Any, Asked]], settings: dict[str, Any], questions: Sequence[Question]
+) -> Asked:
+    """Ask and write the folder, which no other run may write to meanwhile."""
+    import asyncio
+
+    from chaccu.artifact import MANIFEST_NAME, read_manifest
+    from chaccu.file_lock import lock_folder
+
+    with lock_folder(out):
+        if (out / MANIFEST_NAME).is_file():
+            # The failures and the manifest of a judging folder have the same names, and would be lost.
+            read_manifest(out, kind="answers")
+        try:
+            asked = asyncio.run(ask())
+        except KeyboardInterrupt:
+            typer.echo(f"what was answered until now is in {out}; run the same command again to ask the rest.", err=True)
+            raise
+        _write_run(out, asked, settings, questions)
+    return asked
 
 
 async def _ask(
@@ -246,13 +260,26 @@ def _write_run(out: Path, asked: Asked, settings: dict[str, Any], questions: Seq
 
 
 def _counts(asked: Asked) -> dict[str, Any]:
-    answered, failed = Counter(one.model for one in asked.answers), Counter(one.model for one in asked.failures)
+    models = sorted({one.model for one in (*asked.answers, *asked.failures)})
     return {
         "asked": asked.asked,
         "answered": len(asked.answers),
         "failed": len(asked.failures),
         "reused": asked.reused,
-        "models": {name: {"answered": answered[name], "failed": failed[name]} for name in sorted({*answered, *failed})},
+        "models": {model: _count_model(asked, model) for model in models},
+    }
+
+
+def _count_model(asked: Asked, model: str) -> dict[str, int]:
+    """`empty` and `cut_off` are among the answered."""
+    from chaccu.judge.flags import CUT_REASONS
+
+    answers = [one for one in asked.answers if one.model == model]
+    return {
+        "answered": len(answers),
+        "failed": sum(one.model == model for one in asked.failures),
+        "empty": sum(not one.text.strip() for one in answers),
+        "cut_off": sum(one.finish_reason in CUT_REASONS for one in answers),
     }
 
 
@@ -260,11 +287,13 @@ def _say_asked(asked: Asked, models: list[str], out: Path) -> None:
     width = max(len(model) for model in models)
     for model in models:
         answers = [one for one in asked.answers if one.model == model]
-        failures = [one for one in asked.failures if one.model == model]
+        counts = _count_model(asked, model)
+        among = [f"{counts[name]} {said}" for name, said in (("empty", "empty"), ("cut_off", "cut off")) if counts[name]]
         tokens = sum(one.tokens or 0 for one in answers)
         spent_s = sum(one.total_s for one in answers)
         rate = f", {tokens:,} tokens, {tokens / spent_s:,.0f} a second within an answer" if tokens and spent_s else ""
-        typer.echo(f"{model:<{width}}  {len(answers)} answered, {len(failures)} failed{rate}")
+        doubtful = f" ({', '.join(among)})" if among else ""
+        typer.echo(f"{model:<{width}}  {counts['answered']} answered{doubtful}, {counts['failed']} failed{rate}")
     reused = f", {asked.reused} of them on file already" if asked.reused else ""
     typer.echo(f"{asked.asked} asked = {len(asked.answers)} answered{reused} + {len(asked.failures)} failed; see {out}")
     kinds = Counter((one.model, one.cause, one.message, one.remedy) for one in asked.failures)

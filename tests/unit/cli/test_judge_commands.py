@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from chaccu.artifact import read_manifest, verify_files
+from chaccu.artifact import Manifest, read_manifest, verify_files, write_manifest
 from chaccu.cli.judge import app
-from chaccu.errors import DataError, StorageError
+from chaccu.errors import ArtifactError, DataError, StorageError
 from chaccu.file_lock import lock_folder
 from chaccu.testing.fake_openai import FakeModel, FakeOpenAI
+from chaccu.testing.scripted_judge import Reply, ScriptedJudge
 
 
 @pytest.fixture
@@ -34,7 +35,9 @@ def test_run_writes_answers_with_their_manifest(server: FakeOpenAI, tmp_path: Pa
     assert "24 asked = 24 answered + 0 failed" in result.stdout
     manifest = read_manifest(tmp_path, kind="answers")
     verify_files(tmp_path, manifest.files)
-    assert manifest.facts["models"] == {name: {"answered": 12, "failed": 0} for name in ("base", "tuned")}
+    assert manifest.facts["models"] == {
+        name: {"answered": 12, "failed": 0, "empty": 0, "cut_off": 0} for name in ("base", "tuned")
+    }
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 24
     assert "24 answered, 24 of them on file already" in run(server, tmp_path).stdout
     assert len(server.requests) == 24
@@ -130,5 +133,21 @@ def test_score_prints_totals_and_what_it_could_not_read(tmp_path: Path) -> None:
 
 def test_two_runs_do_not_write_to_one_folder(server: FakeOpenAI, tmp_path: Path) -> None:
     with lock_folder(tmp_path), pytest.raises(StorageError, match="another run writes to"):
+        run(server, tmp_path)
+    assert server.requests == []
+
+
+def test_answers_that_say_nothing_or_were_cut_off_are_told(server: FakeOpenAI, tmp_path: Path) -> None:
+    server.models["tuned"].answer = ""
+    assert "tuned  12 answered (12 empty), 0 failed" in run(server, tmp_path / "a").stdout
+    with ScriptedJudge(lambda body, number: Reply(text="So", finish_reason="length")) as other:
+        result = invoke("run", "--url", other.url, "--model", "short", "--out", str(tmp_path / "b"))
+    assert "short  12 answered (12 cut off), 0 failed" in result.stdout
+    assert read_manifest(tmp_path / "b").facts["models"]["short"]["cut_off"] == 12
+
+
+def test_answers_are_not_written_over_verdicts(server: FakeOpenAI, tmp_path: Path) -> None:
+    write_manifest(tmp_path, Manifest(kind="verdicts", name="v"))
+    with pytest.raises(ArtifactError, match="expected 'answers'"):
         run(server, tmp_path)
     assert server.requests == []
