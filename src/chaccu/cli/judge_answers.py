@@ -260,7 +260,7 @@ def _write_run(out: Path, asked: Asked, settings: dict[str, Any], questions: Seq
 
 
 def _counts(asked: Asked) -> dict[str, Any]:
-    models = sorted({one.model for one in (*asked.answers, *asked.failures)})
+    models = sorted({one.model for one in asked.answers} | {one.model for one in asked.failures})
     return {
         "asked": asked.asked,
         "answered": len(asked.answers),
