@@ -56,6 +56,7 @@ def read_judged(folders: Sequence[Path], answers: Sequence[Path] = ()) -> Judged
     failures: dict[tuple[Any, ...], JudgingFailure] = {}
     checks: list[CheckedQuestion] = []
     read = lost = 0
+    folders = list({folder.resolve(): folder for folder in folders}.values())
     for folder in folders:
         found, failed = _read_verdicts(folder), _read_if_there(folder / FAILURES_NAME, JudgingFailure, "failure")
         read += len(found)
@@ -72,10 +73,11 @@ def read_judged(folders: Sequence[Path], answers: Sequence[Path] = ()) -> Judged
         verdicts=list(verdicts.values()),
         failures=[one for place, one in failures.items() if place not in verdicts],
         answers={(str(one.question_id), one.turn, one.model): one for file in files for one in read_answers(file)},
-        checks=checks,
+        # A folder may be named for its verdicts and for its answers.
+        checks=list(dict.fromkeys(checks)),
         repeated=read - len(verdicts),
         lost=lost,
-        unfinished=tuple(folder.name for folder in folders if not (folder / MANIFEST_NAME).is_file()),
+        unfinished=tuple(folder.name or str(folder) for folder in folders if not (folder / MANIFEST_NAME).is_file()),
     )
 
 

@@ -15,6 +15,8 @@ MOST_LINES = 6
 LEAST_AXES = 3
 _DASHES = ("", "7 4", "2 4", "10 3 2 3", "1 3", "12 5")
 _MARKS = ("circle", "square", "triangle", "diamond", "cross", "ring")
+# Longest name that is drawn in full: around a radar there is room for so much, and names must leave a phone room for cells.
+_AXIS_CHARS, _NAME_CHARS = 15, 28
 _RADIUS, _CENTRE_X, _CENTRE_Y = 150, 280, 205
 _WIDTH, _HEIGHT = 560, 410
 
@@ -42,7 +44,7 @@ def draw_radar(
         parts.append(f'<line class="ring" x1="{_CENTRE_X}" y1="{_CENTRE_Y}" x2="{x:.1f}" y2="{y:.1f}"/>')
         label_x, label_y = _place(index, len(axes), 1.14)
         anchor = "middle" if abs(label_x - _CENTRE_X) < 20 else "start" if label_x > _CENTRE_X else "end"
-        parts.append(f'<text x="{label_x:.1f}" y="{label_y + 4:.1f}" text-anchor="{anchor}">{escape(axis)}</text>')
+        parts.append(f'<text x="{label_x:.1f}" y="{label_y + 4:.1f}" text-anchor="{anchor}">{_label(axis, _AXIS_CHARS)}</text>')
     for number, (label, values) in enumerate(lines):
         kept = [(index, value / top) for index, value in enumerate(values) if value is not None]
         points = " ".join(_point(index, len(axes), share) for index, share in kept)
@@ -51,7 +53,7 @@ def draw_radar(
         y = _HEIGHT + 22 * number + 4
         parts.append(
             f'<line class="line line{number}" stroke-dasharray="{_DASHES[number]}" x1="40" y1="{y}" x2="90" y2="{y}"/>'
-            f'{_mark(number, 65, y)}<text x="100" y="{y + 4}">{escape(label)}</text>'
+            f'{_mark(number, 65, y)}<text x="100" y="{y + 4}">{_label(label, _NAME_CHARS)}</text>'
         )
     return "".join([*parts, "</svg>"])
 
@@ -69,7 +71,9 @@ def draw_heat_map(
     """A cell for each row and column, from 0 to `top`, with its number in it; "–" where it is None."""
     if not rows or not columns:
         return ""
-    left, above, wide, high = 8 * max(len(row) for row in rows) + 20, 8 * max(len(one) for one in columns) + 16, 68, 30
+    left_chars, above_chars = (min(_NAME_CHARS, max(len(one) for one in names)) for names in (rows, columns))
+    # The heads of columns are turned by half a right angle.
+    left, above, wide, high = 7.5 * left_chars + 20, 5.5 * above_chars + 22, 68, 30
     said = "; ".join(
         f"{row}: " + ", ".join(f"{column} {_say(value, unit)}" for column, value in zip(columns, line, strict=True))
         for row, line in zip(rows, cells, strict=True)
@@ -77,16 +81,17 @@ def draw_heat_map(
     parts = [_open(name, title, said, left + wide * len(columns) + above, above + high * len(rows) + 8, "heat")]
     for index, column in enumerate(columns):
         x, y = left + wide * index + wide / 2, above - 8
-        parts.append(f'<text x="{x:g}" y="{y}" transform="rotate(-45 {x:g} {y})">{escape(column)}</text>')
+        parts.append(f'<text x="{x:g}" y="{y:g}" transform="rotate(-45 {x:g} {y:g})">{_label(column, _NAME_CHARS)}</text>')
     for place, (row, line) in enumerate(zip(rows, cells, strict=True)):
         y = above + high * place
-        parts.append(f'<text x="{left - 8}" y="{y + 20}" text-anchor="end">{escape(row)}</text>')
+        parts.append(f'<text x="{left - 8:g}" y="{y + 20:g}" text-anchor="end">{_label(row, _NAME_CHARS)}</text>')
         for index, value in enumerate(line):
             x = left + wide * index
             share = 0.0 if value is None else min(1.0, max(0.0, value / top))
             parts.append(
-                f'<rect class="cell" x="{x}" y="{y}" width="{wide - 2}" height="{high - 2}" fill-opacity="{0.5 * share:.3f}"/>'
-                f'<text x="{x + wide / 2 - 1:g}" y="{y + 19}" text-anchor="middle">{_say(value, unit)}</text>'
+                f'<rect class="cell" x="{x:g}" y="{y:g}" width="{wide - 2}" height="{high - 2}" '
+                f'fill-opacity="{0.5 * share:.3f}"/>'
+                f'<text x="{x + wide / 2 - 1:g}" y="{y + 19:g}" text-anchor="middle">{_say(value, unit)}</text>'
             )
     return "".join([*parts, "</svg>"])
 
@@ -97,6 +102,13 @@ def _open(name: str, title: str, said: str, width: float, height: float, kind: s
         f'aria-labelledby="{name}-title {name}-desc"><title id="{name}-title">{escape(title)}</title>'
         f'<desc id="{name}-desc">{escape(said)}</desc>'
     )
+
+
+def _label(text: str, longest: int) -> str:
+    """A name as it is drawn; where it is cut, whoever points at it reads all of it."""
+    if len(text) <= longest:
+        return escape(text)
+    return f"{escape(text[: longest - 1])}…<title>{escape(text)}</title>"
 
 
 def _say(value: float | None, unit: str) -> str:
@@ -120,8 +132,8 @@ def _mark(number: int, x: float, y: float) -> str:
     shape = _MARKS[number]
     kind = f'class="mark line{number}"'
     if shape in ("circle", "ring"):
-        hollow = ' fill="none"' if shape == "ring" else ""
-        return f'<circle {kind}{hollow} cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
+        hollow = " hollow" if shape == "ring" else ""
+        return f'<circle class="mark line{number}{hollow}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
     corners = {
         "square": ((-4, -4), (4, -4), (4, 4), (-4, 4)),
         "triangle": ((0, -5), (5, 4), (-5, 4)),

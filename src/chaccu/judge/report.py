@@ -7,7 +7,7 @@ machine. What the data do not suffice for is said in `warnings`, or is empty. It
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from itertools import combinations
 
 import msgspec
@@ -17,9 +17,20 @@ from chaccu.judge.agreement import Agreement, Position, cohen_kappa, count_agree
 from chaccu.judge.checking import CheckCount, count_checks
 from chaccu.judge.intervals import RESAMPLES, Estimate, estimate_share
 from chaccu.judge.judged_folder import JudgedFolders
-from chaccu.judge.tallies import ALL, Compared, Grade, Tally, Total, compare_all, tally_grades, tally_pairs, total_scores
+from chaccu.judge.tallies import (
+    ALL,
+    Compared,
+    Grade,
+    Tally,
+    Total,
+    compare_all,
+    name_category,
+    tally_grades,
+    tally_pairs,
+    total_scores,
+)
 from chaccu.judge.verbosity import EqualLength, MeanLength, Verbosity, control_lengths, mean_lengths, measure_verbosity
-from chaccu.judge.verdicts import Verdict
+from chaccu.judge.verdicts import Comparison, Verdict
 from chaccu.rank import Ranking, parse_battles, rank_battles
 
 # With fewer questions than this an interval says little.
@@ -27,11 +38,11 @@ FEW_QUESTIONS = 20
 
 
 class JudgeCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """One judge: what it was asked, under which exact names it answered, and with which prompts (name → SHA-256)."""
+    """One judge: what it was asked, under which exact names it answered, and with which prompts (name → each SHA-256)."""
 
     judge: str
     versions: list[str]
-    prompts: dict[str, str]
+    prompts: dict[str, list[str]]
     asked: int
     parsed: int
     unparsed: int
@@ -42,7 +53,7 @@ class JudgeCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JudgePair(msgspec.Struct, frozen=True, kw_only=True):
-    """Two judges on the comparisons that both settled."""
+    """Two judges on the comparisons that both settled. A judge that has judged a thing by several prompts is one for each."""
 
     judge: str
     other: str
@@ -140,7 +151,10 @@ def _count_judges(judged: JudgedFolders, seed: int) -> list[JudgeCounts]:
             JudgeCounts(
                 judge=judge,
                 versions=sorted({one.judge_version for one in own if one.judge_version}),
-                prompts=dict(sorted({(one.prompt, one.prompt_sha256) for one in own})),
+                prompts={
+                    name: sorted({one.prompt_sha256 for one in own if one.prompt == name})
+                    for name in sorted({one.prompt for one in own})
+                },
                 asked=len(own) + len(failed),
                 parsed=parsed,
                 unparsed=len(own) - parsed,
@@ -158,7 +172,7 @@ def _by_category(compared: Iterable[Compared], seed: int) -> list[CategoryFigure
     for entry in compared:
         if entry.share is not None:
             one = entry.one
-            for category in (ALL, one.category):
+            for category in (ALL, name_category(one.category)):
                 shares[category, one.model_a].append((entry.share, one.question_id))
                 shares[category, one.model_b].append((1 - entry.share, one.question_id))
     return [
@@ -171,17 +185,34 @@ def _by_category(compared: Iterable[Compared], seed: int) -> list[CategoryFigure
     ]
 
 
-def _compare_judges(compared: Iterable[Compared], verdicts: Iterable[Verdict]) -> Ensemble | None:
+def _find_mixed(verdicts: Iterable[Verdict]) -> dict[str, set[str]]:
+    """The judges that have judged one thing by several prompts, and these prompts."""
+    used: dict[tuple[Hashable, ...], set[str]] = defaultdict(set)
+    for one in verdicts:
+        used[one.judge, str(one.question_id), one.turn, frozenset(one.models)].add(one.prompt)
+    mixed: dict[str, set[str]] = defaultdict(set)
+    for (judge, *_), prompts in used.items():
+        if len(prompts) > 1:
+            mixed[str(judge)] |= prompts
+    return mixed
+
+
+def _compare_judges(compared: Iterable[Compared], verdicts: Sequence[Verdict]) -> Ensemble | None:
+    mixed = _find_mixed(verdicts)
+
+    def rater(one: Comparison | Verdict) -> str:
+        return f"{one.judge} by {one.prompt}" if one.judge in mixed else one.judge
+
     labels: dict[Hashable, dict[str, str | None]] = defaultdict(dict)
     for entry in compared:
         one = entry.one
-        labels[str(one.question_id), one.turn, one.model_a, one.model_b][one.judge] = (
+        labels[str(one.question_id), one.turn, one.model_a, one.model_b][rater(one)] = (
             one.winner if entry.share is not None else None
         )
     grades: dict[Hashable, dict[str, float]] = defaultdict(dict)
     for verdict in verdicts:
         if len(verdict.models) == 1 and verdict.scores:
-            grades[str(verdict.question_id), verdict.turn, verdict.models][verdict.judge] = verdict.scores[0]
+            grades[str(verdict.question_id), verdict.turn, verdict.models][rater(verdict)] = verdict.scores[0]
     judges = sorted({judge for found in (labels, grades) for said in found.values() for judge in said})
     if len(judges) < 2:
         return None
@@ -225,6 +256,14 @@ def _warn(report: JudgeReport, judged: JudgedFolders) -> list[str]:
     for judge in report.judges:
         if len(judge.versions) > 1:
             warnings.append(f"The judge {judge.judge} answered under {len(judge.versions)} names: {', '.join(judge.versions)}.")
+        for name, hashes in judge.prompts.items():
+            if len(hashes) > 1:
+                warnings.append(f"The prompt {name} of {judge.judge} is {len(hashes)} texts of that name, counted together.")
+    for judge_name, prompts in sorted(_find_mixed(judged.verdicts).items()):
+        warnings.append(
+            f"{judge_name} judged the same answers by several prompts ({', '.join(sorted(prompts))}): each counts; "
+            "a report of one folder tells them apart."
+        )
     questions = {str(one.question_id) for one in judged.verdicts if one.is_parsed}
     if 0 < len(questions) < FEW_QUESTIONS:
         warnings.append(

@@ -56,7 +56,9 @@ def draw_plots(report: JudgeReport) -> list[tuple[str, Markup]]:
         grades = {
             (one.model, one.category): one.mean.value for one in report.grades if one.judge == judge.judge and one.turn is None
         }
-        drawn += _draw_categories(name, f"Mean grade by category, by {judge.judge}", grades, _HIGHEST_GRADE, "")
+        # A prompt may have a wider scale than the shipped ones.
+        top = max([_HIGHEST_GRADE, *(grade for grade in grades.values() if grade is not None)])
+        drawn += _draw_categories(name, f"Mean grade by category, by {judge.judge}", grades, top, "")
     models = sorted({model for model, _ in wins})
     if len(models) > 2:
         several = len({one.judge for one in report.pairs}) > 1

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from statistics import fmean
 from typing import Any, Literal
 
 import msgspec
 
+from chaccu.errors import DataError
 from chaccu.judge.asking import JudgingFailure
 from chaccu.judge.intervals import Estimate, estimate_mean, estimate_ratio, estimate_share
 from chaccu.judge.verdicts import Comparison, Verdict, compare_orders
@@ -119,13 +121,16 @@ def tally_pairs(
 ) -> list[Tally]:
     """One tally for each pair, judge and category, `ALL` first; with several judges, one of all of them too.
 
-    The baseline is the `other` of its pairs; else the model that comes first by name is `model`.
+    The baseline is the `other` of its pairs; else the model that comes first by name is `model`. Raises `DataError` where one
+    of several judges has a name that would be taken for all of them.
     """
     groups: dict[tuple[str, str, str], list[Compared]] = defaultdict(list)
     for one in compared:
         groups[one.one.model_a, one.one.model_b, one.one.judge].append(one)
     judges = {judge for _, _, judge in groups}
     if len(judges) > 1:
+        if ALL in judges:
+            raise DataError(f"a judge is named {ALL!r}, as all of them together are.", remedy="report its folder by itself")
         for (model_a, model_b, _), members in list(groups.items()):
             groups[model_a, model_b, ALL] += members
     tallies = []
@@ -133,7 +138,7 @@ def tally_pairs(
         groups.items(), key=lambda item: (item[0][:2], item[0][2] != ALL, item[0])
     ):
         sides = (model_b, model_a) if model_a == baseline else (model_a, model_b)
-        for category, own in _by_category(members, lambda one: one.one.category):
+        for category, own in _by_category(members, lambda one: name_category(one.one.category)):
             tallies.append(_tally(own, judge, sides, category, level, seed))
     return tallies
 
@@ -141,10 +146,11 @@ def tally_pairs(
 def total_scores(verdicts: Iterable[Verdict], *, baseline: str | None = None, seed: int = 0) -> list[Total]:
     """Totals the Vicuna way: of pairs whose judge gives two scores (the mean of both orders), and of single grades.
 
-    Grades are totalled against `baseline`, and not without one. A place that lacks one of its scores is in no total.
+    Grades are totalled against `baseline`, and not without one. A place that lacks one of its scores is in no total; one that
+    has several grades, by different prompts, has their mean.
     """
     places: dict[tuple[str, str, str], dict[Hashable, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
-    single: dict[tuple[str, str], dict[Hashable, float]] = defaultdict(dict)
+    single: dict[tuple[str, str], dict[Hashable, list[float]]] = defaultdict(lambda: defaultdict(list))
     for one in verdicts:
         if one.scores is None or len(one.scores) != len(one.models):
             continue
@@ -155,7 +161,7 @@ def total_scores(verdicts: Iterable[Verdict], *, baseline: str | None = None, se
                 model, other, score, score_other = other, model, score_other, score
             places[one.judge, model, other][place].append((score, score_other))
         elif len(one.models) == 1:
-            single[one.judge, one.models[0]][place] = one.scores[0]
+            single[one.judge, one.models[0]][place].append(one.scores[0])
     totals = [
         _total(judge, model, other, {place: _mean_pair(pairs) for place, pairs in found.items()}, seed)
         for (judge, model, other), found in sorted(places.items())
@@ -163,7 +169,7 @@ def total_scores(verdicts: Iterable[Verdict], *, baseline: str | None = None, se
     for (judge, model), scores in sorted(single.items()):
         reference = single.get((judge, baseline or ""), {})
         if model != baseline and reference:
-            both = {place: (score, reference[place]) for place, score in scores.items() if place in reference}
+            both = {place: (fmean(own), fmean(reference[place])) for place, own in scores.items() if place in reference}
             totals.append(_total(judge, model, str(baseline), both, seed))
     return totals
 
@@ -188,8 +194,13 @@ def _item(one: Any, models: tuple[str, ...]) -> tuple[Hashable, ...]:
     return (str(one.question_id), one.turn, one.judge, one.prompt, frozenset(models))
 
 
+def name_category(category: str) -> str:
+    """A category's name in figures: never that of all of them."""
+    return f"{ALL} (a category)" if category == ALL else category
+
+
 def _category(one: Verdict | JudgingFailure) -> str:
-    return one.category
+    return name_category(one.category)
 
 
 def _by_category(members: list[Any], category: Callable[[Any], str]) -> list[tuple[str, list[Any]]]:
@@ -228,7 +239,7 @@ def _tally(own: list[Compared], judge: str, sides: tuple[str, str], category: st
 
 
 def _mean_pair(pairs: list[tuple[float, float]]) -> tuple[float, float]:
-    return sum(one for one, _ in pairs) / len(pairs), sum(other for _, other in pairs) / len(pairs)
+    return fmean(one for one, _ in pairs), fmean(other for _, other in pairs)
 
 
 def _total(judge: str, model: str, reference: str, scores: dict[Any, tuple[float, float]], seed: int) -> Total:

@@ -157,6 +157,71 @@ def test_the_longer_answer_and_the_rules_are_counted(folder: Path) -> None:
     )
 
 
+def test_three_judges_are_compared_two_by_two_and_all_together(tmp_path: Path) -> None:
+    said = {"j": ["a", "a", "b", "tie"], "k": ["a", "b", "b", "a"], "l": ["a", "a", "b"]}
+    lines = [
+        one
+        for judge, winners in said.items()
+        for question, winner in enumerate(winners)
+        for one in both_orders("a", "b", winner, question, judge=judge)
+    ]
+    write_lines(tmp_path / "verdicts.jsonl", lines)
+    report = report_of(tmp_path)
+    assert report.ensemble is not None
+    found = [
+        (one.judge, one.other, one.with_ties.agree, one.with_ties.total, one.no_ties.total) for one in report.ensemble.pairs
+    ]
+    assert found == [("j", "k", 2, 4, 3), ("j", "l", 3, 3, 3), ("k", "l", 2, 3, 3)]
+    # By hand: units aaa, aba, bbb, (tie, a). D_o = (2·2/2 + 2)/11, D_e of 6 a, 4 b, 1 tie = 2·(24 + 6 + 4)/110.
+    assert report.ensemble.alpha == pytest.approx(1 - (4 / 11) / (68 / 110))
+    assert [one.judge for one in report.pairs] == [ALL, "j", "k", "l"]
+    assert "alpha of winners 0.412" in render_html(report)
+    with pytest.raises(DataError, match="a judge is named 'all'"):
+        tally_pairs(compare_all([*lines, *both_orders("a", "b", "a", 1, judge="all")], []))
+
+
+def test_what_has_the_name_of_everything_counts_once(tmp_path: Path) -> None:
+    lines = [one for q in range(4) for one in both_orders("a", "b", "a", q, category="all" if q else "art")]
+    write_lines(tmp_path / "verdicts.jsonl", [*lines, verdict("a", None, 7, 1, category="all"), verdict("a", None, 5, 2)])
+    report = report_of(tmp_path)
+    assert [(one.category, one.counted) for one in report.pairs] == [(ALL, 4), ("all (a category)", 3), ("art", 1)]
+    shares = {(one.model, one.category): one.win_rate.n for one in report.by_category}
+    assert (shares["a", ALL], shares["a", "all (a category)"], shares["a", "art"]) == (4, 3, 1)
+    assert [(one.category, one.mean.n) for one in report.grades] == [(ALL, 2), ("all (a category)", 1), ("math", 1)]
+
+
+def test_several_prompts_on_one_thing_are_told_apart_and_warned_of(tmp_path: Path) -> None:
+    lines = [
+        *both_orders("a", "b", "a", 1),
+        *both_orders("a", "b", "b", 1, prompt="mine"),
+        *both_orders("a", "b", "b", 2, prompt="mine", prompt_sha256="b" * 64),
+        *(
+            verdict(model, None, grade, 1, prompt=prompt)
+            for model, grade, prompt in [("a", 4, "p"), ("a", 8, "q"), ("b", 6, "p")]
+        ),
+    ]
+    write_lines(tmp_path / "verdicts.jsonl", lines)
+    report = report_of(tmp_path, baseline="b")
+    assert report.ensemble is not None
+    (pair, *others) = [one for one in report.ensemble.pairs if one.with_ties.total]
+    assert (pair.judge, pair.other, pair.with_ties.agree, pair.with_ties.total, others) == ("j by mine", "j by pair", 0, 1, [])
+    assert [(one.total, one.reference_total) for one in report.totals] == [(6.0, 6.0)]
+    assert report.judges[0].prompts["mine"] == ["a" * 64, "b" * 64]
+    said = "\n".join(report.warnings)
+    assert "The prompt mine of j is 2 texts of that name" in said
+    assert "j judged the same answers by several prompts (mine, p, pair, q)" in said
+    assert f"mine {'a' * 12} {'b' * 12}" in render_html(report)
+
+
+def test_a_folder_that_is_named_twice_counts_once(folder: Path) -> None:
+    write_manifest(folder, Manifest(kind="verdicts", name="run", facts={"asked": 20}))
+    checks = [{"question_id": 1, "category": "math", "model": "a", "outcome": "passed"}]
+    write_lines(folder / "checks.jsonl", checks)
+    write_lines(folder / "answers.jsonl", [answer("a", 1, 3)])
+    judged = read_judged([folder, folder / ".." / folder.name], [folder])
+    assert (judged.lost, judged.repeated, len(judged.checks)) == (2, 0, 1)
+
+
 def test_a_win_rate_at_equal_length_where_there_is_enough(tmp_path: Path) -> None:
     # The longer answer always wins, and a is longer in three of four: at equal length they are even.
     longer = ["a", "a", "a", "b"] * 10
@@ -253,6 +318,34 @@ def test_plots_tell_lines_apart_without_colour_and_are_left_out_where_they_say_n
     assert draw_radar("r", "T", ["x", "y"], [("a", [1.0, 1.0])], top=1.0, unit="%") == ""
     assert draw_radar("r", "T", ["x", "y", "z"], lines * 4, top=1.0, unit="%") == ""
     assert draw_heat_map("h", "T", [], [], [], top=1.0, unit="%") == ""
+
+
+def test_six_lines_differ_in_dash_and_mark_and_long_names_are_cut() -> None:
+    radar = draw_radar("r", "T", ["x" * 30, "y", "z"], [(name * 60, [0.5, 0.5, 0.5]) for name in "abcdef"], top=1.0, unit="%")
+    root = ET.fromstring(radar.replace("&lt;", "&amp;lt;"))
+    legend = [one for one in root.iter("line") if "line" in one.attrib["class"].split()]
+    assert len({one.attrib["stroke-dasharray"] for one in legend}) == 6
+    # The ring of the sixth is hollow by its class, which a style sheet cannot fill again.
+    assert 'class="mark line5 hollow"' in radar
+    assert f">{'x' * 14}…<title>{'x' * 30}</title>" in radar
+    assert f">{'a' * 27}…<title>{'a' * 60}</title>" in radar
+    heat = draw_heat_map("h", "T", ["m" * 500], ["c" * 500], [[0.5]], top=1.0, unit="%")
+    assert float(ET.fromstring(heat).attrib["width"]) < 1000
+
+
+def test_grades_of_a_wider_scale_stay_within_the_plot(tmp_path: Path) -> None:
+    write_lines(
+        tmp_path / "verdicts.jsonl", [verdict("a", None, 20 * number, number, category=f"c{number}") for number in range(1, 5)]
+    )
+    page = render_html(report_of(tmp_path))
+    assert ">80.0</text>" in page
+    points = [
+        float(one)
+        for found in re.findall(r'class="line line0"[^>]* points="([^"]*)"', page)
+        for one in re.findall(r"[\d.]+", found)
+    ]
+    assert points
+    assert max(points) < 560
 
 
 def test_the_command_writes_where_it_is_told_and_says_the_sums(folder: Path, tmp_path: Path) -> None:
