@@ -31,9 +31,17 @@ def score_command(
     from chaccu.judge import load_questions, read_reviews, score_reviews
 
     loaded = read_reviews(reviews)
+    with_text = [one for one in loaded if one.text is not None]
+    if repeats := len(with_text) - len(set(with_text)):
+        typer.echo(f"warning: {repeats} reviews say what another says, word for word on the same; each counts", err=True)
     if questions is not None:
-        category = {question.question_id: question.category for question in load_questions(questions)}
-        loaded = [msgspec.structs.replace(one, category=one.category or category.get(one.question_id, "")) for one in loaded]
+        category = {str(question.question_id): question.category for question in load_questions(questions)}
+        if unknown := [one for one in loaded if not one.category and str(one.question_id) not in category]:
+            said = f"{len(unknown)} of {len(loaded)} reviews, the first on question {unknown[0].question_id}"
+            typer.echo(f"warning: {said}, have no category: {questions} does not have their questions", err=True)
+        loaded = [
+            msgspec.structs.replace(one, category=one.category or category.get(str(one.question_id), "")) for one in loaded
+        ]
     report = score_reviews(loaded)
     if out is not None:
         write_json(out, report)
@@ -77,12 +85,14 @@ def _say_doubts(report: ScoreReport) -> None:
         typer.echo(f"unparsed: {_place(one.question_id, one.turn, one.pair, one.review_id)}", err=True)
     if len(report.unparsed) > _MOST_NAMED:
         typer.echo(f"unparsed: {len(report.unparsed) - _MOST_NAMED} more; --out or --json names them all", err=True)
-    for other in report.contradictions:
+    for other in report.contradictions[:_MOST_NAMED]:
         typer.echo(
             f"contradiction: {_place(other.question_id, other.turn, other.pair, other.review_id)} has {_result(other.stored)} "
             f"on file, and its text says {_result(other.text)}",
             err=True,
         )
+    if len(report.contradictions) > _MOST_NAMED:
+        typer.echo(f"contradiction: {len(report.contradictions) - _MOST_NAMED} more; --out or --json names them all", err=True)
 
 
 def _place(question_id: int | str, turn: int | None, pair: str, review_id: str) -> str:

@@ -6,6 +6,7 @@ shown; what a line stores as its result is kept apart from the text. It ignores 
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import zlib
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ class Review(msgspec.Struct, frozen=True, kw_only=True):
 
     `text` is None where a file keeps no more than the result. `score`, `outcome`: the result on file, if there is one;
     `review_id`: the review's own name. `turn`: as the file counts turns. `prompt`: the name of the judge's prompt, if the file
-    says it. `form`: what the text is to state, "" where only the text can tell.
+    says it. `form`: what the text is to state, "" where only the text can tell. `finish_reason`: why the text ends, if known.
     """
 
     question_id: int | str
@@ -42,6 +43,7 @@ class Review(msgspec.Struct, frozen=True, kw_only=True):
     score: tuple[float, ...] | None = None
     outcome: Outcome | None = None
     form: Form | Literal[""] = ""
+    finish_reason: str = ""
 
     @property
     def pair_name(self) -> str:
@@ -58,6 +60,7 @@ class _Line(msgspec.Struct, kw_only=True):
     judgment: str | None = None
     review_id: int | str | None = None
     prompt: Any = None
+    finish_reason: str | None = None
     pair: str | tuple[str, str] | None = None
     models: tuple[str, ...] = ()
     model_a: str | None = None
@@ -101,7 +104,7 @@ def read_reviews(file: Path) -> list[Review]:
     """
     decoder = msgspec.json.Decoder(_Line)
     reviews: list[Review] = []
-    for number, line in enumerate(_read(file).splitlines(), start=1):
+    for number, line in enumerate(_read(file).removeprefix(codecs.BOM_UTF8).splitlines(), start=1):
         if not line.strip():
             continue
         try:
@@ -139,6 +142,7 @@ def _reviews_of(line: _Line) -> Iterator[Review]:
         turn=line.turn,
         category=category,
         prompt=line.prompt if isinstance(line.prompt, str) else "",
+        finish_reason=line.finish_reason or "",
     )
     if line.g1_judgment is not None or line.g2_judgment is not None:
         models = line.model_1 or "model_1", line.model_2 or "model_2"

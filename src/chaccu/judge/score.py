@@ -108,10 +108,10 @@ def score_reviews(reviews: Iterable[Review]) -> ScoreReport:
             _add_grade(models.setdefault(review.pair_name, Grades(by_turn={}, by_category={})), review, stated)
         else:
             _add_pair(pairs.setdefault(review.pair_name, PairScores(by_category={})), review, stated)
-        if review.text is None:
-            without_text += 1
-        elif stated.is_nothing:
+        if stated.is_nothing:
             unparsed.append(NamedReview(**_place(review)))
+        elif review.text is None:
+            without_text += 1
         else:
             parsed += 1
             if stated.form == "scores":
@@ -140,8 +140,8 @@ def _read(review: Review, prompt: JudgePrompt | None) -> _Stated:
         return _Stated("choice", outcome=review.outcome)
     if prompt is not None:
         form: Form = "grade" if prompt.kind == "single" else "scores" if prompt.output == "score_pair" else "choice"
-        scores = read_scores(text, prompt)
-        return _Stated(form, scores=scores, outcome=None if scores else read_outcome(text, prompt))
+        scores = read_scores(text, prompt, review.finish_reason)
+        return _Stated(form, scores=scores, outcome=None if scores else read_outcome(text, prompt, review.finish_reason))
     if review.form == "grade":
         return _grade(text)
     if review.form == "scores":

@@ -6,6 +6,7 @@ Invariants: a vote without a readable winner is missing, and stays in the list; 
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 from collections.abc import Iterable, Mapping
@@ -76,7 +77,7 @@ def read_votes(file: Path, *, judges: str = "*", first_turn: int = 0) -> list[Vo
     """
     with storage_errors(file):
         data = file.read_bytes()
-    rows = _csv_rows(data, file) if file.suffix == ".csv" else _json_rows(data)
+    rows = _csv_rows(data, file) if file.suffix == ".csv" else _json_rows(data.removeprefix(codecs.BOM_UTF8))
     votes = []
     for number, row in rows:
         try:

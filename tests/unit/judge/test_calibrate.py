@@ -135,6 +135,10 @@ def test_files_of_votes_in_csv_and_jsonl(tmp_path: Path) -> None:
         ("9", 0, None, "ann"),
     ]
     assert len(read_votes(tmp_path / "votes.csv", judges="a*")) == 2
+    (tmp_path / "votes.jsonl").write_bytes(
+        b'\xef\xbb\xbf{"question_id": 1, "model_a": "x", "model_b": "y", "winner": "tie"}\r\n\r\n'
+    )
+    assert [one.winner for one in read_votes(tmp_path / "votes.jsonl")] == ["tie"]
     for text, words in (
         ('{"question_id": 1, "model_a": "x", "model_b": "y", "winner": "z"}', "has the winner 'z'"),
         ('{"question_id": 1, "model_a": "x", "model_b": "x", "winner": "tie"}', "against itself"),

@@ -123,6 +123,42 @@ def test_lines_of_several_forms_are_read_by_their_own_names(tmp_path: Path) -> N
     assert "contradiction: question 6, turn 0, of x__y has first on file, and its text says second" in shown.stderr
 
 
+def test_a_second_order_that_says_nothing_is_unparsed_and_named(tmp_path: Path) -> None:
+    line = {
+        "question_id": 1,
+        "model_1": "x",
+        "model_2": "y",
+        "g1_judgment": "[[A]]",
+        "g1_winner": "model_1",
+        "g2_winner": "error",
+    }
+    report = score_reviews(read_reviews(write_lines(tmp_path / "one.jsonl", line)))
+    assert (report.reviews, report.parsed, report.without_text, [one.pair for one in report.unparsed]) == (2, 1, 0, ["y__x"])
+    assert report.pairs["y__x"].unparsed == 1
+
+
+def test_a_verdict_that_was_cut_off_is_as_unread_as_when_it_was_asked() -> None:
+    cut = Review(question_id=1, text="The first says [[A]] and", prompt="pair", pair="x__y", finish_reason="length")
+    assert len(score_reviews([cut]).unparsed) == 1
+    assert score_reviews([msgspec.structs.replace(cut, finish_reason="stop")]).pairs["x__y"].a_win == 1
+
+
+def test_what_a_file_of_reviews_makes_doubtful_is_said(tmp_path: Path) -> None:
+    lines = [{"question_id": str(n), "pair": "x__y", "score": [9, 8], "text": "8 9"} for n in range(30)]
+    file = write_lines(tmp_path / "reviews.jsonl", *lines, lines[0])
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    questions = write_lines(
+        tmp_path / "questions.jsonl", *({"question_id": n, "category": "math", "turns": ["?"]} for n in range(28))
+    )
+    shown = CliRunner().invoke(app, ["judge", "score", str(file), "--questions", str(questions)])
+    assert shown.exit_code == 0, shown.output
+    assert "warning: 1 reviews say what another says" in shown.stderr
+    assert "warning: 2 of 31 reviews, the first on question 28, have no category" in shown.stderr
+    assert shown.stderr.count("contradiction: question") == 20
+    assert "contradiction: 11 more; --out or --json names them all" in shown.stderr
+    assert "  math: 232–261, 0 / 0 / 29" in shown.stdout
+
+
 def test_a_grade_that_cannot_be_read_is_in_no_average() -> None:
     texts = ["[[4]]", "No grade.", "[[90]]", "[[8]]"]
     reviews = [Review(question_id=n, text=text, model="m", score=(-1,), form="grade") for n, text in enumerate(texts)]
