@@ -62,6 +62,8 @@ def test_the_shipped_questions_are_there_by_name() -> None:
     outcome = Decontaminate()(talk("Write a Python function that returns the largest number in a list!", "def f(): ..."))
     assert isinstance(outcome, Drop)
     assert outcome.reason.startswith("asks evaluation question starter:")
+    whole = Decontaminate(questions=("chaccu-100",))(talk("About how many times does a person blink in a life?", "Often."))
+    assert whole == Drop("asks evaluation question chaccu-100:fermi-8")
 
 
 def test_files_are_described_by_hash_and_mistakes_are_named(questions: str, tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def _build_index(settings: Decontaminate) -> _QuestionIndex:
 
 def _shipped_file(name: str) -> Path | None:
     file = resources.files("chaccu") / "judge" / "question_sets" / f"{name}.jsonl"
-    return Path(str(file)) if name.isidentifier() and file.is_file() else None
+    return Path(str(file)) if name.replace("-", "_").isidentifier() and file.is_file() else None
 
 
 def _locate(name: str) -> str:
