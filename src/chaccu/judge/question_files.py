@@ -1,12 +1,13 @@
 """Files of questions in the forms that are about, each read into `QuestionLine`s.
 
-Invariants: nothing is guessed beyond the form, which the user names or the content tells; what a form does not say stays
-empty. A line that cannot be read is refused with its number. It ignores fields that are of no use to a question, among them the
-baseline answers of AlpacaEval: another model's answer is no right answer.
+Invariants: nothing is guessed beyond the form, which the user names or the content tells; what a form does not say, or says
+with null, stays empty. A line that cannot be read is refused with its number. It ignores fields that are of no use to a
+question, among them the baseline answers of AlpacaEval: another model's answer is no right answer.
 """
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,17 +18,19 @@ from chaccu.judge.checks import Check
 
 PLAIN = "plain"
 
+_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError)
+
 
 class QuestionLine(msgspec.Struct, kw_only=True):
     """One question as a file has it: `turns`, or `text` for a single one; `where` it stands, for messages."""
 
     question_id: int | str
-    category: str = "generic"
-    turns: tuple[str, ...] = ()
+    category: str | None = None
+    turns: tuple[str, ...] | None = None
     text: str | None = None
     reference: tuple[str, ...] | str | None = None
     temperature: float | None = None
-    checks: tuple[Check, ...] = ()
+    checks: tuple[Check, ...] | None = None
     criteria: str | None = None
     where: str = ""
 
@@ -43,7 +46,8 @@ class _ReferenceLine(msgspec.Struct):
 
 class _Instruction(msgspec.Struct):
     instruction: str
-    dataset: str = "alpaca-eval"
+    input: str | None = None
+    dataset: str | None = None
 
 
 class _ArenaTurn(msgspec.Struct):
@@ -51,12 +55,12 @@ class _ArenaTurn(msgspec.Struct):
 
 
 class _ArenaLine(msgspec.Struct):
-    uid: str | None = None
-    question_id: str | None = None
+    uid: int | str | None = None
+    question_id: int | str | None = None
     cluster: str | None = None
     category: str | None = None
     prompt: str | None = None
-    turns: tuple[_ArenaTurn, ...] = ()
+    turns: tuple[_ArenaTurn | str, ...] | None = None
 
 
 def read_question_file(data: bytes, source: str, form: str | None = None) -> list[QuestionLine]:
@@ -66,6 +70,7 @@ def read_question_file(data: bytes, source: str, form: str | None = None) -> lis
     """
     if form is not None and form not in FORMS:
         raise UsageError(f"{form!r} is no form of question files.", remedy=did_you_mean(form, FORMS))
+    data = data.removeprefix(codecs.BOM_UTF8)
     if not data.strip():
         raise DataError(f"{source} holds no question.", remedy="give at least one JSON line")
     return list(FORMS[form or _tell_form(data)](data, source))
@@ -73,8 +78,10 @@ def read_question_file(data: bytes, source: str, form: str | None = None) -> lis
 
 def read_references(data: bytes, source: str) -> dict[int | str, tuple[str, ...]]:
     """Reference answers by question id, from lines such as `{"question_id": 101, "choices": [{"turns": ["…"]}]}` (MT-bench)."""
-    references = {}
-    for where, line in _decode_lines(data, source, _ReferenceLine, "reference answer"):
+    references: dict[int | str, tuple[str, ...]] = {}
+    for where, line in _decode_lines(data.removeprefix(codecs.BOM_UTF8), source, _ReferenceLine, "reference answer"):
+        if line.question_id in references:
+            raise DataError(f"{where} is a second answer to question {line.question_id}.", remedy="keep the right one")
         if len(line.choices) != 1:
             raise DataError(f"{where} has {len(line.choices)} choices, not one.", remedy="keep the right one")
         references[line.question_id] = line.choices[0].turns
@@ -87,7 +94,7 @@ def _tell_form(data: bytes) -> str:
         return "alpaca-eval"
     try:
         first = msgspec.json.decode(text.split(b"\n", 1)[0])
-    except msgspec.DecodeError:
+    except _NOT_JSON:
         return PLAIN
     if not isinstance(first, dict):
         return PLAIN
@@ -105,27 +112,28 @@ def _read_plain(data: bytes, source: str) -> Iterator[QuestionLine]:
 def _read_alpaca_eval(data: bytes, source: str) -> Iterator[QuestionLine]:
     try:
         entries = msgspec.json.decode(data, type=list[_Instruction])
-    except msgspec.DecodeError as error:
+    except _NOT_JSON as error:
         raise DataError(
             f"{source} is no file of AlpacaEval: {error}.", remedy='give [{"instruction": "…", "dataset": "…"}, …]'
         ) from error
     for number, entry in enumerate(entries, start=1):
         yield QuestionLine(
             question_id=f"alpaca-eval-{number}",
-            category=entry.dataset,
-            turns=(entry.instruction,),
+            category=entry.dataset or "alpaca-eval",
+            # AlpacaFarm's files keep what an instruction is about apart from it; AlpacaEval's have it in the instruction.
+            turns=("\n\n".join(filter(None, (entry.instruction, entry.input))),),
             where=f"entry {number} of {source}",
         )
 
 
 def _read_arena_hard(data: bytes, source: str) -> Iterator[QuestionLine]:
     for where, line in _decode_lines(data, source, _ArenaLine, "question of Arena-Hard"):
-        question_id = line.uid or line.question_id
+        question_id = line.uid if line.uid is not None else line.question_id
         if question_id is None:
             raise DataError(f"{where} has neither a uid nor a question_id.", remedy="give it one")
-        turns = (line.prompt,) if line.prompt is not None else tuple(turn.content for turn in line.turns)
+        turns = tuple(turn if isinstance(turn, str) else turn.content for turn in line.turns or ())
         category = line.cluster or line.category or "arena-hard"
-        yield QuestionLine(question_id=question_id, category=category, turns=turns, where=where)
+        yield QuestionLine(question_id=question_id, category=category, turns=turns or (line.prompt or "",), where=where)
 
 
 def _decode_lines(data: bytes, source: str, kind: Any, what: str) -> Iterator[tuple[str, Any]]:
@@ -136,7 +144,7 @@ def _decode_lines(data: bytes, source: str, kind: Any, what: str) -> Iterator[tu
         where = f"line {number} of {source}"
         try:
             yield where, decoder.decode(text)
-        except msgspec.DecodeError as error:
+        except _NOT_JSON as error:
             remedy = 'give {"question_id": 1, "category": "knowledge", "turns": ["…"]}' if kind is QuestionLine else ""
             raise DataError(f"{where} is no {what}: {error}.", remedy=remedy) from error
 

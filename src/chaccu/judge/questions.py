@@ -1,7 +1,7 @@
 """`Question` and the sets of them: shipped ones by name, others out of files.
 
-Invariants: the ids of a set are unique, and every question has at least one turn with text; a file that breaks this is
-refused with its line. It ignores fields that it does not know.
+Invariants: the ids of a set are unique, as texts too, and every question has at least one turn with text; a file that breaks
+this is refused with its line. It ignores fields that it does not know.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from chaccu.judge.checks import Check
 from chaccu.judge.question_files import FORMS, QuestionLine, read_question_file, read_references
 
 STARTER = "starter"
+_GENERIC = "generic"
 
 CATEGORY_TEMPERATURES = {
     "counterfactual": 0.7,
@@ -85,16 +86,17 @@ def load_questions(source: str = STARTER) -> list[Question]:
 
 def load_question_sets(sources: Iterable[str]) -> list[Question]:
     """The questions of several sets or files, one after the other. Raises `UsageError` where two share an id."""
-    owners: dict[int | str, str] = {}
+    owners: dict[str, str] = {}
     questions = []
     for source in dict.fromkeys(sources):
         for question in load_questions(source):
-            if question.question_id in owners:
+            name = str(question.question_id)
+            if name in owners:
                 raise UsageError(
-                    f"{source} and {owners[question.question_id]} both have a question {question.question_id}.",
+                    f"{source} and {owners[name]} both have a question {question.question_id}.",
                     remedy="ask them in runs of their own, each with its own --out",
                 )
-            owners[question.question_id] = source
+            owners[name] = source
             questions.append(question)
     return questions
 
@@ -109,29 +111,31 @@ def _split_source(source: str) -> tuple[str | None, Path, Path | None]:
 
 
 def _build(lines: list[QuestionLine], source: str) -> list[Question]:
-    questions: dict[int | str, Question] = {}
+    # By their text: 1 and "1" are one id where verdicts are put together.
+    questions: dict[str, Question] = {}
     for line in lines:
+        name = str(line.question_id)
         turns = line.turns or ((line.text,) if line.text is not None else ())
-        reference = (line.reference,) if isinstance(line.reference, str) else line.reference
+        stated = line.reference or None
+        reference = (stated,) if isinstance(stated, str) else stated
+        category, checks = line.category or _GENERIC, line.checks or ()
         if not turns or not all(turn.strip() for turn in turns):
             raise DataError(f"{line.where}: question {line.question_id} asks nothing.", remedy="give it turns")
-        if line.question_id in questions:
+        if name in questions:
             raise DataError(f"{line.where}: the id {line.question_id} is taken.", remedy="give each its own id")
         if reference is not None and len(reference) != len(turns):
             raise DataError(
                 f"{line.where}: question {line.question_id} has {len(turns)} turns and {len(reference)} reference answers.",
                 remedy="give an answer for each turn",
             )
-        for check in line.checks:
+        for check in checks:
             if not 0 <= check.turn < len(turns):
                 raise DataError(
                     f"{line.where}: a check of question {line.question_id} is for turn {check.turn}.",
                     remedy=f"turns go from 0 to {len(turns) - 1}",
                 )
-        temperature = line.temperature if line.temperature is not None else CATEGORY_TEMPERATURES.get(line.category, 0.0)
-        questions[line.question_id] = Question(
-            line.question_id, line.category, turns, reference, temperature, line.checks, line.criteria
-        )
+        temperature = line.temperature if line.temperature is not None else CATEGORY_TEMPERATURES.get(category, 0.0)
+        questions[name] = Question(line.question_id, category, turns, reference, temperature, checks, line.criteria)
     if not questions:
         raise DataError(f"{source} holds no question.", remedy="give at least one JSON line")
     return list(questions.values())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import codecs
 import json
 from collections import Counter
 from pathlib import Path
@@ -71,12 +72,59 @@ def test_alpaca_eval_by_content_and_by_name(tmp_path: Path) -> None:
     ("line", "category"),
     [
         ({"question_id": "a1", "cluster": "SQL", "category": "arena-hard", "turns": [{"content": "Why?"}]}, "SQL"),
-        ({"uid": "a1", "category": "hard_prompt", "prompt": "Why?"}, "hard_prompt"),
+        ({"uid": "a1", "category": "arena-hard-v0.1", "cluster": "SQL", "prompt": "Why?"}, "SQL"),
+        ({"uid": "a1", "category": "hard_prompt", "subcategory": "coding", "prompt": "Why?"}, "hard_prompt"),
+        ({"uid": "a1", "category": None, "cluster": None, "prompt": "Why?", "turns": None}, "arena-hard"),
     ],
 )
-def test_arena_hard_in_both_of_its_forms(tmp_path: Path, line: dict[str, object], category: str) -> None:
+def test_arena_hard_in_its_forms(tmp_path: Path, line: dict[str, object], category: str) -> None:
     (question,) = load_questions(str(write(tmp_path / "q.jsonl", line)))
     assert (question.question_id, question.category, question.turns) == ("a1", category, ("Why?",))
+
+
+def test_arena_hard_with_turns_of_plain_text(tmp_path: Path) -> None:
+    file = write(tmp_path / "q.jsonl", {"question_id": "a1", "category": "arena-bench-v1", "turns": ["Why?"]})
+    assert load_questions(f"arena-hard:{file}") == load_questions(str(file))
+
+
+def test_alpaca_farm_keeps_what_an_instruction_is_about(tmp_path: Path) -> None:
+    entries = [
+        {"instruction": "Sum it up.", "input": "A long text.", "output": "A text.", "dataset": None},
+        {"instruction": "Say hi.", "input": ""},
+    ]
+    (tmp_path / "eval.json").write_text(json.dumps(entries))
+    questions = load_questions(str(tmp_path / "eval.json"))
+    assert [(one.category, one.turns) for one in questions] == [
+        ("alpaca-eval", ("Sum it up.\n\nA long text.",)),
+        ("alpaca-eval", ("Say hi.",)),
+    ]
+
+
+@pytest.mark.parametrize("form", ["plain", "mt-bench", "arena-hard", "alpaca-eval"])
+def test_files_of_other_systems_have_a_mark_at_the_front_and_longer_line_ends(tmp_path: Path, form: str) -> None:
+    lines = {
+        "plain": '{"question_id": 1, "text": "Why?"}\r\n\r\n{"question_id": 2, "text": "Wo ist Zürich?"}\r\n',
+        "mt-bench": '{"question_id": 1, "turns": ["Why?"]}\r\n{"question_id": 2, "turns": ["Wo ist Zürich?"]}',
+        "arena-hard": '{"uid": "1", "prompt": "Why?"}\r\n{"uid": "2", "prompt": "Wo ist Zürich?"}\r\n',
+        "alpaca-eval": '[{"instruction": "Why?"},\r\n{"instruction": "Wo ist Zürich?"}]\r\n',
+    }
+    file = tmp_path / "q.jsonl"
+    file.write_bytes(codecs.BOM_UTF8 + lines[form].encode())
+    for source in (str(file), f"{form}:{file}"):
+        assert [one.turns for one in load_questions(source)] == [("Why?",), ("Wo ist Zürich?",)]
+    references = tmp_path / "r.jsonl"
+    references.write_bytes(codecs.BOM_UTF8 + b'{"question_id": 1, "choices": [{"index": 0, "turns": ["So."]}]}\r\n')
+    if form in ("plain", "mt-bench"):
+        assert [one.reference for one in load_questions(f"{form}:{file},{references}")] == [("So.",), None]
+
+
+def test_null_says_as_much_as_nothing(tmp_path: Path) -> None:
+    names = ("category", "text", "reference", "temperature", "checks", "criteria")
+    nulls = {"question_id": 1, "turns": ["Why?"]} | dict.fromkeys(names)
+    empty = {"question_id": 2, "text": "Why?", "turns": None, "reference": []}
+    blank = {"question_id": 3, "text": "Why?", "reference": ""}
+    for one in load_questions(str(write(tmp_path / "q.jsonl", nulls, empty, blank))):
+        assert (one.category, one.turns, one.reference, one.temperature, one.checks) == ("generic", ("Why?",), None, 0.7, ())
 
 
 def test_a_plain_file_with_all_that_it_may_say(tmp_path: Path) -> None:
@@ -100,7 +148,12 @@ def test_a_plain_file_with_all_that_it_may_say(tmp_path: Path) -> None:
         ({"question_id": 1, "text": "?", "reference": ["a", "b"]}, "1 turns and 2 reference answers"),
         ({"question_id": 1, "text": "?", "checks": [{"kind": "rhyme"}]}, "line 1 .* is no question: Invalid value 'rhyme'"),
         ({"question_id": 1, "text": "?", "checks": [{"kind": "lines", "count": 1, "turn": 1}]}, "is for turn 1"),
+        (
+            {"question_id": 1, "text": "?", "checks": [{"kind": "pattern", "pattern": "("}]},
+            "line 1 .* is no regular expression",
+        ),
         ({"uid": "a"}, "question a asks nothing"),
+        ({"uid": "a", "turns": []}, "question a asks nothing"),
         ({"turns": [{"content": "?"}]}, "neither a uid nor a question_id"),
     ],
 )
@@ -121,6 +174,12 @@ def test_faults_of_forms_and_references_are_named(tmp_path: Path) -> None:
     several = write(tmp_path / "s.jsonl", {"question_id": 1, "choices": []})
     with pytest.raises(DataError, match="0 choices, not one"):
         load_questions(f"mt-bench:{file},{several}")
+    twice = {"question_id": 1, "choices": [{"turns": ["a"]}]}
+    with pytest.raises(DataError, match=r"line 2 .* is a second answer to question 1"):
+        load_questions(f"mt-bench:{file},{write(tmp_path / 't.jsonl', twice, twice)}")
+    (tmp_path / "latin.jsonl").write_bytes('{"question_id": 1, "text": "Zürich?"}\n'.encode("latin-1"))
+    with pytest.raises(DataError, match=r"line 1 .* is no question"):
+        load_questions(str(tmp_path / "latin.jsonl"))
     (tmp_path / "a.json").write_text('[{"output": "?"}]')
     with pytest.raises(DataError, match="no file of AlpacaEval"):
         load_questions(str(tmp_path / "a.json"))

@@ -33,6 +33,7 @@ def test_files_with_turns_or_text_are_read(tmp_path: Path) -> None:
         ("", "holds no question"),
         ("{}\n", "line 1 .* is no question"),
         ('{"question_id": 1, "turns": ["a"]}\n{"question_id": 1, "turns": ["b"]}\n', "line 2 .* the id 1 is taken"),
+        ('{"question_id": 1, "turns": ["a"]}\n{"question_id": "1", "turns": ["b"]}\n', "line 2 .* the id 1 is taken"),
         ('{"question_id": 1, "turns": []}\n', "asks nothing"),
         ('{"question_id": 1, "text": " "}\n', "asks nothing"),
         ('{"question_id": 1, "turns": ["a"\n', "line 1 .* is no question"),
