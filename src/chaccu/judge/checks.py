@@ -1,23 +1,30 @@
 """`Check`: a rule that an answer meets or not, so that models can be told apart without a judge.
 
-Invariants: a check says yes or no of a text alone, and the same each time; an answer is read as it was given, but for the
-surrounding spaces. `PythonCheck` needs the model's code run, which `code_run` does; everything here only reads. It ignores how
+Invariants: a check says yes or no of a text alone, and the same each time; one that any answer or none could meet is refused
+where it is read. `PythonCheck` needs the model's code run, which `code_run` does; everything here only reads. It ignores how
 good an answer is beyond its rule.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
-_GROUPING = re.compile("[,\u00a0\u202f]")
-_NUMBER = re.compile(rf"(?<![\w.])[-−+]?(?:\d{{1,3}}(?:{_GROUPING.pattern}\d{{3}})+|\d+)(?:\.\d+)?(?:/[1-9]\d*)?(?!\d)")
+from chaccu.judge.answer_numbers import read_results
+
 _FENCED = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
-_BULLET = re.compile(r"[ \t]*[-*•+][ \t]+\S")
-_NUMBERED = re.compile(r"[ \t]*\d+[.)][ \t]+\S")
-_WRAPPING = " \t\r\n\"'`*“”‘’"
+_MARKERS = {
+    "bullet": re.compile(r"[ \t]*[-*•+][ \t]+\S"),
+    "dash": re.compile(r"[ \t]*-[ \t]+\S"),
+    "number": re.compile(r"[ \t]*\d+[.)][ \t]+\S"),
+}
+_WRAPPING = " \t\r\n\"'`*_“”‘’"
+_HYPHENS = re.compile("[\u2010\u2011]")
+
+_Some = msgspec.Meta(min_length=1)
+_Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class _Rule(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", forbid_unknown_fields=True):
@@ -27,24 +34,31 @@ class _Rule(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", forbid_
 
 
 class NumberCheck(_Rule, tag="number", frozen=True, kw_only=True):
-    """The last number of the answer is `value`, within `tolerance`. Digits may be grouped (1,000), fractions are read (3/4)."""
+    """The result that the answer gives (`answer_numbers` says where it stands) is `value`, within `tolerance`."""
 
     value: float
-    tolerance: float = 0.0
+    tolerance: Annotated[float, msgspec.Meta(ge=0)] = 0.0
 
 
 class ExactCheck(_Rule, tag="exact", frozen=True, kw_only=True):
-    """The answer is one of `any_of`, but for case, quotes, emphasis and a final full stop (`strictly`: as it is)."""
+    """The answer is one of `any_of`, but for quotes, emphasis, a final full stop and, unless `case`, case."""
 
-    any_of: tuple[str, ...]
-    strictly: bool = False
+    any_of: Annotated[tuple[str, ...], _Some]
+    case: bool = False
 
 
 class PatternCheck(_Rule, tag="pattern", frozen=True, kw_only=True):
-    """The regular expression matches the whole answer, without regard to case unless `case`."""
+    """The regular expression matches the whole answer, without regard to case unless `case`; a dot is any character."""
 
     pattern: str
     case: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises `ValueError` where `pattern` is no regular expression."""
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ValueError(f"the pattern {self.pattern!r} is no regular expression: {error}") from error
 
 
 class ContainsCheck(_Rule, tag="contains", frozen=True, kw_only=True):
@@ -53,6 +67,11 @@ class ContainsCheck(_Rule, tag="contains", frozen=True, kw_only=True):
     all: tuple[str, ...] = ()
     any: tuple[str, ...] = ()
     none: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises `ValueError` where there is nothing to look for."""
+        if not (self.all or self.any or self.none):
+            raise ValueError("contains needs words: all, any or none")
 
 
 class JsonCheck(_Rule, tag="json", frozen=True, kw_only=True):
@@ -66,34 +85,42 @@ class JsonCheck(_Rule, tag="json", frozen=True, kw_only=True):
 class WordsCheck(_Rule, tag="words", frozen=True, kw_only=True):
     """The answer has at least `least` and at most `most` words, as spaces part them."""
 
-    least: int = 0
+    least: _Count = 0
     most: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises `ValueError` where no number of words is right."""
+        if self.most is not None and self.most < self.least:
+            raise ValueError(f"words: at most {self.most} is less than at least {self.least}")
 
 
 class StartsCheck(_Rule, tag="starts", frozen=True, kw_only=True):
-    """The answer begins with `text`, as it is written."""
+    """The answer, quotes and emphasis around it aside, begins with `text` as it is written."""
 
-    text: str
+    text: Annotated[str, _Some]
 
 
 class EndsCheck(_Rule, tag="ends", frozen=True, kw_only=True):
-    """The answer ends with `text`, as it is written."""
+    """The answer, quotes and emphasis around it aside, ends with `text` as it is written."""
 
-    text: str
+    text: Annotated[str, _Some]
 
 
 class ListCheck(_Rule, tag="list", frozen=True, kw_only=True):
-    """The answer has exactly `items` lines that are bullets, or numbered; with `only`, no other line but empty ones."""
+    """The answer has exactly `items` lines with this `marker`; with `only`, no other line but empty ones.
 
-    items: int
-    marker: Literal["bullet", "number"] = "bullet"
+    `bullet` is any of `-`, `*`, `•` and `+`, `dash` is `-` alone, `number` is `1.` or `1)`, whichever number it is.
+    """
+
+    items: _Count
+    marker: Literal["bullet", "dash", "number"] = "bullet"
     only: bool = False
 
 
 class LinesCheck(_Rule, tag="lines", frozen=True, kw_only=True):
     """The answer has exactly `count` lines, empty ones aside."""
 
-    count: int
+    count: _Count
 
 
 class CaseCheck(_Rule, tag="case", frozen=True, kw_only=True):
@@ -116,11 +143,16 @@ class PythonCase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class PythonCheck(_Rule, tag="python", frozen=True, kw_only=True):
-    """The answer's Python code defines `function`, which returns what each of the `cases` says, all within `timeout_s`."""
+    """The answer's Python code defines `function`, which returns what each of the `cases` says, all within `timeout_s`.
 
-    function: str
-    cases: tuple[PythonCase, ...]
-    timeout_s: float = 5.0
+    `keeps_args`: it leaves what it is given as it was. `without`: built-in functions and modules that the code does not use.
+    """
+
+    function: Annotated[str, _Some]
+    cases: Annotated[tuple[PythonCase, ...], _Some]
+    timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 5.0
+    keeps_args: bool = False
+    without: tuple[str, ...] = ()
 
 
 Check: TypeAlias = (
@@ -150,10 +182,9 @@ def meets_check(answer: str, check: Check) -> bool:
     text = answer.strip()
     match check:
         case NumberCheck():
-            numbers = read_numbers(text)
-            return bool(numbers) and abs(numbers[-1] - check.value) <= check.tolerance
+            return any(abs(number - check.value) <= check.tolerance for number in read_results(text))
         case ExactCheck():
-            return text in check.any_of if check.strictly else _bare(text) in {_bare(one) for one in check.any_of}
+            return _bare(text, case=check.case) in {_bare(one, case=check.case) for one in check.any_of}
         case PatternCheck():
             return re.fullmatch(check.pattern, text, re.DOTALL | (0 if check.case else re.IGNORECASE)) is not None
         case ContainsCheck():
@@ -164,12 +195,12 @@ def meets_check(answer: str, check: Check) -> bool:
         case WordsCheck():
             return check.least <= len(text.split()) <= (check.most if check.most is not None else len(text))
         case StartsCheck():
-            return text.startswith(check.text)
+            return text.startswith(check.text) or text.strip(_WRAPPING).startswith(check.text)
         case EndsCheck():
-            return text.endswith(check.text)
+            return text.endswith(check.text) or text.strip(_WRAPPING).endswith(check.text)
         case ListCheck():
             lines = [line for line in text.splitlines() if line.strip()]
-            marked = sum((_BULLET if check.marker == "bullet" else _NUMBERED).match(line) is not None for line in lines)
+            marked = sum(_MARKERS[check.marker].match(line) is not None for line in lines)
             return marked == check.items and (not check.only or len(lines) == marked)
         case LinesCheck():
             return sum(1 for line in text.splitlines() if line.strip()) == check.count
@@ -181,23 +212,14 @@ def meets_check(answer: str, check: Check) -> bool:
             raise TypeError(f"a check of kind {check_kind(check)} cannot be read off a text")
 
 
-def read_numbers(text: str) -> list[float]:
-    """All numbers of a text, in order: `-3`, `1,234.5`, `3/4`."""
-    numbers = []
-    for match in _NUMBER.finditer(text):
-        whole, _, divisor = _GROUPING.sub("", match[0]).replace("−", "-").partition("/")
-        numbers.append(float(whole) / float(divisor or 1))
-    return numbers
+def read_code_blocks(answer: str) -> list[str]:
+    """The fenced blocks of an answer, or all of it where there is none. What of it is code is for the interpreter to say."""
+    return _FENCED.findall(answer) or [answer]
 
 
-def read_code(answer: str) -> str:
-    """The code of an answer: its fenced blocks, one after the other, or all of it where there is none."""
-    blocks = _FENCED.findall(answer)
-    return "\n".join(blocks) if blocks else answer
-
-
-def _bare(text: str) -> str:
-    return text.strip(_WRAPPING).removesuffix(".").strip(_WRAPPING).casefold()
+def _bare(text: str, *, case: bool) -> str:
+    bare = _HYPHENS.sub("-", text.strip(_WRAPPING).removesuffix(".").strip(_WRAPPING))
+    return bare if case else bare.casefold()
 
 
 def _has_word(text: str, word: str) -> bool:
@@ -209,7 +231,7 @@ def _meets_json(text: str, check: JsonCheck) -> bool:
     if len(blocks) > 1:
         return False
     try:
-        value = msgspec.json.decode(blocks[0] if blocks else text)
+        value = msgspec.json.decode(blocks[0] if blocks else text.strip(_WRAPPING))
     except (msgspec.DecodeError, RecursionError):
         return False
     if not isinstance(value, dict):

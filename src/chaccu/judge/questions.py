@@ -21,6 +21,9 @@ from chaccu.judge.question_files import FORMS, QuestionLine, read_question_file,
 STARTER = "starter"
 _GENERIC = "generic"
 
+SET_VERSIONS = {"chaccu-100": 2, "checked": 2, "starter": 1}
+"""Of the shipped sets; one more whenever a question's text, reference or rule changes. Figures compare within a version."""
+
 CATEGORY_TEMPERATURES = {
     "counterfactual": 0.7,
     "generic": 0.7,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
+from importlib import resources
 from itertools import combinations
 from pathlib import Path
 
@@ -12,8 +14,14 @@ import pytest
 from chaccu.errors import UsageError
 from chaccu.judge.checks import PythonCheck, meets_check
 from chaccu.judge.code_run import require_confinement, run_python_check
-from chaccu.judge.questions import list_question_sets, load_question_sets, load_questions
+from chaccu.judge.questions import SET_VERSIONS, list_question_sets, load_question_sets, load_questions
 
+# Each set's version and the SHA-256 of its file: whoever changes a question raises SET_VERSIONS, and then this.
+CONTENTS = {
+    "chaccu-100": (2, "3046c66195d5dfb4ec951d048ddca4e355fa9bad0b397c555f674f0eabb5edf2"),
+    "checked": (2, "6f2a43f0422b31faf04028e65f3a473ce588c64ba0256178dfebcb3136b3645b"),
+    "starter": (1, "10e751702aad4d1fa5801f50fa20f4be6116a258bd26ef966fab66e5fedeee32"),
+}
 SHARED = Path(__file__).parents[3].parent / "shared" / "data"
 OTHERS = ("mt_bench/question.jsonl", "mt_bench/vicuna_bench_question.jsonl", "vicuna_blog/questions.jsonl")
 # Of the runs of four words of the shorter text; wordings that differ in a name or a number share more.
@@ -77,6 +85,12 @@ def test_reference_code_runs_right() -> None:
                 assert run_python_check(one.reference[check.turn], check) == (True, ""), one.question_id
                 checked += 1
     assert checked >= 13
+
+
+def test_a_set_that_has_changed_has_another_version() -> None:
+    folder = resources.files("chaccu.judge") / "question_sets"
+    files = {name: (folder / f"{name}.jsonl").read_bytes() for name in list_question_sets()}
+    assert {name: (SET_VERSIONS[name], hashlib.sha256(data).hexdigest()) for name, data in files.items()} == CONTENTS
 
 
 def test_no_question_is_nearly_another_of_its_set() -> None:
