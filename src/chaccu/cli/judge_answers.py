@@ -54,7 +54,7 @@ def run_command(
 
     from chaccu.client import Sampling
     from chaccu.judge.addresses import parse_addresses
-    from chaccu.judge.questions import load_question_sets
+    from chaccu.judge.questions import SET_VERSIONS, load_question_sets
 
     sources = list(dict.fromkeys(questions or [_STARTER]))
     loaded = load_question_sets(sources)
@@ -65,6 +65,7 @@ def run_command(
         "urls": {one.name: one.url for one in addresses},
         "models": models,
         "questions": sources[0] if len(sources) == 1 else sources,
+        "question_set_versions": {name: SET_VERSIONS[name] for name in sources if name in SET_VERSIONS},
         "system": system,
         "sampling": sampling,
     }
@@ -165,10 +166,11 @@ def _say_retry(model: str, question: Question, turn: int, error: ChatError, wait
 def questions_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as one JSON object.")] = False,
 ) -> None:
-    """List the shipped sets of questions with their counts by category."""
+    """List the shipped sets of questions with their versions and counts by category."""
     import msgspec
 
     from chaccu.judge import list_question_sets, load_questions
+    from chaccu.judge.questions import SET_VERSIONS
 
     sets = {name: load_questions(name) for name in list_question_sets()}
     if as_json:
@@ -177,7 +179,10 @@ def questions_command(
         return
     for name, loaded in sets.items():
         checked, references = sum(bool(one.checks) for one in loaded), sum(one.reference is not None for one in loaded)
-        typer.echo(f"{name}: {len(loaded)} questions, {references} with a reference answer, {checked} with rules to check by")
+        typer.echo(
+            f"{name}, version {SET_VERSIONS[name]}: {len(loaded)} questions, {references} with a reference answer, "
+            f"{checked} with rules to check by"
+        )
         for category, count in Counter(one.category for one in loaded).items():
             typer.echo(f"  {category:<16}{count:>4}")
 
@@ -200,7 +205,7 @@ def check_command(
     import msgspec
 
     from chaccu.artifact import read_manifest
-    from chaccu.cli.judging import questions_of
+    from chaccu.cli.judging import questions_of, warn_of_changes
     from chaccu.cli.progress_bar import counting
     from chaccu.errors import DataError
     from chaccu.judge import read_answers
@@ -208,11 +213,18 @@ def check_command(
     from chaccu.judge.json_lines import write_json_lines
     from chaccu.judge.questions import load_question_sets
 
-    models = read_manifest(answers, kind="answers").settings["models"]
+    settings = read_manifest(answers, kind="answers").settings
     sources = questions or questions_of(answers)
-    loaded = [one for one in load_question_sets(sources) if one.checks]
+    every = load_question_sets(sources)
+    effect = "answers are checked by the questions as they are now; the same chaccu judge run asks again what reads otherwise"
+    warn_of_changes([answers], sources, every, effect)
+    loaded = [one for one in every if one.checks]
     if not loaded:
         raise DataError(f"no question of {', '.join(sources)} has rules to check by.", remedy="--questions checked, for one")
+    on_file = read_answers(answers / "answers.jsonl")
+    names = {one.question_id for one in loaded}
+    # Earlier runs into the folder may have asked other models.
+    models = list(dict.fromkeys([*settings["models"], *(one.model for one in on_file if one.question_id in names)]))
     with counting("checking") as advance:
         done = Counter[str]()
 
@@ -220,7 +232,7 @@ def check_command(
             done["all"] += 1
             advance(done["all"], len(loaded) * len(models))
 
-        results = check_answers(loaded, read_answers(answers / "answers.jsonl"), models, run_code=run_code, on_done=count_one)
+        results = check_answers(loaded, on_file, models, run_code=run_code, on_done=count_one)
     write_json_lines(answers / "checks.jsonl", results)
     counts = count_checks(results)
     if as_json:

@@ -54,7 +54,7 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
                 f"none of the {len(asked)} questions of {name} has an answer in {', '.join(map(str, options.answers))}.",
                 remedy="--questions with the set that was answered",
             )
-        _warn_of_changes(options.answers, sources, sha256_json(loaded))
+        warn_of_changes(options.answers, sources, loaded, "judges see the questions as they are now")
         return cls(
             hashes={
                 "questions": sha256_json(loaded),
@@ -68,12 +68,14 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def _warn_of_changes(answers: Sequence[Path], sources: Sequence[str], sha256: str) -> None:
+def warn_of_changes(answers: Sequence[Path], sources: Sequence[str], loaded: Sequence[Question], effect: str) -> None:
+    """Where an answers folder was asked these sets or files, and they were others then."""
+    sha256 = sha256_json(loaded)
     for path in answers:
         manifest = _find_manifest(path)
         if manifest and _sources_of(manifest) == sources and manifest.inputs.get("questions", sha256) != sha256:
             changed = f"{', '.join(sources)} has changed since {path} was answered"
-            typer.echo(f"warning: {changed}; judges see the questions as they are now.", err=True)
+            typer.echo(f"warning: {changed}; {effect}.", err=True)
 
 
 def _load_prompts(name: str, criteria: Path | None) -> list[JudgePrompt]:

@@ -11,9 +11,10 @@ from typing import Literal
 
 import msgspec
 
+from chaccu.errors import DataError
 from chaccu.judge.answers import Answer
 from chaccu.judge.checks import Check, PythonCheck, check_kind, meets_check
-from chaccu.judge.code_run import run_python_check
+from chaccu.judge.code_run import require_confinement, run_python_check
 from chaccu.judge.questions import Question
 from chaccu.rank.win_rate import wilson_interval
 
@@ -56,9 +57,18 @@ def check_answers(
     """The answers of `models` (those of the answers, if None) to all questions that have rules.
 
     `run_code`: run the code of answers too, confined; without it those questions are unchecked. A question of which a rule's
-    turn has no answer is missing. Raises `UsageError` where code cannot be confined.
+    turn has no answer is missing. Raises `UsageError` where code cannot be confined, `DataError` where a model has two
+    different answers to one turn.
     """
-    texts = {(one.model, one.question_id, one.turn): one.text for one in answers}
+    if run_code and any(isinstance(check, PythonCheck) for question in questions for check in question.checks):
+        require_confinement()
+    texts: dict[tuple[str, int | str, int], str] = {}
+    for one in answers:
+        if texts.setdefault((one.model, one.question_id, one.turn), one.text) != one.text:
+            raise DataError(
+                f"{one.model} has two different answers to turn {one.turn} of question {one.question_id}.",
+                remedy="run the command that asked them again to its end, or into a folder of its own",
+            )
     asked = models if models is not None else sorted({model for model, _, _ in texts})
     results = []
     for question in questions:
@@ -109,8 +119,7 @@ def _check(text: str, check: Check, *, run_code: bool) -> tuple[bool | None, str
         return (True, "") if meets_check(text, check) else (False, f"{check_kind(check)} not met")
     if not run_code:
         return None, "code not run"
-    passed, reason = run_python_check(text, check)
-    return passed, reason
+    return run_python_check(text, check)
 
 
 def _count(model: str, category: str, outcomes: Sequence[Outcome]) -> CheckCount:

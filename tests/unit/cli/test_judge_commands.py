@@ -67,6 +67,7 @@ def test_several_sets_of_several_servers(server: FakeOpenAI, tmp_path: Path) -> 
     assert result.exit_code == 0, result.output
     assert (asked["A line?"], asked["I have 24 apples and give a third of them away. How many are left?"]) == (0.7, 0.0)
     settings = read_manifest(tmp_path / "out").settings
+    assert settings["question_set_versions"] == {"starter": 1}
     assert (settings["questions"], settings["models"]) == (["starter", str(mine)], ["base", "far"])
 
 
@@ -85,7 +86,7 @@ def test_a_key_is_read_from_the_variable_that_is_named(
 
 def test_questions_lists_the_sets_with_their_categories() -> None:
     printed = invoke("questions").stdout
-    assert "chaccu-100: 100 questions" in printed
+    assert "chaccu-100, version 2: 100 questions" in printed
     assert json.loads(invoke("questions", "--json").stdout)["starter"]["math"] == 2
 
 
@@ -104,6 +105,26 @@ def test_check_tells_models_apart_without_a_judge(server: FakeOpenAI, tmp_path: 
     whole = next(one for one in counts if (one["model"], one["category"]) == ("tuned", "all"))
     assert whole["passed"] + whole["failed"] + whole["unchecked"] + whole["missing"] == 68
     assert whole["interval"][0] < whole["share"] < whole["interval"][1]
+
+
+def test_check_counts_the_models_of_earlier_runs_too(server: FakeOpenAI, tmp_path: Path) -> None:
+    for model in ("base", "tuned"):
+        invoke("run", "--url", server.url, "--model", model, "--questions", "checked", "--out", str(tmp_path))
+    counts = json.loads(invoke("check", str(tmp_path), "--json").stdout)["counts"]
+    assert [one["model"] for one in counts if one["category"] == "all"] == ["tuned", "base"]
+    assert {one["missing"] for one in counts} == {0}
+
+
+def test_check_says_that_the_questions_have_changed(server: FakeOpenAI, tmp_path: Path) -> None:
+    file, out = tmp_path / "q.jsonl", tmp_path / "out"
+    question = {"question_id": 1, "text": "What is 3 + 4?", "checks": [{"kind": "number", "value": 7}]}
+    file.write_text(json.dumps(question))
+    run(server, out, "--questions", str(file))
+    assert "has changed" not in invoke("check", str(out)).stderr
+    file.write_text(json.dumps(question | {"text": "What is 5 + 2?"}))
+    assert "q.jsonl has changed since" in invoke("check", str(out)).stderr
+    run(server, out, "--questions", str(file))
+    assert "has changed" not in invoke("check", str(out)).stderr
 
 
 def test_check_needs_questions_with_rules(server: FakeOpenAI, tmp_path: Path) -> None:

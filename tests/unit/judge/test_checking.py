@@ -3,8 +3,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from chaccu.errors import DataError, UsageError
+from chaccu.judge import code_run
 from chaccu.judge.answers import Answer
-from chaccu.judge.checking import check_answers, count_checks
+from chaccu.judge.checking import CheckedQuestion, check_answers, count_checks
 from chaccu.judge.checks import ExactCheck, NumberCheck, PythonCase, PythonCheck
 from chaccu.judge.questions import Question
 from chaccu.testing.answers import build_answer
@@ -70,3 +72,25 @@ def test_shares_count_what_was_checked() -> None:
     assert total.share == 0.5
     assert total.interval == pytest.approx((0.0945, 0.9055), abs=1e-4)
     assert msgspec.to_builtins(counts[3])["interval"] is None
+
+
+def test_two_different_answers_to_one_turn_are_not_chosen_from() -> None:
+    check_answers(QUESTIONS, [answer(1, "2"), answer(1, "2")])
+    with pytest.raises(DataError, match="base has two different answers to turn 0 of question 1"):
+        check_answers(QUESTIONS, [answer(1, "2"), answer(1, "3")])
+
+
+def test_code_that_cannot_be_confined_is_refused_before_anything_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(code_run.sys, "platform", "darwin")
+    seen: list[CheckedQuestion] = []
+    with pytest.raises(UsageError, match="and this is darwin"):
+        check_answers(QUESTIONS, ANSWERS, run_code=True, on_done=seen.append)
+    assert seen == []
+    assert len(check_answers(QUESTIONS[:2], ANSWERS, run_code=True)) == 4
+
+
+def test_code_that_was_not_run_in_time_is_unchecked() -> None:
+    pytest.importorskip("resource")
+    slow = PythonCheck(function="f", cases=CODE.cases, timeout_s=0.001)
+    (result,) = check_answers([Question(3, "code", ("f?",), checks=(slow,))], ANSWERS, ["base"], run_code=True)
+    assert (result.outcome, result.reasons) == ("unchecked", ("the process that runs code was not ready within 0.001 s",))
