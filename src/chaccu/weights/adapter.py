@@ -80,7 +80,8 @@ class Adapter:
 
     def check_fits(self, shapes: Mapping[str, tuple[int, ...]], base: Path) -> None:
         """Raise `WeightsError` unless `shapes`, those of the weights in `base`, have every weight that the adapter changes, in
-        its shape."""
+        its shape.
+        """
         missing = [weight for weight in self.weights if weight not in shapes]
         if missing:
             raise WeightsError(f"the adapter changes {missing[0]} and {len(missing) - 1} more that {base} does not have.")
@@ -135,7 +136,8 @@ class Adapter:
 
 class WeightChange:
     """The change of one weight: `left` · `right` times `scale` is added, after `row_values` have taken the place of the rows
-    `row_ids`."""
+    `row_ids`.
+    """
 
     def __init__(self, scale: float) -> None:
         self.scale = scale

@@ -2,7 +2,8 @@
 
 Invariants: only the adapted tensors change; every other tensor, the tokenizer and the metadata are carried over byte for byte.
 An adapted tensor that is quantised is written as Q8_0, since rounding in fewer bits would take most of an adapter away; one in
-floating point keeps its type. What the rounding takes is measured and stated."""
+floating point keeps its type. What the rounding takes is measured and stated.
+"""
 
 from __future__ import annotations
 

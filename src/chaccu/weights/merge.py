@@ -2,7 +2,8 @@
 
 Invariants: what the adapter does not change is written as it was, or, where four bits become sixteen, as what they stand for;
 what it changes is reckoned in float32 and rounded once. How much that rounding takes away is measured on every changed weight
-and stated. Values that are not finite, in base or adapter, are an error."""
+and stated. Values that are not finite, in base or adapter, are an error.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ def merge_adapter(
     into nf4 again. `progress(done, total)` counts bytes; the manifest's facts hold the `merge_error`.
 
     Raises `WeightsError` when the adapter is of another base, or a file is damaged or not finite; `StorageError` when the disk
-    is full; `UsageError` for `requantize` with a base that is not in nf4."""
+    is full; `UsageError` for `requantize` with a base that is not in nf4.
+    """
     base_folder = find_model_folder(base, error=WeightsError)
     opened = Adapter(find_model_folder(adapter, error=WeightsError))
     check_base(base_folder, opened.folder)
@@ -201,7 +203,8 @@ def change_config(folder: Path, changes: dict[str, Any]) -> None:
 
 def describe_merge(base: Manifest, adapter: Adapter, name: str, error: MergeError | None) -> Manifest:
     """The manifest of a merged model, without its files: `base` is what its base gives it, and what the adapter's own manifest
-    says of format and tokenizer stands before that."""
+    says of format and tokenizer stands before that.
+    """
     parents, inputs = dict(base.parents), dict(base.inputs)
     chat_format, tokenizer_sha256 = base.chat_format, base.tokenizer_sha256
     if (adapter.folder / MANIFEST_NAME).is_file():

@@ -1,7 +1,8 @@
 """How far the weights that a merge writes lie from those that it means: the rounding of what they are written in.
 
 For a weight W of the base and its update ΔW, with W' as written, the error is ‖W' − (W + ΔW)‖, by the Frobenius norm, as a
-share of ‖ΔW‖ and of ‖W + ΔW‖. A share of the update near 1 says that rounding has undone what the adapter learned."""
+share of ‖ΔW‖ and of ‖W + ΔW‖. A share of the update near 1 says that rounding has undone what the adapter learned.
+"""
 
 from __future__ import annotations
 

@@ -42,7 +42,8 @@ def has_conv1d(config: dict[str, Any]) -> bool:
 
 def describe_source(folder: Path, checkpoint: Checkpoint, role: str) -> Manifest:
     """What something made of a model's folder carries over: chat format, tokenizer, licence, and what it was made of: the
-    folder's manifest as the parent `role`, or, without one, its files of weights as inputs."""
+    folder's manifest as the parent `role`, or, without one, its files of weights as inputs.
+    """
     if (folder / MANIFEST_NAME).is_file():
         origin = read_manifest(folder)
         return Manifest(

@@ -51,7 +51,8 @@ class PackedWeight:
 
     def open(self) -> Rows:
         """Read the codes and scales; gives a function for the rows from `begin` to before `end`, in float32, where `begin` is
-        one of `split_rows`. Raises `WeightsError` when a scale is not finite or a part has another size."""
+        one of `split_rows`. Raises `WeightsError` when a scale is not finite or a part has another size.
+        """
         codes = self._part("").reshape(-1).view(torch.uint8)
         scales = self._scales()
         columns = math.prod(self.shape[1:])
@@ -152,7 +153,8 @@ def pack_rows(name: str, shape: tuple[int, ...], dtype: torch.dtype, rows: Rows)
 
 def nf4_config(dtype: torch.dtype, kept: list[str]) -> dict[str, Any]:
     """The `quantization_config` of a model's config: products in `dtype`; `kept`: modules whose weights are left as they
-    are."""
+    are.
+    """
     return {
         "quant_method": "bitsandbytes",
         "load_in_4bit": True,
