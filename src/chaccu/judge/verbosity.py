@@ -98,22 +98,24 @@ def measure_verbosity(
 def control_lengths(
     compared: Iterable[Compared], answers: Mapping[tuple[str, int, str], Answer], *, baseline: str | None = None
 ) -> list[EqualLength]:
-    """For each pair and judge whose answers are on file, the length-controlled win rate (`rank.control_length`)."""
+    """For each pair and judge with answers on file, the length-controlled win rate (`rank.control_length`), by question."""
     counted = [one for one in compared if one.share is not None]
-    groups: dict[tuple[str, str, str], list[tuple[float, int, int]]] = {}
+    groups: dict[tuple[str, str, str], list[tuple[float, int, int, str]]] = {}
     for entry, both in zip(counted, find_lengths(counted, answers), strict=True):
         if both is None or entry.share is None:
             continue
-        one = entry.one
+        one, question = entry.one, str(entry.one.question_id)
         if one.model_a == baseline:
-            groups.setdefault((one.model_b, one.model_a, one.judge), []).append((1 - entry.share, both[1], both[0]))
+            groups.setdefault((one.model_b, one.model_a, one.judge), []).append((1 - entry.share, both[1], both[0], question))
         else:
-            groups.setdefault((one.model_a, one.model_b, one.judge), []).append((entry.share, *both))
+            groups.setdefault((one.model_a, one.model_b, one.judge), []).append((entry.share, *both, question))
     found = []
     for (model, other, judge), rows in sorted(groups.items()):
-        n = sum(ours != theirs for _, ours, theirs in rows)
-        shares, ours_all, theirs_all = ([row[place] for row in rows] for place in range(3))
-        figures = control_length(shares, ours_all, theirs_all) if n >= LEAST_CONTROLLED else None
+        n = sum(ours != theirs for _, ours, theirs, _ in rows)
+        figures = None
+        if n >= LEAST_CONTROLLED:
+            shares, questions = [row[0] for row in rows], [row[3] for row in rows]
+            figures = control_length(shares, [row[1] for row in rows], [row[2] for row in rows], clusters=questions)
         found.append(EqualLength(judge=judge, model=model, other=other, n=n, figures=figures))
     return found
 

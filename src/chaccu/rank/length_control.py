@@ -15,7 +15,7 @@ Invariants: counted + dropped = shares given. It ignores style other than length
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,8 @@ import msgspec
 
 from chaccu.errors import DataError
 from chaccu.rank.newton import damping, solve_step
-from chaccu.rank.win_rate import read_shares
+from chaccu.rank.sandwich import join_sandwich
+from chaccu.rank.win_rate import number_clusters, read_shares
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,16 +40,16 @@ class LengthControlled(msgspec.Struct, frozen=True, kw_only=True):
     """Rates and errors as fractions of 1; coefficients in log-odds.
 
     `win_rate`: with equal lengths; `standard_error` by the delta method from a sandwich covariance, `low` and `high` its 95 %
-    interval, formed on log-odds. `model`: θ; `length`: φ, below 0 where longer answers are preferred; `difficulty`: ψ, None
-    without difficulties.
+    interval, formed on log-odds; these are None for fewer than two questions (or clusters). `model`: θ; `length`: φ, below 0
+    where longer answers are preferred; `difficulty`: ψ, None without difficulties.
     """
 
     counted: int
     dropped: int
     win_rate: float
-    standard_error: float
-    low: float
-    high: float
+    standard_error: float | None
+    low: float | None
+    high: float | None
     model: float
     length: float
     difficulty: float | None
@@ -60,19 +61,23 @@ def control_length(
     other_lengths: Sequence[float],
     difficulties: Sequence[float] | None = None,
     *,
+    clusters: Sequence[Hashable] | None = None,
     ridge: float = RIDGE,
 ) -> LengthControlled:
     """The length-controlled win rate of N shares, with the lengths of the model's answers and of the other's.
 
-    `shares` are as in `win_rate`; `difficulties` (N,) in any unit, larger where the model of interest does better. `ridge` is
+    `shares` are as in `win_rate`; `difficulties` (N,) in any unit, larger where the model of interest does better. `clusters`
+    (N names, such as question ids) joins shares that are not independent: their scores are added up for the error. `ridge` is
     the weight of half the squared coefficients against the log-likelihood. Raises `DataError` where arrays differ in length,
     none has a verdict, a share is outside of 0 to 1, or a length or difficulty is no finite number.
     """
     import numpy as np
 
-    columns = [shares, lengths, other_lengths, *([] if difficulties is None else [difficulties])]
+    columns = [shares, lengths, other_lengths, *(column for column in (difficulties, clusters) if column is not None)]
     if len({len(column) for column in columns}) > 1:
-        raise DataError(f"columns differ in length: {', '.join(str(len(column)) for column in columns)}.")
+        raise DataError(
+            f"columns differ in length: {', '.join(str(len(column)) for column in columns)}.", remedy="one of each a share"
+        )
     y = read_shares(shares)
     gap = np.asarray(other_lengths, dtype=np.float64) - np.asarray(lengths, dtype=np.float64)
     level = None if difficulties is None else np.asarray(difficulties, dtype=np.float64)
@@ -83,8 +88,8 @@ def control_length(
     length_term = np.tanh(gap / spread) if spread else np.zeros_like(gap)
     without = np.ones((len(y), 1)) if level is None else np.stack([np.ones(len(y)), level], axis=1)
     x = np.concatenate([without, length_term[:, None]], axis=1)
-    found, covariance = _fit(x[present], y[present], ridge)
-    rate, error, (low, high) = _predict(without, found[:-1], covariance[:-1, :-1])
+    found, covariance = _fit(x[present], y[present], number_clusters(clusters, present), ridge)
+    rate, error, low, high = _predict(without, found[:-1], covariance[:-1, :-1])
     return LengthControlled(
         counted=int(present.sum()),
         dropped=int((~present).sum()),
@@ -98,8 +103,8 @@ def control_length(
     )
 
 
-def _fit(x: Array, y: Array, ridge: float) -> tuple[Array, Array]:
-    """Coefficients (K,) of a logistic model by Newton's method, and their sandwich covariance."""
+def _fit(x: Array, y: Array, groups: Array | None, ridge: float) -> tuple[Array, Array]:
+    """Coefficients (K,) of a logistic model by Newton's method, and their sandwich covariance, by groups (N,) from 0 if any."""
     import numpy as np
 
     found = np.zeros(x.shape[1])
@@ -112,22 +117,26 @@ def _fit(x: Array, y: Array, ridge: float) -> tuple[Array, Array]:
         found += step * damping(change)
         if change < _TOLERANCE:
             scores = x * (y - p)[:, None]
-            inverse = np.linalg.inv(matrix)
-            return found, inverse @ (scores.T @ scores) @ inverse
+            if groups is not None:
+                scores = np.stack([np.bincount(groups, weights=column) for column in scores.T], axis=1)
+            return found, join_sandwich(matrix, scores.T @ scores, len(scores))
     raise DataError(
         f"the length-controlled win rate of {len(y)} comparisons did not settle in {_STEPS} steps.",
         remedy="a larger ridge, or difficulties of a smaller scale",
     )
 
 
-def _predict(x: Array, found: Array, covariance: Array) -> tuple[float, float, tuple[float, float]]:
-    """The mean of σ(x · found), its standard error and its interval."""
+def _predict(x: Array, found: Array, covariance: Array) -> tuple[float, float | None, float | None, float | None]:
+    """The mean of σ(x · found), its standard error and both ends of its interval; None where the covariance is NaN."""
     p = _sigmoid(x @ found)
     rate = float(p.mean())
     slope = (x * (p * (1 - p))[:, None]).mean(axis=0)
-    error = math.sqrt(max(0.0, float(slope @ covariance @ slope)))
+    variance = float(slope @ covariance @ slope)
+    if math.isnan(variance):
+        return rate, None, None, None
+    error = math.sqrt(max(0.0, variance))
     odds, half = math.log(rate / (1 - rate)), NormalDist().inv_cdf((1 + _LEVEL) / 2) * error / (rate * (1 - rate))
-    return rate, error, (1 / (1 + math.exp(half - odds)), 1 / (1 + math.exp(-odds - half)))
+    return rate, error, 1 / (1 + math.exp(half - odds)), 1 / (1 + math.exp(-odds - half))
 
 
 def _sigmoid(x: Array) -> Array:

@@ -122,6 +122,17 @@ def read_shares(shares: Sequence[float | None]) -> Array:
     return values
 
 
+def number_clusters(clusters: Sequence[Hashable] | None, present: Array) -> Array | None:
+    """Of N clusters the numbers, from 0 and without a gap, of those that a mask (N,) chooses; None of no clusters."""
+    import numpy as np
+
+    if clusters is None:
+        return None
+    number: dict[Hashable, int] = {}
+    kept = [cluster for cluster, there in zip(clusters, present.tolist(), strict=True) if there]
+    return np.array([number.setdefault(cluster, len(number)) for cluster in kept])
+
+
 def _take_present(shares: Sequence[float | None], clusters: Sequence[Hashable] | None) -> tuple[Array, Array | None]:
     import numpy as np
 
@@ -129,11 +140,7 @@ def _take_present(shares: Sequence[float | None], clusters: Sequence[Hashable] |
         raise DataError(f"{len(shares)} shares have {len(clusters)} clusters.", remedy="name one cluster for each share")
     values = read_shares(shares)
     present = ~np.isnan(values)
-    if clusters is None:
-        return values[present], None
-    number: dict[Hashable, int] = {}
-    kept = [cluster for cluster, there in zip(clusters, present.tolist(), strict=True) if there]
-    return values[present], np.array([number.setdefault(cluster, len(number)) for cluster in kept])
+    return values[present], number_clusters(clusters, present)
 
 
 def _standard_error(residuals: Array, groups: Array | None) -> float | None:

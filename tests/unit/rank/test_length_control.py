@@ -31,6 +31,8 @@ def test_published_annotations_give_nearly_the_published_rates() -> None:
         lengths, others = [row["len_2"] for row in rows], [row["len_1"] for row in rows]
         found = control_length(shares, lengths, others, [difficulty[row["item"]] for row in rows])
         assert 100 * found.win_rate == pytest.approx(known["published"]["length_controlled_winrate"], abs=1.0)
+        assert found.low is not None
+        assert found.high is not None
         assert found.low < found.win_rate < found.high
         assert (found.counted, found.dropped) == (805, 0)
         own = known.get("lc_own_estimate")
@@ -64,8 +66,27 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     held = 0
     for _ in range(300):
         found = control_length(*simulate(rng, 0.4, -1.0))
-        held += found.low <= truth <= found.high
+        held += found.low is not None and found.high is not None and found.low <= truth <= found.high
     assert 0.92 <= held / 300 <= 0.98
+
+
+def test_shares_of_one_question_that_repeat_themselves_count_once() -> None:
+    shares, own, other = simulate(np.random.default_rng(3), 0.3, -1.0, 200)
+    once = control_length(shares, own, other, ridge=0)
+    twice = control_length(shares * 2, [*own] * 2, [*other] * 2, clusters=list(range(200)) * 2, ridge=0)
+    single = control_length(shares * 2, [*own] * 2, [*other] * 2, ridge=0)
+    assert once.standard_error is not None
+    assert single.standard_error is not None
+    # The standard deviation of the length differences is of twice as many rows, so that figures differ by a trifle.
+    assert twice.standard_error == pytest.approx(once.standard_error, rel=0.01)
+    assert (twice.low, twice.high) == (pytest.approx(once.low, abs=2e-3), pytest.approx(once.high, abs=2e-3))
+    assert single.standard_error == pytest.approx(once.standard_error / 2**0.5, rel=0.01)
+
+
+def test_one_question_alone_tells_no_error() -> None:
+    found = control_length([1.0, 0.0, 0.0, None], [1, 2, 3, 4], [4, 3, 2, 1], clusters=["q", "q", "q", "p"])
+    assert (found.counted, found.standard_error, found.low, found.high) == (3, None, None, None)
+    assert 0 < found.win_rate < 1
 
 
 def test_rates_stay_finite_where_one_side_won_everything_and_lengths_are_equal() -> None:
