@@ -11,4 +11,6 @@ app = typer.Typer(name="judge", help="Judge: questions to answers to verdicts.",
 judge_answers.register(app)
 judge_ask.register(app)
 judge_report.register(app)
-app.command("score", epilog="Example: chaccu judge score reviews.jsonl --out scores.json")(score_command)
+app.command("score", epilog="Example: chaccu judge score reviews.jsonl --out scores.json --battles battles.jsonl")(
+    score_command
+)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from chaccu.judge import ScoreReport
+    from chaccu.judge import Review, ScoreReport
 
 _MOST_NAMED = 20
 
@@ -18,18 +18,25 @@ def score_command(
         Path, typer.Argument(metavar="REVIEWS.jsonl", help='{"question_id", "text", …} a line; in gzip if it ends in .gz.')
     ],
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    battles: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="File to write for chaccu rank: a battle a review of two answers.")
+    ] = None,
     questions: Annotated[str | None, typer.Option(help="Question set or file, for the categories.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
 ) -> None:
     """Read the scores, grades and choices out of a judge's texts, and add them up.
 
-    What cannot be read is counted and named. Results that a line stores beside its text are compared with the text.
+    What cannot be read is counted and named, and is a battle without a winner. Results that a line stores beside its text are
+    compared with the text.
     """
     import msgspec
 
     from chaccu.artifact import write_json
+    from chaccu.errors import UsageError
     from chaccu.judge import load_questions, read_reviews, score_reviews
 
+    if battles is not None and battles.suffix != ".jsonl":
+        raise UsageError(f"{battles} ends in {battles.suffix or 'nothing'}.", remedy="a name that ends in .jsonl")
     loaded = read_reviews(reviews)
     with_text = [one for one in loaded if one.text is not None]
     if repeats := len(with_text) - len(set(with_text)):
@@ -45,11 +52,32 @@ def score_command(
     report = score_reviews(loaded)
     if out is not None:
         write_json(out, report)
+    if battles is not None:
+        _write_battles(battles, loaded)
     if as_json:
         typer.echo(msgspec.json.encode(report).decode())
     else:
         _say_sums(report)
         _say_doubts(report)
+
+
+def _write_battles(file: Path, reviews: list[Review]) -> None:
+    from chaccu.errors import DataError
+    from chaccu.judge.json_lines import write_json_lines
+    from chaccu.judge.score import list_battles
+
+    found = list_battles(reviews)
+    if not found.battles:
+        raise DataError(
+            f"none of {len(reviews)} reviews is of two named models.", remedy="name model_a and model_b in each line"
+        )
+    write_json_lines(file, found.battles)
+    open_ones = sum(one.winner is None for one in found.battles)
+    typer.echo(
+        f"{file}: {len(reviews)} reviews = {len(found.battles)} battles ({open_ones} without a winner) + {found.grades} grades "
+        f"+ {found.unnamed} that name no two models",
+        err=True,
+    )
 
 
 def _say_sums(report: ScoreReport) -> None:

@@ -50,6 +50,12 @@ class Review(msgspec.Struct, frozen=True, kw_only=True):
         """The pair of models, or the one model, by its own name or by theirs; "all" when the line names none."""
         return self.pair or (f"{self.model_a}__{self.model_b}" if self.model_a or self.model_b else self.model or "all")
 
+    @property
+    def both_models(self) -> tuple[str, str] | None:
+        """Two models in the order shown, by their own names or by a pair's `a__b`; None where the line does not name two."""
+        named = (self.model_a, self.model_b) if self.model_a and self.model_b else tuple(self.pair.split("__"))
+        return (named[0], named[1]) if len(named) == 2 and all(named) and named[0] != named[1] else None
+
 
 class _Line(msgspec.Struct, kw_only=True):
     """A line of a file of judgments, by any of the names that such files use; see docs/judge.md."""

@@ -1,6 +1,8 @@
-"""`score_reviews`: a judge's raw texts into scores, grades and choices, totals by pair or model, and what could not be read.
+"""`score_reviews`: a judge's raw texts into scores, grades and choices, totals by pair or model, and what could not be read;
+`list_battles`: the same reviews as battles for a ranking.
 
-Invariants: reviews = parsed + unparsed + those without a text, and each unparsed one is named; a result that is on file beside
+Invariants: reviews = parsed + unparsed + those without a text, and each unparsed one is named; reviews = battles + grades +
+unnamed; a result that is on file beside
 the text is compared with the text, never taken for it. Only where a file keeps no text does its result count, told apart. It
 ignores how a text is read, which is the work of `judge/parsing.py`.
 """
@@ -8,7 +10,7 @@ ignores how a text is read, which is the work of `judge/parsing.py`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -18,6 +20,7 @@ from chaccu.judge.reviews import Form, Review
 from chaccu.judge.verdicts import Outcome
 
 _Result = tuple[float, ...] | Outcome
+_WINNERS: dict[Outcome, Literal["model_a", "model_b", "tie"]] = {"first": "model_a", "second": "model_b", "tie": "tie"}
 
 
 class PairScores(msgspec.Struct, kw_only=True):
@@ -78,6 +81,26 @@ class ScoreReport(msgspec.Struct, frozen=True, kw_only=True):
     models: dict[str, Grades]
 
 
+class Battle(msgspec.Struct, frozen=True, kw_only=True):
+    """A review of two answers as `chaccu rank` reads it, in the order shown. `winner`: None where nothing could be read."""
+
+    question_id: str
+    model_a: str
+    model_b: str
+    winner: Literal["model_a", "model_b", "tie"] | None
+    category: str
+    turn: int | None
+    review_id: str
+
+
+class BattleList(msgspec.Struct, frozen=True, kw_only=True):
+    """Reviews are `battles` + `grades`, which are of one answer, + `unnamed`, which do not name two models."""
+
+    battles: list[Battle]
+    grades: int
+    unnamed: int
+
+
 class _Stated(msgspec.Struct, frozen=True):
     """What a text states; neither where it could not be read."""
 
@@ -95,15 +118,12 @@ def score_reviews(reviews: Iterable[Review]) -> ScoreReport:
 
     A review that names a shipped prompt is read as that prompt's verdicts are, neither more nor less strictly.
     """
-    reviews = list(reviews)
-    shipped = {name: load_prompt(name) for name in {one.prompt for one in reviews} & set(list_prompts())}
     pairs: dict[str, PairScores] = {}
     models: dict[str, Grades] = {}
     unparsed: list[NamedReview] = []
     contradictions: list[Contradiction] = []
     parsed = without_text = elsewhere = 0
-    for review in reviews:
-        stated = _read(review, shipped.get(review.prompt))
+    for review, stated in _read_all(reviews):
         if stated.form == "grade":
             _add_grade(models.setdefault(review.pair_name, Grades(by_turn={}, by_category={})), review, stated)
         else:
@@ -130,8 +150,40 @@ def score_reviews(reviews: Iterable[Review]) -> ScoreReport:
     )
 
 
+def list_battles(reviews: Iterable[Review]) -> BattleList:
+    """A battle of each review of two named models, read as `score_reviews` reads it; both orders of a pair are two battles."""
+    battles: list[Battle] = []
+    grades = unnamed = 0
+    for review, stated in _read_all(reviews):
+        if stated.form == "grade":
+            grades += 1
+        elif review.both_models is None:
+            unnamed += 1
+        else:
+            model_a, model_b = review.both_models
+            outcome = _outcome(stated)
+            battles.append(
+                Battle(
+                    question_id=str(review.question_id),
+                    model_a=model_a,
+                    model_b=model_b,
+                    winner=None if outcome is None else _WINNERS[outcome],
+                    category=review.category,
+                    turn=review.turn,
+                    review_id=review.review_id,
+                )
+            )
+    return BattleList(battles=battles, grades=grades, unnamed=unnamed)
+
+
 def _place(review: Review) -> dict[str, Any]:
     return {name: getattr(review, name) for name in ("question_id", "review_id", "turn")} | {"pair": review.pair_name}
+
+
+def _read_all(reviews: Iterable[Review]) -> list[tuple[Review, _Stated]]:
+    reviews = list(reviews)
+    shipped = {name: load_prompt(name) for name in {one.prompt for one in reviews} & set(list_prompts())}
+    return [(review, _read(review, shipped.get(review.prompt))) for review in reviews]
 
 
 def _read(review: Review, prompt: JudgePrompt | None) -> _Stated:

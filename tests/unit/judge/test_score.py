@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from chaccu.cli.main import app
-from chaccu.errors import DataError
+from chaccu.errors import DataError, UsageError
 from chaccu.judge import Review, load_questions, read_reviews, score_reviews
 from chaccu.judge.score import Contradiction
 from chaccu.judge.verdicts import Verdict
@@ -260,3 +260,58 @@ def test_a_stored_score_never_replaces_the_text() -> None:
     turned = [msgspec.structs.replace(one, score=(0.0, 0.0)) for one in reviews]
     assert score_reviews(turned).pairs == score_reviews(reviews).pairs
     assert len(score_reviews(turned).contradictions) == len(reviews)
+
+
+def test_reviews_are_battles_that_a_ranking_reads(tmp_path: Path) -> None:
+    file = write_lines(
+        tmp_path / "reviews.jsonl",
+        {"question_id": 1, "model_a": "x", "model_b": "y", "text": "8 7", "category": "math", "review_id": "r1"},
+        {"question_id": "q", "pair": "y__z", "text": "[[C]]", "turn": 2},
+        {"question_id": 3, "model_1": "x", "model_2": "z", "g1_judgment": "[[A]]", "g1_winner": "model_1"}
+        | {"g2_judgment": "[[B]]", "g2_winner": "model_1"},
+        {"question_id": 4, "model_a": "x", "model_b": "y", "winner": "y"},
+        {"question_id": 5, "model_a": "x", "model_b": "y", "text": "I cannot tell."},
+        {"question_id": 6, "model": "x", "text": "[[7]]", "score": 7},
+        {"question_id": 7, "text": "2 9"},
+        {"question_id": 8, "model_a": "x", "model_b": "x", "text": "2 9"},
+    )
+    battles = tmp_path / "battles.jsonl"
+    shown = CliRunner().invoke(app, ["judge", "score", str(file), "--battles", str(battles), "--json"], catch_exceptions=False)
+    assert "9 reviews = 6 battles (1 without a winner) + 1 grades + 2 that name no two models" in shown.stderr
+    assert json.loads(shown.stdout)["reviews"] == 9
+    rows = [json.loads(line) for line in battles.read_text().splitlines()]
+    assert [(row["question_id"], row["model_a"], row["model_b"], row["winner"]) for row in rows] == [
+        ("1", "x", "y", "model_a"),
+        ("q", "y", "z", "tie"),
+        ("3", "x", "z", "model_a"),
+        ("3", "z", "x", "model_b"),
+        ("4", "x", "y", "model_b"),
+        ("5", "x", "y", None),
+    ]
+    assert (rows[0]["category"], rows[0]["review_id"], rows[1]["turn"]) == ("math", "r1", 2)
+    ranked = json.loads(CliRunner().invoke(app, ["rank", str(battles), "--json"], catch_exceptions=False).stdout)
+    assert (ranked["battles"], ranked["ties"], ranked["unread"], ranked["questions"]) == (5, 1, 1, 4)
+
+
+def test_battles_of_nothing_and_files_of_another_end_are_refused(tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "reviews.jsonl", {"question_id": 6, "model": "x", "text": "[[7]]", "score": 7})
+    for end, error, says in (("csv", UsageError, r"b\.csv ends in \.csv"), ("jsonl", DataError, "none of 1 reviews")):
+        with pytest.raises(error, match=says):
+            CliRunner().invoke(
+                app, ["judge", "score", str(file), "--battles", str(tmp_path / f"b.{end}")], catch_exceptions=False
+            )
+        assert not (tmp_path / f"b.{end}").exists()
+
+
+def test_published_reviews_are_ranked_by_their_texts(tmp_path: Path) -> None:
+    published("vicuna_blog/reviews.jsonl")
+    battles = tmp_path / "battles.jsonl"
+    shown = CliRunner().invoke(app, ["judge", "score", str(BLOG / "reviews.jsonl"), "--battles", str(battles), "--json"])
+    pairs = json.loads(shown.stdout)["pairs"]
+    ranked = json.loads(CliRunner().invoke(app, ["rank", str(battles), "--json"]).stdout)
+    assert ranked["battles"] == sum(pair["a_win"] + pair["tie"] + pair["b_win"] for pair in pairs.values())
+    assert ranked["questions"] == 80
+    wins = {row["model"]: row["wins"] for row in ranked["ratings"]}
+    for model, won in wins.items():
+        named = [(name.split("__"), pair) for name, pair in pairs.items()]
+        assert won == sum(pair["a_win"] * (both[0] == model) + pair["b_win"] * (both[1] == model) for both, pair in named)
