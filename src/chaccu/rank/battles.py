@@ -7,6 +7,7 @@ style where that is asked for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -81,8 +82,11 @@ def battles_of_frames(
     question = question_column
     if question is None and all(QUESTION_COLUMN in frame.columns for frame, _ in frames):
         question = QUESTION_COLUMN
-    styles = _shared_styles(frames) if with_style else ()
-    tables = [_read_table(frame, source, question, styles) for frame, source in frames]
+    told: Sequence[StyleColumns | None] = (
+        [find_style_columns(frame, source) for frame, source in frames] if with_style else [None] * len(frames)
+    )
+    styles = _shared_styles(told, frames) if with_style else ()
+    tables = [_read_table(frame, source, question, one, styles) for (frame, source), one in zip(frames, told, strict=True)]
     table = pl.concat([*tables]) if tables else pl.DataFrame(schema={"outcome": pl.Int64})
     fought = table.filter(pl.col("outcome").is_not_null())
     if fought.is_empty():
@@ -107,7 +111,9 @@ def battles_of_frames(
     )
 
 
-def _read_table(frame: pl.DataFrame, source: str, question: str | None, styles: tuple[str, ...]) -> pl.DataFrame:
+def _read_table(
+    frame: pl.DataFrame, source: str, question: str | None, told: StyleColumns | None, styles: tuple[str, ...]
+) -> pl.DataFrame:
     """Columns a, b, outcome, both_bad, and question and styles where they are asked for; rows checked."""
     import polars as pl
 
@@ -122,23 +128,32 @@ def _read_table(frame: pl.DataFrame, source: str, question: str | None, styles: 
             f"{source} has no column {question!r}; it has {', '.join(frame.columns)}.",
             remedy="--question-column with one of them",
         )
-    said = pl.col("winner").cast(pl.String).str.strip_chars().replace("", None)
+    for name in (*sides, "winner", *([] if question is None else [question])):
+        if frame.schema[name].is_nested():
+            raise DataError(f"the column {name!r} of {source} holds lists or objects.", remedy="one name or number a row")
+
+    def plain(name: str) -> pl.Expr:
+        return pl.col(name).cast(pl.String).str.strip_chars().replace("", None)
+
+    said = plain("winner")
     table = frame.select(
-        pl.col(sides[0]).cast(pl.String).str.strip_chars().replace("", None).alias("a"),
-        pl.col(sides[1]).cast(pl.String).str.strip_chars().replace("", None).alias("b"),
+        plain(sides[0]).alias("a"),
+        plain(sides[1]).alias("b"),
         said.alias("said"),
         said.replace_strict(dict(_OUTCOMES), default=None, return_dtype=pl.Int8).alias("outcome"),
         said.is_in(_BOTH_BAD).fill_null(False).alias("both_bad"),
-        *([pl.col(question).cast(pl.String).alias("question")] if question is not None else []),
+        *([plain(question).alias("question")] if question is not None else []),
     )
     _check_rows(table, source, question)
-    return table.drop("said").hstack(find_style_columns(frame, source).select(styles)) if styles else table.drop("said")
+    if told is None:
+        return table.drop("said")
+    told.check(table["outcome"].is_not_null(), source)
+    return table.drop("said").hstack(told.select(styles))
 
 
-def _shared_styles(frames: list[tuple[pl.DataFrame, str]]) -> tuple[str, ...]:
+def _shared_styles(told: Sequence[StyleColumns | None], frames: list[tuple[pl.DataFrame, str]]) -> tuple[str, ...]:
     """The styles that every table tells. Raises `DataError` where there is none."""
-    told: list[StyleColumns] = [find_style_columns(frame, source) for frame, source in frames]
-    shared = tuple(style for style in STYLES if all(style in one.styles for one in told))
+    shared = tuple(style for style in STYLES if all(one is not None and style in one.styles for one in told))
     if not shared:
         raise DataError(
             f"{', '.join(source for _, source in frames)} have no style in common.", remedy="give all the same columns"
@@ -173,7 +188,7 @@ def _check_rows(table: pl.DataFrame, source: str, question: str | None) -> None:
     elif first["a"] == first["b"]:
         what = f"sets {first['a']} against itself"
     elif first["outcome"] is None and first["said"] is not None:
-        what = f"has the winner {first['said']!r}"
+        what = f"has the winner {first['said']!r:.80}"
     else:
         what = f"has nothing in the column {question!r}"
     raise DataError(

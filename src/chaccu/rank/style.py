@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 STYLES = ("length", "headers", "lists", "bold")
 _TEXTS = ("answer", "text", "response", "output", "conversation")
-_FENCE = r"(?ms)^[ \t]*```.*?(?:^[ \t]*```[ \t]*$|\z)"
+_FENCE = r"(?ms)^[ \t]*`{3,}[^`\n]*$.*?(?:^[ \t]*`{3,}[ \t\r]*$|\z)"
 _HEADER = r"(?m)^ {0,3}#{1,6}[ \t]+\S"
 _LIST = r"(?m)^[ \t]*(?:[-*+]|\d{1,9}[.)])[ \t]+\S"
 _BOLD = r"\*\*[^*\s](?:[^*\n]*[^*\s])?\*\*|__[^_\s](?:[^_\n]*[^_\s])?__"
@@ -39,6 +39,19 @@ class StyleColumns(msgspec.Struct, frozen=True):
         """The columns of some of the styles, in their order."""
         return self.counts.select(f"{style}_{side}" for style in styles for side in "ab")
 
+    def check(self, fought: pl.Series, source: str) -> None:
+        """Raise `DataError` where a row that is a battle, by the mask `fought`, has no count, or one below 0 or not finite."""
+        for column in self.counts.columns:
+            values = self.counts[column]
+            wrong = fought & ~(values.is_finite() & (values >= 0)).fill_null(False)
+            if wrong.any():
+                row = int(wrong.arg_true()[0])
+                what = f"tells no {column}" if values[row] is None else f"has {values[row]:g} as its {column}"
+                raise DataError(
+                    f"battle {row + 1} of {source} {what} ({wrong.sum()} of {len(values)} battles are wrong).",
+                    remedy="fill in counts from 0 on, or rank without --style",
+                )
+
 
 def count_style(texts: Sequence[str]) -> Array:
     """(N, 4) counts in N Markdown texts: characters, headers, list items, bold passages."""
@@ -51,8 +64,8 @@ def find_style_columns(frame: pl.DataFrame, source: str) -> StyleColumns:
     """What a table of battles tells of style: columns such as `length_a` and `length_b` (or headers, lists, bold), Chatbot
     Arena's `conv_metadata`, or texts in `answer_a` and `answer_b` (or text, response, output, conversation).
 
-    A conversation is a list of messages, of which the assistant's count. Counts on file go before texts. Raises `DataError`
-    where there is neither, or a count or text is missing.
+    A conversation is a list of messages, of which the assistant's count. Counts on file go before texts; what is missing is
+    null. Raises `DataError` where there is neither.
     """
     import polars as pl
 
@@ -67,10 +80,6 @@ def find_style_columns(frame: pl.DataFrame, source: str) -> StyleColumns:
         )
     if not found.columns:
         found = _of_texts(frame, source)
-    empty = [column for column in found.columns if found[column].null_count()]
-    if empty:
-        row = found[empty[0]].is_null().arg_true()[0]
-        raise DataError(f"battle {row + 1} of {source} tells no {empty[0]}.", remedy="fill it in, or rank without --style")
     return StyleColumns(found, tuple(style for style in STYLES if f"{style}_a" in found.columns))
 
 
@@ -137,6 +146,7 @@ def _of_arena(frame: pl.DataFrame) -> pl.DataFrame:
             name = pattern.format(side)
             value = pl.col(_ARENA).struct.field(name)
             if isinstance(schema[name], pl.Struct):
-                value = pl.sum_horizontal(value.struct.field(part.name) for part in schema[name].fields)
+                parts = [value.struct.field(part.name) for part in schema[name].fields]
+                value = pl.when(pl.any_horizontal(part.is_not_null() for part in parts)).then(pl.sum_horizontal(parts))
             columns.append(value.cast(pl.Float64).alias(f"{style}_{side}"))
     return frame.select(columns)

@@ -41,6 +41,7 @@ def test_files_of_all_shapes_hold_the_same_battles(tmp_path: Path, name: str, te
         ("model_a,model_b,winner\nx,y,tie\nx,y,both\n", "battle 2 of .* has the winner 'both'"),
         ("model_a,model_b,winner\nx,y,\n", "no winner in 1 rows"),
         ("model_a,model_b,winner,question_id\nx,y,tie,\n", "battle 1 of .* has nothing in the column 'question_id'"),
+        ('model_a,model_b,winner,question_id\nx,y,tie," "\n', "battle 1 of .* has nothing in the column 'question_id'"),
         ("model_a,model_b,winner\nx,x,tie\n", "sets x against itself"),
         ("model_a,model_b,winner\nx,,tie\n", "names no model"),
     ],
@@ -49,6 +50,25 @@ def test_wrong_files_are_refused_with_the_row(tmp_path: Path, text: str, says: s
     (tmp_path / "b.csv").write_text(text)
     with pytest.raises(DataError, match=says):
         read_battles(tmp_path / "b.csv")
+
+
+def test_a_column_of_objects_is_named(tmp_path: Path) -> None:
+    (tmp_path / "b.jsonl").write_text('{"model_a": {"name": "x"}, "model_b": "y", "winner": "tie"}\n')
+    with pytest.raises(DataError, match=r"the column 'model_a' of .* holds lists or objects"):
+        read_battles(tmp_path / "b.jsonl")
+
+
+def test_line_ends_blanks_and_a_byte_order_mark_change_nothing(tmp_path: Path) -> None:
+    (tmp_path / "b.csv").write_bytes("\ufeffmodel_a,model_b,winner,question_id\r\né, y ,model_a, 1\r\ny,é,tie ,1\r\n".encode())
+    (tmp_path / "b.jsonl").write_bytes(
+        '{"model_a": "é", "model_b": " y", "winner": "model_a", "question_id": 1}\r\n\r\n'
+        '{"model_a": "y", "model_b": "é", "winner": "tie", "question_id": "1"}'.encode()
+    )
+    for name in ("b.csv", "b.jsonl"):
+        battles = read_battles(tmp_path / name)
+        assert (battles.models, battles.outcome.tolist()) == (["é", "y"], [0, 1])
+        assert battles.question is not None
+        assert battles.question.tolist() == [0, 0]
 
 
 def test_broken_json_and_missing_files_are_named(tmp_path: Path) -> None:
