@@ -33,6 +33,11 @@ class Cells(msgspec.Struct, frozen=True, kw_only=True):
     cell: Array | None = None
     repeats: Array | None = None
 
+    @property
+    def independent(self) -> int:
+        """How many independent observations there are: questions, where battles have some, else battles."""
+        return int(self.count.sum()) if self.question is None else int(self.question.max()) + 1
+
     def keep(self, chosen: Array) -> Cells:
         """The cells that a mask of length C chooses."""
         import numpy as np

@@ -19,7 +19,7 @@ from chaccu.rank.battles import LEFT_WINS, RIGHT_WINS, TIE, Battles
 from chaccu.rank.cells import Cells, count_cells
 from chaccu.rank.connectivity import find_components, find_tiers
 from chaccu.rank.outcome_model import OutcomeModel
-from chaccu.rank.tiers import MEAN, SCALE, TierRating, rate_tier, rate_with_style, without_intervals
+from chaccu.rank.tiers import MEAN, SCALE, IntervalPlan, TierRating, rate_tier, rate_with_style
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,9 +37,10 @@ class Rating(msgspec.Struct, frozen=True, kw_only=True):
     """One model. `rating`: Bradley–Terry, a difference of 400 is odds of 10 to 1; comparable within `tier` only.
 
     `rating` is None for a model that is a tier of its own: it has won, or lost, every battle with the others. What else
-    is about the rating is None with it: `low` and `high` of the 95 % interval (None too without intervals), `standard_error`
-    by the sandwich, and `best_rank` and `worst_rank` in the tier that intervals leave open. `component` and `tier` count
-    from 1; within a component tier 1 is on top.
+    is about the rating is None with it: `low` and `high` of the 95 % interval (None too without intervals, and where one
+    question or battle alone tells none), `standard_error` by the sandwich, and `best_rank` and `worst_rank` in the tier that
+    intervals leave open. `component` and `tier` count from 1; within a component no tier was beaten by a later one, and the
+    order of two that no chain of wins joins says nothing.
     """
 
     model: str
@@ -61,7 +62,7 @@ class Rating(msgspec.Struct, frozen=True, kw_only=True):
 class StyleEffect(msgspec.Struct, frozen=True, kw_only=True):
     """What one standard deviation more of a style is worth in a tier, in log-odds, with its 95 % interval.
 
-    `effect` is None for a style that is the same in every battle of the tier.
+    `effect` is None for a style that tells no more there than who answers and the styles before it: it is not taken out.
     """
 
     style: str
@@ -88,7 +89,8 @@ class Ranking(msgspec.Struct, frozen=True, kw_only=True):
 
     `battles` are decided + `ties`, `both_bad` are among the ties, and `unread` rows had no winner and are not among them.
     `questions`: how many, where intervals are by question. `separability`: the share of pairs in a tier whose intervals do not
-    overlap; `distinct`: the share of `pairs` with a p-value under 0.05; None where there is nothing to share.
+    overlap; `distinct`: the share of the tested `pairs` with a p-value under 0.05; None where there is nothing to share.
+    `bootstraps`: resamples drawn, 0 where intervals are not from resamples.
     """
 
     battles: int
@@ -114,7 +116,7 @@ def rank_battles(
     bootstraps: int = 1000,
     seed: int = 0,
     ties: Ties = "half",
-    intervals: Intervals = "bootstrap",
+    intervals: Intervals | None = None,
     by_question: bool = True,
     with_pairs: bool = False,
 ) -> Ranking:
@@ -122,8 +124,8 @@ def rank_battles(
 
     `ties`: half a win for each, the model of Davidson or of Rao and Kupper, or `drop`. `intervals`: the middle 95 % of
     `bootstraps` resamples (none for 0), or 1.96 sandwich errors; by question, where battles have questions, unless
-    `by_question` is off. Battles with style are rated with its effect taken out, with sandwich intervals. `with_pairs` tests
-    every pair of a tier.
+    `by_question` is off. Battles with style are rated with its effect taken out; their intervals are sandwich ones unless
+    resamples are asked for, each of which is a fit of all battles. `with_pairs` tests every pair of a tier.
 
     Raises `UsageError` for style with a tie model, `DataError` where ratings do not settle.
     """
@@ -133,24 +135,22 @@ def rank_battles(
         raise UsageError(f"ratings with style have no model {ties!r} of ties.", remedy="ties as half, or drop")
     if not by_question:
         battles = msgspec.structs.replace(battles, question=None)
-    if battles.style is not None:
-        intervals = "sandwich"
+    intervals = intervals or ("sandwich" if battles.style is not None else "bootstrap")
+    bootstraps = bootstraps if intervals == "bootstrap" else 0
     all_cells = count_cells(battles)
     rated = battles if ties != "drop" else _decided(battles)
     cells = all_cells if ties != "drop" else all_cells.keep(all_cells.outcome != TIE)
-    rng = np.random.default_rng(seed)
+    model: OutcomeModel = "half" if ties == "drop" else ties
+    plan = IntervalPlan(
+        bootstraps=bootstraps if intervals == "bootstrap" else None, rng=np.random.default_rng(seed), with_tests=with_pairs
+    )
 
     def rate(tier: list[int]) -> TierRating | None:
         if len(tier) < 2:
             return None
         if rated.style is not None:
-            return rate_with_style(rated, tier, with_tests=with_pairs)
-        model: OutcomeModel = "half" if ties == "drop" else ties
-        inner = cells.within(tier)
-        if intervals == "bootstrap" and not bootstraps:
-            return without_intervals(inner, len(tier), model)
-        resamples = bootstraps if intervals == "bootstrap" else 0
-        return rate_tier(inner, len(tier), model=model, bootstraps=resamples, rng=rng, with_tests=with_pairs)
+            return rate_with_style(rated, tier, plan=plan)
+        return rate_tier(cells.within(tier), len(tier), model=model, plan=plan)
 
     rows, parts = _rate_parts(battles.models, cells, all_cells, _rate_elo(rated), rate)
     return _gather(battles, rows, parts, ties=ties, intervals=intervals, bootstraps=bootstraps, seed=seed)
@@ -235,7 +235,7 @@ def _gather(
     possible = sum(part.rated.pairs for part in parts if part.rated is not None)
     separated = sum(part.rated.separated for part in parts if part.rated is not None)
     pairs = [pair for part in parts for pair in _name_pairs(part)]
-    significant = sum(pair.p_value is not None and pair.p_value < _SIGNIFICANT for pair in pairs)
+    p_values = [pair.p_value for pair in pairs if pair.p_value is not None]
     return Ranking(
         battles=len(battles),
         ties=int((battles.outcome == TIE).sum()),
@@ -245,7 +245,7 @@ def _gather(
         components=[sorted(models, key=order.__getitem__) for models in components.values()],
         ratings=rows,
         separability=separated / possible if possible else None,
-        distinct=significant / len(pairs) if pairs else None,
+        distinct=sum(p_value < _SIGNIFICANT for p_value in p_values) / len(p_values) if p_values else None,
         tie_model=ties,
         intervals=intervals,
         bootstraps=bootstraps,

@@ -46,14 +46,12 @@ def sandwich_covariance(model: OutcomeModel, cells: Cells, point: Strengths) -> 
         # A cell stands for `count` equal battles, each with its own square.
         root = np.sqrt(cells.count)
         meat = sum_squared_scores(left, right, root * by_d, root[:, None] * shared, models)
-        independent = int(cells.count.sum())
     else:
         cell, repeats = cells.cell, cells.repeats
         meat = sum_squared_scores(
             left[cell], right[cell], repeats * by_d[cell], repeats[:, None] * shared[cell], models, cells.question
         )
-        independent = 0 if cells.question is None else int(cells.question.max()) + 1
-    return join_sandwich(bread, meat, independent)[:models, :models]
+    return join_sandwich(bread, meat, cells.independent)[:models, :models]
 
 
 def join_sandwich(bread: Array, meat: Array, independent: int) -> Array:

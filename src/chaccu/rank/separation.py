@@ -5,7 +5,6 @@ Invariant: everything here is about models of one tier, in any order. It ignores
 
 from __future__ import annotations
 
-import math
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +28,14 @@ class PairTest(msgspec.Struct, frozen=True):
 
 
 def count_separated(low: Array, high: Array) -> tuple[int, int]:
-    """Of M intervals: the pairs that do not overlap, and all pairs.
+    """Of M intervals: the pairs that do not overlap, and all pairs; of intervals that are not known (NaN) neither.
 
     Their quotient is the separability with confidence of Arena-Hard (Li et al. 2024, "From crowdsourced data to high-quality
     benchmarks", section 3). Intervals that only touch overlap.
     """
-    models = len(low)
+    import numpy as np
+
+    models = int(np.isfinite(high - low).sum())
     return int((low[:, None] > high[None, :]).sum()), models * (models - 1) // 2
 
 
@@ -67,14 +68,16 @@ def compare_resamples(point: Array, resamples: Array, level: float = 0.95) -> li
 
 
 def compare_estimates(point: Array, covariance: Array, level: float = 0.95) -> list[PairTest]:
-    """A test of each pair by Wald, from the covariance (M, M) of `point`."""
+    """A test of each pair by Wald, from the covariance (M, M) of `point`; where that is NaN, so are interval and p-value."""
+    import numpy as np
+
     normal = NormalDist()
     z = normal.inv_cdf((1 + level) / 2)
     tests: list[PairTest] = []
     for first in range(len(point) - 1):
         for second in range(first + 1, len(point)):
             variance = covariance[first, first] + covariance[second, second] - 2 * covariance[first, second]
-            gap, error = float(point[first] - point[second]), math.sqrt(max(0.0, float(variance)))
+            gap, error = float(point[first] - point[second]), float(np.sqrt(np.maximum(0.0, variance)))
             p_value = 2 * normal.cdf(-abs(gap) / error) if error else float(gap == 0)
             tests.append(PairTest(first, second, gap, gap - z * error, gap + z * error, p_value))
     return tests

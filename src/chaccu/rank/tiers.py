@@ -1,4 +1,4 @@
-"""`rate_tier`: ratings, errors and intervals of the models of one tier.
+"""`rate_tier`, `rate_with_style`: ratings, errors and intervals of the models of one tier.
 
 Invariants: the mean rating is 1000, and 400 points are odds of 10 to 1; intervals are the middle 95 %. It ignores other tiers,
 names, and the order of battles.
@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from chaccu.rank.battles import TIE, Battles
-from chaccu.rank.bootstrap import resample_strengths
+from chaccu.rank.bootstrap import resample_strengths, resample_with_style
 from chaccu.rank.cells import Cells
 from chaccu.rank.outcome_model import OutcomeModel, first_eta
 from chaccu.rank.sandwich import sandwich_covariance
 from chaccu.rank.separation import PairTest, bound_ranks, compare_estimates, compare_resamples, count_separated
-from chaccu.rank.strengths import Strengths, fit_strengths, pair_counts
-from chaccu.rank.style_control import fit_with_style
+from chaccu.rank.strengths import fit_strengths, pair_counts
+from chaccu.rank.style_control import fit_with_style, take_styles
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +36,7 @@ _Z = NormalDist().inv_cdf(0.975)
 class TierRating(msgspec.Struct, frozen=True, kw_only=True):
     """Of M models, in the order of the tier: arrays (M,) of ratings and standard errors; `low`, `high`, `best`, `worst` (of
     intervals and ranks) are None without intervals. `separated` of `pairs` pairs have intervals that do not overlap. `effects`:
-    (K, 3), estimate and interval of each style's effect in log-odds, NaN for a style that never differs."""
+    (K, 3), estimate and interval of each style's effect in log-odds, NaN for a style that cannot be told apart."""
 
     rating: Array
     error: Array
@@ -50,25 +50,33 @@ class TierRating(msgspec.Struct, frozen=True, kw_only=True):
     effects: Array | None = None
 
 
-def rate_tier(
-    cells: Cells, models: int, *, model: OutcomeModel, bootstraps: int, rng: np.random.Generator, with_tests: bool
-) -> TierRating:
-    """Ratings of models 0 to `models` − 1 by the battles in `cells`; intervals by `bootstraps` resamples, or by sandwich errors
-    where that is 0. Resamples and errors are by question where `cells` has questions."""
+class IntervalPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """How intervals are found: from `bootstraps` resamples by `rng`, from sandwich errors where that is None, or not at all
+    where it is 0. `with_tests`: pairs are tested too, by sandwich errors where nothing is resampled."""
+
+    bootstraps: int | None
+    rng: np.random.Generator
+    with_tests: bool = False
+
+    def resamples(self, independent: int) -> int:
+        """How many to draw of so many independent observations: of one alone, which tells no error, none."""
+        return (self.bootstraps or 0) if independent > 1 else 0
+
+
+def rate_tier(cells: Cells, models: int, *, model: OutcomeModel, plan: IntervalPlan) -> TierRating:
+    """Ratings of models 0 to `models` − 1 by the battles in `cells`; intervals are by question where `cells` has questions."""
     import numpy as np
 
-    point = _fit_point(cells, models, model)
+    pairs = pair_counts(cells, cells.count[None, :].astype(np.float64))
+    eta = first_eta(model, float(cells.count[cells.outcome == TIE].sum()), float(cells.count.sum()))
+    point = fit_strengths(model, pairs, np.zeros(models), eta, tolerance=_TOLERANCE)
     covariance = sandwich_covariance(model, cells, point)
-    if not bootstraps:
-        return rate_by_errors(point.theta[0], covariance, with_tests=with_tests)
-    ratings = _to_points(point.theta[0])
-    resamples = _to_points(resample_strengths(model, cells, point, bootstraps, rng))
-    low, high = np.percentile(resamples, [2.5, 97.5], axis=0)
-    tests = compare_resamples(ratings, resamples) if with_tests else []
-    return _with_ranks(ratings, _POINTS * np.sqrt(np.diag(covariance)), low, high, tests)
+    count = plan.resamples(cells.independent)
+    drawn = resample_strengths(model, cells, point, count, plan.rng) if count else None
+    return _rate(point.theta[0], covariance, drawn, plan)
 
 
-def rate_with_style(battles: Battles, tier: list[int], *, with_tests: bool) -> TierRating:
+def rate_with_style(battles: Battles, tier: list[int], *, plan: IntervalPlan) -> TierRating:
     """Ratings of the models of `tier`, in this order, with the effect of style taken out, by the battles among them."""
     import numpy as np
 
@@ -76,56 +84,40 @@ def rate_with_style(battles: Battles, tier: list[int], *, with_tests: bool) -> T
     place = np.full(len(battles.models), -1)
     place[tier] = np.arange(len(tier))
     among = (place[battles.left] >= 0) & (place[battles.right] >= 0)
-    style = battles.style[among]
-    varies = style.std(axis=0) > 0
-    fitted = fit_with_style(
+    styled, told = take_styles(
         place[battles.left[among]],
         place[battles.right[among]],
         1 - battles.outcome[among] / 2,
-        style[:, varies],
+        battles.style[among],
         models=len(tier),
         question=None if battles.question is None else battles.question[among],
     )
-    rated = rate_by_errors(fitted.theta, fitted.covariance[: len(tier), : len(tier)], with_tests=with_tests)
-    errors = np.sqrt(np.diag(fitted.covariance)[len(tier) :])
-    effects = np.full((len(varies), 3), np.nan)
-    effects[varies] = np.stack([fitted.beta, fitted.beta - _Z * errors, fitted.beta + _Z * errors], axis=1)
+    fitted, models = fit_with_style(styled), len(tier)
+    count = plan.resamples(styled.independent)
+    drawn = resample_with_style(styled, fitted, count, plan.rng) if count else None
+    rated = _rate(fitted.theta, fitted.covariance[:models, :models], None if drawn is None else drawn[:, :models], plan)
+    effects = np.full((len(told), 3), np.nan)
+    effects[told, 0] = fitted.beta
+    if plan.bootstraps != 0:
+        errors = np.sqrt(np.diag(fitted.covariance)[models:])
+        effects[told, 1:] = np.stack(_bounds(fitted.beta, errors, None if drawn is None else drawn[:, models:]), axis=1)
     return msgspec.structs.replace(rated, effects=effects)
 
 
-def rate_by_errors(theta: Array, covariance: Array, *, with_tests: bool) -> TierRating:
-    """Ratings of strengths whose covariance (M, M) is known, with normal intervals."""
+def _rate(theta: Array, covariance: Array, drawn: Array | None, plan: IntervalPlan) -> TierRating:
+    """Ratings of strengths (M,) with their covariance (M, M), and resamples (B, M) of them where there are some."""
     import numpy as np
 
-    ratings, error = _to_points(theta), _POINTS * np.sqrt(np.diag(covariance))
-    tests = compare_estimates(ratings, _POINTS**2 * covariance) if with_tests else []
-    return _with_ranks(ratings, error, ratings - _Z * error, ratings + _Z * error, tests)
-
-
-def without_intervals(cells: Cells, models: int, model: OutcomeModel) -> TierRating:
-    """Ratings and standard errors alone."""
-    import numpy as np
-
-    point = _fit_point(cells, models, model)
-    error = _POINTS * np.sqrt(np.diag(sandwich_covariance(model, cells, point)))
-    return TierRating(rating=_to_points(point.theta[0]), error=error)
-
-
-def _fit_point(cells: Cells, models: int, model: OutcomeModel) -> Strengths:
-    import numpy as np
-
-    pairs = pair_counts(cells, cells.count[None, :].astype(np.float64))
-    eta = first_eta(model, float(cells.count[cells.outcome == TIE].sum()), float(cells.count.sum()))
-    return fit_strengths(model, pairs, np.zeros(models), eta, tolerance=_TOLERANCE)
-
-
-def _to_points(theta: Array) -> Array:
-    import numpy as np
-
-    return np.asarray(MEAN + _POINTS * theta)
-
-
-def _with_ranks(rating: Array, error: Array, low: Array, high: Array, tests: list[PairTest]) -> TierRating:
+    rating, error = _to_points(theta), _POINTS * np.sqrt(np.diag(covariance))
+    resamples = None if drawn is None else _to_points(drawn)
+    tests: list[PairTest] = []
+    if plan.with_tests and resamples is not None:
+        tests = compare_resamples(rating, resamples)
+    elif plan.with_tests:
+        tests = compare_estimates(rating, _POINTS**2 * covariance)
+    if plan.bootstraps == 0:
+        return TierRating(rating=rating, error=error, tests=tests)
+    low, high = _bounds(rating, error, resamples)
     best, worst = bound_ranks(low, high)
     separated, pairs = count_separated(low, high)
     return TierRating(
@@ -139,3 +131,19 @@ def _with_ranks(rating: Array, error: Array, low: Array, high: Array, tests: lis
         pairs=pairs,
         tests=tests,
     )
+
+
+def _bounds(point: Array, error: Array, resamples: Array | None) -> tuple[Array, Array]:
+    """Both ends of the 95 % intervals of `point` (M,): of `resamples` (B, M) the middle, else the normal ones."""
+    import numpy as np
+
+    if resamples is None:
+        return point - _Z * error, point + _Z * error
+    low, high = np.percentile(resamples, [2.5, 97.5], axis=0)
+    return low, high
+
+
+def _to_points(theta: Array) -> Array:
+    import numpy as np
+
+    return np.asarray(MEAN + _POINTS * theta)

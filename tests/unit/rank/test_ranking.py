@@ -168,10 +168,33 @@ def test_questions_that_repeat_themselves_widen_intervals() -> None:
     assert widths[2] / widths[3] == pytest.approx(2, rel=0.03)
 
 
-def test_one_question_alone_tells_no_error() -> None:
-    ranking = rank_battles(parse_battles([("a", "b", "model_a", "1"), ("a", "b", "model_b", "1")]), intervals="sandwich")
+@pytest.mark.parametrize("intervals", ["bootstrap", "sandwich"])
+@pytest.mark.parametrize(
+    "rows",
+    [[("a", "b", "model_a", "1")] * 2 + [("a", "b", "model_b", "1")], [("a", "b", "tie")]],
+    ids=["one question", "one battle"],
+)
+def test_one_observation_alone_tells_no_error(rows: list[tuple[str, str, str]], intervals: Intervals) -> None:
+    ranking = rank_battles(parse_battles(rows), intervals=intervals, with_pairs=True)
     row = rows_of(ranking)["a"]
-    assert (row.rating, row.low, row.standard_error, row.best_rank) == (pytest.approx(1000), None, None, None)
+    assert row.rating is not None
+    assert (row.low, row.high, row.standard_error, row.best_rank, row.worst_rank) == (None, None, None, None, None)
+    assert (ranking.separability, ranking.distinct) == (None, None)
+    assert [(pair.low, pair.high, pair.p_value) for pair in ranking.pairs] == [(None, None, None)]
+
+
+def test_without_resamples_there_are_no_intervals_and_pairs_are_tested_by_their_errors() -> None:
+    battles = parse_battles([("a", "b", "model_a")] * 8 + [("a", "b", "model_b")] * 4)
+    ranking = rank_battles(battles, bootstraps=0, with_pairs=True)
+    a = rows_of(ranking)["a"]
+    assert (a.low, a.high, a.best_rank, ranking.separability) == (None, None, None, None)
+    assert a.standard_error is not None
+    # Half the distance ln 2, whose variance is 1 / (12 · 2/3 · 1/3), with the factor 12 / 11.
+    assert a.standard_error == pytest.approx(400 / math.log(10) / 2 * math.sqrt(12 / 11 / (12 * 2 / 9)))
+    (pair,) = ranking.pairs
+    z = 400 * math.log10(2) / (2 * a.standard_error)
+    assert pair.p_value == pytest.approx(math.erfc(z / math.sqrt(2)))
+    assert rank_battles(battles, intervals="sandwich").bootstraps == 0
 
 
 @pytest.mark.parametrize("intervals", ["bootstrap", "sandwich"])

@@ -12,6 +12,7 @@ from chaccu.errors import DataError
 from chaccu.rank import parse_battles
 from chaccu.rank.cells import count_cells
 from chaccu.rank.outcome_model import OutcomeModel, first_eta, slopes
+from chaccu.rank.sandwich import sandwich_covariance
 from chaccu.rank.strengths import fit_strengths, pair_counts
 
 Array = np.ndarray[Any, Any]
@@ -42,7 +43,10 @@ def test_strengths_are_those_of_evalica(seed: int) -> None:
 def log_likelihood(model: OutcomeModel, won: Array, lost: Array, tied: Array, d: Array, eta: float) -> float:
     """As the papers write the probabilities."""
     one, other = np.exp(d / 2), np.exp(-d / 2)
-    if model == "davidson":
+    if model == "half":
+        win, loss = one / (one + other), other / (one + other)
+        tie = np.sqrt(win * loss)
+    elif model == "davidson":
         total = one + other + math.exp(eta)
         win, loss, tie = one / total, other / total, math.exp(eta) / total
     else:
@@ -114,3 +118,34 @@ def test_a_model_of_ties_begins_where_equal_models_tie_as_often() -> None:
     assert math.exp(davidson) / (2 + math.exp(davidson)) == pytest.approx(0.25)
     assert 1 - 2 / (1 + math.exp(rao_kupper)) == pytest.approx(0.25)
     assert [first_eta("half", 1, 4), first_eta("davidson", 0, 4), first_eta("davidson", 4, 4)] == [None, None, None]
+
+
+@pytest.mark.parametrize("by_question", [False, True])
+@pytest.mark.parametrize("model", ["half", "davidson", "rao_kupper"])
+def test_errors_are_those_of_numerical_slopes_of_the_likelihood(model: OutcomeModel, by_question: bool) -> None:
+    rows = [(*row, f"q{number % 29}") for number, row in enumerate(draw_rows(5, 200, models=4))]
+    battles = parse_battles(rows if by_question else [row[:3] for row in rows])
+    cells = count_cells(battles)
+    pairs = pair_counts(cells, cells.count[None, :].astype(float))
+    eta = first_eta(model, float(pairs.tied.sum()), 200)
+    point = fit_strengths(model, pairs, np.zeros(4), eta, tolerance=1e-11)
+    found = sandwich_covariance(model, cells, point)
+    won, tied, lost = ((battles.outcome == outcome).astype(float) for outcome in range(3))
+
+    def loss(at: Array, chosen: Any = slice(None)) -> float:
+        # The last model's strength is minus that of the others, so that their mean is 0 and nothing is singular.
+        theta = np.append(at[:3], -at[:3].sum())
+        d = theta[battles.left] - theta[battles.right]
+        return log_likelihood(model, won[chosen], lost[chosen], tied[chosen], d[chosen], at[-1])
+
+    free = np.append(point.theta[0][:3], [] if point.eta is None else point.eta)
+    step = 1e-4 * np.eye(len(free))
+    groups = [np.flatnonzero(battles.question == number) for number in range(29)] if by_question else np.arange(200)[:, None]
+    scores = np.array([[(loss(free + h, group) - loss(free - h, group)) / 2e-4 for h in step] for group in groups])
+    information = [
+        [(loss(free + g + h) - loss(free + g - h) - loss(free - g + h) + loss(free - g - h)) for h in step] for g in step
+    ]
+    inverse = np.linalg.inv(-np.array(information) / 4e-8)
+    known = inverse @ (scores.T @ scores) @ inverse * len(groups) / (len(groups) - 1)
+    assert found[:3, :3] == pytest.approx(known[:3, :3], rel=1e-3, abs=1e-5)
+    assert found.sum(axis=0) == pytest.approx(np.zeros(4), abs=1e-12)
