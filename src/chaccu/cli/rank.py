@@ -37,8 +37,9 @@ def rank_command(
         typer.Option(help="Half a win for each, a model of ties, or left out."),
     ] = "half",
     intervals: Annotated[
-        Literal["bootstrap", "sandwich"], typer.Option(help="How the 95 % intervals are found.")
-    ] = "bootstrap",
+        Literal["bootstrap", "sandwich"] | None,
+        typer.Option(help="How the 95 % intervals are found: bootstrap, unless --style, which takes sandwich."),
+    ] = None,
     question_column: Annotated[
         str | None, typer.Option(help="Column whose battles belong together: questions are resampled whole. [question_id]")
     ] = None,
@@ -67,6 +68,8 @@ def rank_command(
     for path in out or ():
         check_form(path)
     frames = [(_read_rows(path), str(path)) for path in battles]
+    if question_column is None and not by_battle:
+        _warn_of_questions(frames)
     ranking = rank_battles(
         battles_of_frames(frames, question_column=question_column, with_style=style),
         bootstraps=bootstraps,
@@ -85,23 +88,46 @@ def rank_command(
 
 
 def _read_rows(path: Path) -> pl.DataFrame:
-    """A table of battles; of a judging folder, each pair on each question once."""
+    """A table of battles; of a judging folder its comparisons, without a winner those that its report does not count."""
     import polars as pl
 
-    from chaccu.judge.verdicts import compare_orders, read_verdicts
+    from chaccu.judge.judged_folder import read_judged
+    from chaccu.judge.tallies import compare_all
     from chaccu.rank import read_frame
 
     if not path.is_dir():
         return read_frame(path)
-    pairs = compare_orders(read_verdicts(path / "verdicts.jsonl"))
-    rows = [(one.model_a, one.model_b, one.winner, str(one.question_id)) for one in pairs]
+    judged = read_judged([path])
+    if judged.lost:
+        typer.echo(f"warning: {judged.lost:,} verdicts that the manifest of {path} speaks of are not in its files.", err=True)
+    compared = compare_all(judged.verdicts, judged.failures)
+    rows = [
+        (
+            entry.one.model_a,
+            entry.one.model_b,
+            entry.one.winner if entry.fate == "counted" else None,
+            str(entry.one.question_id),
+        )
+        for entry in compared
+    ]
     return pl.DataFrame(rows, schema=dict.fromkeys(("model_a", "model_b", "winner", "question_id"), pl.String), orient="row")
 
 
-def _say_ranking(ranking: Ranking) -> None:
-    from chaccu.rank.leaderboard import describe, show_interval, show_ranks, show_rating
+def _warn_of_questions(frames: list[tuple[pl.DataFrame, str]]) -> None:
+    from chaccu.rank.battles import QUESTION_COLUMN
 
-    width = max(len("model"), *(len(row.model) for row in ranking.ratings))
+    without = [source for frame, source in frames if QUESTION_COLUMN not in frame.columns]
+    if 0 < len(without) < len(frames):
+        typer.echo(
+            f"warning: {', '.join(without)} without {QUESTION_COLUMN}: battles are taken as independent, in all files.",
+            err=True,
+        )
+
+
+def _say_ranking(ranking: Ranking) -> None:
+    from chaccu.rank.leaderboard import describe, show_interval, show_model, show_ranks, show_rating
+
+    width = max(len("model"), *(len(show_model(row)) for row in ranking.ratings))
     tiers = {(row.component, row.tier) for row in ranking.ratings}
     shown: tuple[int, int] | None = None
     place = 0
@@ -116,7 +142,7 @@ def _say_ranking(ranking: Ranking) -> None:
             shown, place = (row.component, row.tier), 0
         place += 1
         typer.echo(
-            f"{place:>4}  {row.model:<{width}}  {show_rating(row):>6}  {show_interval(row):^13}  {show_ranks(row):^7}  "
+            f"{place:>4}  {show_model(row):<{width}}  {show_rating(row):>6}  {show_interval(row):^13}  {show_ranks(row):^7}  "
             f"{row.elo:>6.0f}  {row.wins:>7,} {row.losses:>7,} {row.ties:>7,}"
         )
     facts, warnings = describe(ranking)

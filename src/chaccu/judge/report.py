@@ -31,10 +31,7 @@ from chaccu.judge.tallies import (
 )
 from chaccu.judge.verbosity import EqualLength, MeanLength, Verbosity, control_lengths, mean_lengths, measure_verbosity
 from chaccu.judge.verdicts import Comparison, Verdict
-from chaccu.rank import Ranking, parse_battles, rank_battles
-
-# With fewer questions than this an interval says little.
-FEW_QUESTIONS = 20
+from chaccu.rank import FEW_QUESTIONS, Ranking, parse_battles, rank_battles
 
 
 class JudgeCounts(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,7 +20,10 @@ from chaccu.errors import UsageError
 from chaccu.rank.ranking import Ranking, Rating
 
 FORMS = (".json", ".csv", ".md", ".html")
+# Both kinds of intervals count on many questions, and are too narrow with few.
+FEW_QUESTIONS = 20
 _DASH = "–"
+_MARKDOWN = "\\`*_[]<>|"
 
 
 def check_form(path: Path) -> None:
@@ -61,7 +64,7 @@ def _to_markdown(ranking: Ranking) -> str:
             "|---:|---|---:|---|---|---:|---:|---:|---:|",
         ]
         for place, row in enumerate(part, start=1):
-            name = " ".join(row.model.replace("\\", "\\\\").replace("|", "\\|").split())
+            name = "".join(f"\\{letter}" if letter in _MARKDOWN else letter for letter in show_model(row))
             cells = [place, name, show_rating(row), show_interval(row), show_ranks(row), f"{row.elo:.0f}"]
             lines.append(f"| {' | '.join(map(str, [*cells, row.wins, row.losses, row.ties]))} |")
         lines.append("")
@@ -88,6 +91,11 @@ def _to_html(ranking: Ranking) -> str:
 def _parts(ranking: Ranking) -> list[list[Rating]]:
     """The rows of each tier, in order."""
     return [list(rows) for _, rows in groupby(ranking.ratings, key=lambda row: (row.component, row.tier))]
+
+
+def show_model(row: Rating) -> str:
+    """The name on one line, without what would steer a terminal."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in row.model).split())
 
 
 def show_rating(row: Rating) -> str:
@@ -124,18 +132,26 @@ def describe(ranking: Ranking) -> tuple[list[str], list[str]]:
         lines.append(f"separability: the intervals of {ranking.separability:.1%} of all pairs do not overlap")
     if ranking.distinct is not None:
         lines.append(f"{ranking.distinct:.1%} of all pairs differ with p < 0.05")
+    several = len({(effect.component, effect.tier) for effect in ranking.style}) > 1
     for effect in ranking.style:
+        place = f" in component {effect.component}, tier {effect.tier}" if several else ""
         if effect.effect is None:
-            lines.append(f"style without a difference: {effect.style}")
+            lines.append(
+                f"style not taken out{place}: {effect.style}, which tells no more than who answers and the other styles"
+            )
             continue
         interval = "" if effect.low is None or effect.high is None else f" ({effect.low:+.3f} … {effect.high:+.3f})"
-        lines.append(f"style taken out: {effect.style} {effect.effect:+.3f}{interval} log-odds a standard deviation")
+        lines.append(f"style taken out{place}: {effect.style} {effect.effect:+.3f}{interval} log-odds a standard deviation")
     warnings = [f"{ranking.unread:,} rows without a winner are not among the battles"] if ranking.unread else []
+    if ranking.questions is not None and ranking.questions < FEW_QUESTIONS:
+        warnings.append(
+            f"the battles are on {ranking.questions} questions; with fewer than {FEW_QUESTIONS} intervals say little"
+        )
     if len(ranking.components) > 1:
         warnings.append(f"{len(ranking.components)} components that never met; ratings compare within one only")
     if len(_parts(ranking)) > len(ranking.components):
         warnings.append(
             "between some models every battle went one way, so their distance has no finite value; "
-            "they stand in tiers of their own, the upper first, and ratings compare within a tier only"
+            "they stand in tiers of their own, none beaten by a later one, and ratings compare within a tier only"
         )
     return lines, warnings

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from chaccu.artifact import Manifest, write_manifest
 from chaccu.cli import rank
 from chaccu.errors import DataError, UsageError
 from chaccu.judge.verdicts import Verdict
@@ -69,6 +71,34 @@ def test_another_form_is_refused_before_the_battles_are_read(tmp_path: Path) -> 
         invoke(str(tmp_path / "none.csv"), "--out", str(tmp_path / "r.xls"))
 
 
+def test_names_cannot_steer_the_terminal_or_break_the_table(tmp_path: Path) -> None:
+    file = tmp_path / "b.csv"
+    file.write_text('model_a,model_b,winner\n"a\x1b[2J\nz",b,tie\n"a\x1b[2J\nz",b,tie\n')
+    result = invoke(str(file), "--bootstraps", "5")
+    assert "\x1b" not in result.output
+    assert "a [2J z" in result.stdout
+
+
+def test_files_of_which_some_have_no_questions_are_warned_about(tmp_path: Path) -> None:
+    first = write(tmp_path, "a,b,tie", "a,b,model_a", "b,a,model_a")
+    second = tmp_path / "more.csv"
+    second.write_text("model_a,model_b,winner,question_id\na,b,tie,1\n")
+    both = invoke(first, str(second), "--bootstraps", "5")
+    assert f"warning: {first} without question_id: battles are taken as independent" in both.stderr
+    assert "resamples of battles" in both.stdout
+    assert "without question_id" not in invoke(first, "--bootstraps", "5").stderr
+    assert "without question_id" not in invoke(first, str(second), "--by-battle", "--bootstraps", "5").stderr
+
+
+def test_few_questions_are_warned_about(tmp_path: Path) -> None:
+    file = tmp_path / "b.csv"
+    rows = [f"a,b,{('model_a', 'model_b')[question % 2]},{question}" for question in range(20)]
+    file.write_text("\n".join(("model_a,model_b,winner,question_id", *rows)) + "\n")
+    assert invoke(str(file), "--bootstraps", "5").stderr == ""
+    file.write_text("\n".join(("model_a,model_b,winner,question_id", *rows[:19])) + "\n")
+    assert "warning: the battles are on 19 questions; with fewer than 20 intervals say little" in invoke(str(file)).stderr
+
+
 def test_style_is_taken_out_where_rows_tell_it(tmp_path: Path) -> None:
     rows = []
     for number in range(40):
@@ -82,7 +112,9 @@ def test_style_is_taken_out_where_rows_tell_it(tmp_path: Path) -> None:
     assert list(effects) == ["length", "headers", "lists", "bold"]
     assert [effects["headers"], effects["lists"], effects["bold"]] == [None, None, None]
     assert effects["length"] is not None
-    assert ranking["intervals"] == "sandwich"
+    assert (ranking["intervals"], ranking["bootstraps"]) == ("sandwich", 0)
+    asked = json.loads(invoke(str(file), "--style", "--intervals", "bootstrap", "--bootstraps", "30", "--json").stdout)
+    assert (asked["intervals"], asked["bootstraps"]) == ("bootstrap", 30)
 
 
 def test_a_judging_folder_is_ranked_by_its_pairs(tmp_path: Path) -> None:
@@ -101,3 +133,24 @@ def test_a_judging_folder_is_ranked_by_its_pairs(tmp_path: Path) -> None:
     ranking = json.loads(invoke(str(tmp_path), "--json", "--bootstraps", "9").stdout)
     assert (ranking["battles"], ranking["ties"], ranking["unread"], ranking["questions"]) == (2, 1, 1, 2)
     assert [(row["model"], row["wins"]) for row in ranking["ratings"]] == [("a", 1), ("b", 0)]
+
+
+def test_a_comparison_of_which_an_order_failed_is_no_battle(tmp_path: Path) -> None:
+    def task(first: str, second: str, question: int, **fields: Any) -> dict[str, Any]:
+        named = {"question_id": question, "category": "", "turn": None, "models": [first, second]}
+        return {**named, "judge": "j", "prompt": "p", "key": f"{first}{question}", **fields}
+
+    said = {"prompt_sha256": "0", "text": ""}
+    verdicts = [
+        task("a", "b", 1, outcome="first", **said),
+        task("b", "a", 1, outcome="second", **said),
+        task("a", "b", 2, outcome="first", **said),
+    ]
+    (tmp_path / "verdicts.jsonl").write_text("".join(json.dumps(one) + "\n" for one in verdicts))
+    failure = task("b", "a", 2, cause="time-out", message="it was silent")
+    (tmp_path / "failures.jsonl").write_text(json.dumps(failure) + "\n")
+    write_manifest(tmp_path, Manifest(kind="verdicts", name="run", facts={"asked": 6}))
+    result = invoke(str(tmp_path), "--json")
+    ranking = json.loads(result.stdout)
+    assert (ranking["battles"], ranking["unread"]) == (1, 1)
+    assert f"warning: 2 verdicts that the manifest of {tmp_path} speaks of are not in its files" in result.stderr

@@ -39,6 +39,7 @@ def test_csv_has_a_row_for_each_model_and_nothing_for_what_is_not_known(tmp_path
 def test_markdown_keeps_its_columns_whatever_the_names(tmp_path: Path, ranking: Ranking) -> None:
     write_leaderboard(tmp_path / "r.md", ranking)
     text = (tmp_path / "r.md").read_text()
+    assert "\\<b onclick=x\\>\\|evil" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {10}
     assert text.count("## Component") == 3
