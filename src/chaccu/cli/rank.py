@@ -67,7 +67,7 @@ def rank_command(
 
     for path in out or ():
         check_form(path)
-    frames = [(_read_rows(path), str(path)) for path in battles]
+    frames = _read_frames(battles)
     if question_column is None and not by_battle:
         _warn_of_questions(frames)
     ranking = rank_battles(
@@ -87,19 +87,31 @@ def rank_command(
         _say_ranking(ranking)
 
 
-def _read_rows(path: Path) -> pl.DataFrame:
-    """A table of battles; of a judging folder its comparisons, without a winner those that its report does not count."""
+def _read_frames(paths: list[Path]) -> list[tuple[pl.DataFrame, str]]:
+    """A table of each file, and one of all judging folders, with their names. Raises `UsageError` for a path named twice."""
+    from chaccu.errors import UsageError
+    from chaccu.rank import read_frame
+
+    real = [path.resolve() for path in paths]
+    if twice := next((path for place, path in enumerate(paths) if real[place] in real[:place]), None):
+        raise UsageError(f"{twice} is named twice.", remedy="name it once, or its battles would count twice")
+    folders = [path for path in paths if path.is_dir()]
+    frames = [(read_frame(path), str(path)) for path in paths if path not in folders]
+    return [*frames, (_read_folders(folders), ", ".join(map(str, folders)))] if folders else frames
+
+
+def _read_folders(folders: list[Path]) -> pl.DataFrame:
+    """The comparisons of judging folders, without a winner those that a report of them does not count."""
     import polars as pl
 
     from chaccu.judge.judged_folder import read_judged
     from chaccu.judge.tallies import compare_all
-    from chaccu.rank import read_frame
 
-    if not path.is_dir():
-        return read_frame(path)
-    judged = read_judged([path])
+    judged = read_judged(folders)
     if judged.lost:
-        typer.echo(f"warning: {judged.lost:,} verdicts that the manifest of {path} speaks of are not in its files.", err=True)
+        typer.echo(f"warning: {judged.lost:,} verdicts that a manifest speaks of are not in the files.", err=True)
+    if judged.repeated:
+        typer.echo(f"warning: {judged.repeated:,} verdicts are there twice, and count once.", err=True)
     compared = compare_all(judged.verdicts, judged.failures)
     rows = [
         (

@@ -2,9 +2,8 @@
 `list_battles`: the same reviews as battles for a ranking.
 
 Invariants: reviews = parsed + unparsed + those without a text, and each unparsed one is named; reviews = battles + grades +
-unnamed; a result that is on file beside
-the text is compared with the text, never taken for it. Only where a file keeps no text does its result count, told apart. It
-ignores how a text is read, which is the work of `judge/parsing.py`.
+unnamed; a result that is on file beside the text is compared with the text, never taken for it. Only where a file keeps no text
+does its result count, told apart. It ignores how a text is read, which is the work of `judge/parsing.py`.
 """
 
 from __future__ import annotations

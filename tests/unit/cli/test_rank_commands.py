@@ -153,4 +153,16 @@ def test_a_comparison_of_which_an_order_failed_is_no_battle(tmp_path: Path) -> N
     result = invoke(str(tmp_path), "--json")
     ranking = json.loads(result.stdout)
     assert (ranking["battles"], ranking["unread"]) == (1, 1)
-    assert f"warning: 2 verdicts that the manifest of {tmp_path} speaks of are not in its files" in result.stderr
+    assert "warning: 2 verdicts that a manifest speaks of are not in the files" in result.stderr
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "verdicts.jsonl").write_bytes((tmp_path / "verdicts.jsonl").read_bytes())
+    both = invoke(str(tmp_path), str(copy), write(tmp_path, "a,b,tie"), "--json", "--by-battle")
+    assert (json.loads(both.stdout)["battles"], json.loads(both.stdout)["ties"]) == (2, 1)
+    assert "3 verdicts are there twice, and count once" in both.stderr
+
+
+def test_a_file_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path, "a,b,tie")
+    with pytest.raises(UsageError, match="is named twice"):
+        invoke(file, str(tmp_path / "." / "battles.csv"))
