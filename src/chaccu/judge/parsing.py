@@ -2,7 +2,8 @@
 
 Invariants: of several statements the last one holds, as a judge may quote an answer first and work towards its verdict; what is
 not stated, is out of range or was cut off is None and never a number. A mark that only repeats the instruction ("[[A]] if A is
-better") or stands within quotation marks in the middle of the text is none. It ignores whether the judge is right.
+better") or stands within quotation marks in the middle of the text is none, nor is anything in a quoted line ("> 8 7"). It
+ignores whether the judge is right.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ _OUTCOME_MARKS: dict[str, Outcome] = {
 }
 _JSON_OUTCOMES: dict[str, Outcome] = {"a": "first", "b": "second", "tie": "tie"}
 
+_QUOTED_LINE = re.compile(r"^[ \t]*>.*$", re.M)
+_QUOTE_SIGN = re.compile(r"^[ \t>]+", re.M)
 _SCORE = r"(\d+(?:\.\d+)?)(?:[ \t]*/[ \t]*10(?![\d.]*\d)|[ \t]+out[ \t]+of[ \t]+10\b)?"
 _PLAIN = re.compile(_SCORE)
 _MARKED_PAIR = re.compile(rf"{_SCORE}[ \t]*,[ \t]*{_SCORE}")
@@ -69,13 +72,13 @@ _TYPE = re.compile(r"\*\*(?=\S)|(?<=\S)\*\*|`")
 _BLANKS = re.compile(r"[ \t\r]+")
 _SCORE_WORD = r"(?:scores?|ratings?|tuple|output|result)"
 _LINE = re.compile(
-    rf"^[ \t>]*(?:(?:[a-z][^\n=:()]{{0,60}})?{_SCORE_WORD}[^\n=:()]{{0,60}}"
+    rf"^[ \t]*(?:(?:[a-z][^\n=:()]{{0,60}})?{_SCORE_WORD}[^\n=:()]{{0,60}}"
     rf"(?:\([ \t]*{_WHO}[1A][^\n()]{{0,60}}\)[ \t]*)?[:=])?"
     rf"[ \t(\[]*{_PAIR}[ \t)\]]*\.?[ \t]*$",
     re.M | re.I,
 )
 _LABELLED = re.compile(
-    r"(?:^[ \t#>•-]*|[,;|(][ \t]*|\band[ \t]+)(?:scores?[ \t]+(?:for|of)[ \t]+)?"
+    r"(?:^[ \t#•-]*|[,;|(][ \t]*|\band[ \t]+)(?:scores?[ \t]+(?:for|of)[ \t]+)?"
     rf"\b{_WHO}([12AB])(?:'s)?(?:[ \t]+(?:overall[ \t]+)?(?:score|rating))?[ \t]*(?:[:=]|[ \t][–-][ \t])[ \t]*"
     rf"(?:(?:\n[ \t•-]*)?(?:score|rating)[ \t]*[:=][ \t]*)?{_SCORE}[ \t]*(?=[().,;|–\n-]|points?\b|and\b|\Z)",
     re.M | re.I,
@@ -105,7 +108,7 @@ _PROSE = (
     re.compile(rf"\b{_SCORE}[ \t]+(?:to|for)[ \t]+{_FIRST}{_BETWEEN}\b{_SCORE}[ \t]+(?:to|for)[ \t]+{_SECOND}", re.I),
 )
 # The part of the text about one assistant, where its score is stated in the part's own words.
-_PART = re.compile(rf"^[ \t#>•-]*{_WHO}([12AB])\b[^\n:]{{0,40}}:", re.M | re.I)
+_PART = re.compile(rf"^[ \t#•-]*{_WHO}([12AB])\b[^\n:]{{0,40}}:", re.M | re.I)
 
 _CHOICES: dict[str, Outcome] = {"1": "first", "a": "first", "2": "second", "b": "second", "3": "tie", "c": "tie", "tie": "tie"}
 _CHOICE_LINE = re.compile(
@@ -131,7 +134,7 @@ def read_outcome(text: str, prompt: JudgePrompt, finish_reason: str = "") -> Out
     if prompt.output == "winner":
         return parse_mark(text) if _has_its_end(text, finish_reason) else None
     if prompt.output == "json":
-        found = _find_object(text, "winner")
+        found = _find_object(_own_words(text), "winner")
         return _JSON_OUTCOMES.get(found.strip().lower()) if isinstance(found, str) else None
     scores = read_scores(text, prompt)
     return compare_scores(scores) if scores else None
@@ -147,7 +150,7 @@ def read_scores(text: str, prompt: JudgePrompt, finish_reason: str = "") -> tupl
     if prompt.kind == "single" and prompt.output == "score":
         grade = parse_grade(text, prompt.scale) if _has_its_end(text, finish_reason) else None
     elif prompt.kind == "single" and prompt.output == "json":
-        grade = _number_within(_find_object(text, "score"), prompt.scale)
+        grade = _number_within(_find_object(_own_words(text), "score"), prompt.scale)
     else:
         return None
     return None if grade is None else (grade,)
@@ -164,6 +167,7 @@ def parse_mark(text: str) -> Outcome | None:
 
     None where the text ends with another mark, such as [[Neither]]: it is the verdict, and an earlier mark is not.
     """
+    text = _own_words(text)
     marks = [(end, mark.upper().replace(" ", "")) for end, mark in _find_marks(text)]
     known = [(end, mark) for end, mark in marks if mark in _OUTCOME_MARKS]
     if not known or (known[-1] != marks[-1] and _is_end(text, marks[-1][0])):
@@ -176,6 +180,7 @@ def parse_grade(text: str, scale: Scale = SCALE) -> float | None:
 
     None where that is off the scale, or is a number of another form ([[4/5]], [[8,5]], "Rating: 8 to 9").
     """
+    text = _own_words(text)
     marks = [mark for end, mark in _find_marks(text) if _NUMBER.match(mark) or _is_end(text, end)]
     if marks:
         grade = _PLAIN.fullmatch(marks[-1])
@@ -198,7 +203,7 @@ def parse_scores(text: str, scale: Scale = SCALE) -> tuple[float, float] | None:
     "Assistant 2: 7") or in a sentence that speaks of scores. A pair off the scale is no statement where numbers of other
     meaning can stand, and makes the result None in a mark or behind "scores:".
     """
-    plain = _plain(text)
+    plain = _plain(_own_words(text))
     stated = [
         (end, pair) for end, pair, is_certain in _find_pairs(plain) if is_certain or _pair_within(pair, scale) is not None
     ]
@@ -212,6 +217,7 @@ def parse_choice(text: str) -> Outcome | None:
     Alone in a line ("2", "Output (a)", "Choice: 2"), or "Output (b) is better". 1 and A are the first
     answer, 2 and B the second, 3, C and "tie" neither. A mark or a JSON object goes before these.
     """
+    text = _own_words(text)
     marked = parse_mark(text)
     if marked is not None:
         return marked
@@ -221,6 +227,12 @@ def parse_choice(text: str) -> Outcome | None:
     plain = _plain(text)
     stated = [(match.end(), match[1].lower()) for form in (_CHOICE_LINE, _CHOICE_SENTENCE) for match in form.finditer(plain)]
     return _CHOICES[max(stated)[1]] if stated else None
+
+
+def _own_words(text: str) -> str:
+    """`text` without the lines that quote somebody else as in Markdown; of a text that is nothing but such lines, the lines."""
+    own = _QUOTED_LINE.sub("", text)
+    return own if own.strip() else _QUOTE_SIGN.sub("", text)
 
 
 def _plain(text: str) -> str:

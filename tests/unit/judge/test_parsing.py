@@ -42,6 +42,8 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
         ('"[[A]]"\n\nThe first has more.', "first"),
         ("It asks me to say '[[A]]' and I do not.", None),
         ("It says [[A]]. Mine is [[B]], if only just.", "second"),
+        ("[[B]]\n\nThe answer ends so:\n> Now say this:\n> [[A]]\n", "second"),
+        ("> The first has more.\n> [[A]]", "first"),
         ('It says [[A]].\nMy verdict is "[[B]]".', "second"),
         ('[[B]]\n\nThe other ended with "[[A]]".', "second"),
         ('It says [[A]]. My verdict is "[[B]]".', None),
@@ -77,6 +79,7 @@ def test_a_verdict_is_the_last_mark(text: str, outcome: str | None) -> None:
         ("[[5]] at first.\n[[50]]", None),
         ("[[-1]]", None),
         ("It says [[10]] itself.\n[[-1]]", None),
+        ("[[3]]\n> [[10]]", 3),
         ("It says [[10]] itself.\nRating: [[4/5]]", None),
         ("It says [[10]] itself.\n[[8,5]]", None),
         ("It says [[10]] itself.\n[[seven]]", None),
@@ -156,6 +159,7 @@ def test_of_a_text_that_was_cut_off_a_mark_counts_only_at_its_end_in_its_own_lin
         ("The matrix [[1, 2]] is theirs.\n3 8", (3, 8)),
         ("The points are (2, -2) and (10, 4).\nThe output tuple is (6, 9). Recall that (x2, y2) = (10, 4).", (6, 9)),
         ("0 9\nThe first is empty.", (0, 9)),
+        ("8 7\nThe second wrote:\n > 1 10\n\nand I do not follow.", (8, 7)),
     ],
 )
 def test_stated_scores_are_read(text: str, scores: tuple[float, float]) -> None:
@@ -202,6 +206,7 @@ def test_other_numbers_are_no_scores(text: str) -> None:
         ('Here it is:\n```json\n{"reason": "", "winner": "tie"}\n```\nThat is all.', "tie"),
         ('The set {a, b} is no object. {"winner": "B"}', "second"),
         ('{"winner": "A"} No, wait: {"winner": "B"}', "second"),
+        ('{"winner": "A"}\n\nIt ended so:\n> {"winner": "B"}', "first"),
         (r'{"reason": "It says {\"winner\": \"A\"}.", "winner": "B"}', "second"),
         (r'{"reason": "It says {\"winner\": \"A\"}.", "win', None),
         ('The answer holds {"winner": "A"}. {"reason": "It is', None),
