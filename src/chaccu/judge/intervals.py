@@ -2,7 +2,9 @@
 
 Answers to one question are alike, so whole questions are drawn: a bootstrap by question (Efron 1979; Miller 2024, "Adding error
 bars to evals", section 2.2), seeded, so that equal data give equal numbers. A bootstrap of few questions is too sure of itself,
-and one of questions that all say the same has no width: a share takes the wider of it and Wilson's interval at each end.
+and one of questions that all say the same has no width: a share takes the wider of it and Wilson's interval at each end, a mean
+or ratio has the bootstrap's ends drawn out as Student's t asks (Hesterberg 2015, "What teachers should know about the
+bootstrap", on expanded percentile intervals).
 
 Invariants: what is missing (None) is in no figure; without data there is no figure. It ignores what the figures mean.
 """
@@ -13,6 +15,7 @@ import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from functools import lru_cache
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -47,7 +50,7 @@ def estimate_share(
     if not kept:
         return Estimate(n=0, questions=0)
     values, groups = [share for share, _ in kept], [question for _, question in kept]
-    found = estimate_ratio(values, [1.0] * len(values), groups, level=level, seed=seed)
+    found = _resample(values, [1.0] * len(values), groups, level, seed)
     wilson = measure_win_rate(values, clusters=groups, level=level)
     low = wilson.low if found.low is None else min(found.low, wilson.low)
     high = wilson.high if found.high is None else max(found.high, wilson.high)
@@ -100,6 +103,40 @@ def estimate_ratio(
     above: Sequence[float], below: Sequence[float], questions: Sequence[Hashable], *, level: float = LEVEL, seed: int = 0
 ) -> Estimate:
     """Sum of `above` over sum of `below`; None where that is 0, no interval with fewer than two questions."""
+    count = len(set(questions))
+    return _resample(above, below, questions, _draw_out(level, count) if count > 1 else level, seed)
+
+
+def _draw_out(level: float, questions: int) -> float:
+    """The level at which a bootstrap over so few questions has the ends that `level` should have.
+
+    Its width falls short by Student's quantile over the normal one, and by the root of n / (n − 1).
+    """
+    normal = NormalDist()
+    wider = _student_quantile((1 + level) / 2, questions - 1) * math.sqrt(questions / (questions - 1))
+    return 2 * normal.cdf(wider) - 1
+
+
+def _student_quantile(p: float, freedom: int) -> float:
+    """Of Student's t: exact for one and two degrees of freedom, else Abramowitz and Stegun 1964, 26.7.5 (within 1 %)."""
+    if freedom == 1:
+        return math.tan(math.pi * (p - 0.5))
+    if freedom == 2:
+        return (2 * p - 1) / math.sqrt(2 * p * (1 - p))
+    z = NormalDist().inv_cdf(p)
+    return (
+        z
+        + (z**3 + z) / (4 * freedom)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+        + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * freedom**4)
+    )
+
+
+def _resample(
+    above: Sequence[float], below: Sequence[float], questions: Sequence[Hashable], level: float, seed: int
+) -> Estimate:
+    """The ratio, with the ends of the bootstrap at `level` as they are."""
     import numpy as np
 
     number: dict[Hashable, int] = {}

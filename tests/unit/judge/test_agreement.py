@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,20 @@ def test_no_rounding_makes_an_interval_certain() -> None:
     assert found.value == pytest.approx(2 / 3)
     assert found.low is not None
     assert found.low < 0.5
+
+
+def test_the_mean_of_few_questions_has_an_interval_that_holds_as_often_as_it_says() -> None:
+    draw = random.Random(7)
+    held = dict.fromkeys((5, 10), 0)
+    for few in held:
+        for _ in range(400):
+            found = estimate_mean([draw.gauss(5, 2) for _ in range(few)], range(few))
+            assert found.low is not None
+            assert found.high is not None
+            held[few] += found.low <= 5 <= found.high
+    # As they come out of the resamples they hold in 85 and 90 of 100.
+    assert held[5] > 0.9 * 400
+    assert held[10] > 0.92 * 400
 
 
 def test_an_interval_of_very_many_questions_is_that_of_its_resamples() -> None:
