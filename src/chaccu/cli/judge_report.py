@@ -110,7 +110,11 @@ def calibrate_command(
     from chaccu.judge.votes import read_votes
 
     judged = read_judged(verdicts)
-    found = calibrate(read_votes(votes, judges=people, first_turn=first_turn), judged.verdicts, judged.failures, seed=seed)
+    given = read_votes(votes, judges=people, first_turn=first_turn)
+    found = calibrate(given, judged.verdicts, judged.failures, seed=seed)
+    if people != "*":
+        others = len(read_votes(votes, first_turn=first_turn)) - len(given)
+        typer.echo(f"{len(given)} votes of {people}; {others} of others are left out", err=True)
     if out is not None:
         write_json(out, found)
     if as_json:
@@ -133,7 +137,7 @@ def _say_report(report: JudgeReport) -> None:
             )
     for total in report.totals:
         typer.echo(
-            f"{total.model} against {total.reference}, by {total.judge}: {total.total:g}–{total.reference_total:g}, "
+            f"{total.model} against {total.reference}, by {total.judge}: {total.total:.10g}–{total.reference_total:.10g}, "
             f"{say_percent(total.share)} of the reference, n {total.n}"
         )
     for grade in report.grades:

@@ -83,12 +83,12 @@ def _write_battles(file: Path, reviews: list[Review]) -> None:
 def _say_sums(report: ScoreReport) -> None:
     for name, pair in report.pairs.items():
         share = "" if pair.ratio_b_over_a is None else f" ({100 * pair.ratio_b_over_a:.2f} %)"
-        total = f"{pair.total[0]:g}–{pair.total[1]:g}{share}, " if pair.scored else ""
+        total = f"{pair.total[0]:.10g}–{pair.total[1]:.10g}{share}, " if pair.scored else ""
         typer.echo(
             f"{name}: {total}first better {pair.a_win}, tie {pair.tie}, second better {pair.b_win}, unparsed {pair.unparsed}"
         )
         for category, sums in sorted(pair.by_category.items()):
-            total = f"{sums.total[0]:g}–{sums.total[1]:g}, " if sums.scored else ""
+            total = f"{sums.total[0]:.10g}–{sums.total[1]:.10g}, " if sums.scored else ""
             typer.echo(f"  {category}: {total}{sums.a_win} / {sums.tie} / {sums.b_win}")
     for name, grades in report.models.items():
         typer.echo(

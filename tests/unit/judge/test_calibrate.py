@@ -176,6 +176,8 @@ def test_the_command_reaches_the_published_figures(tmp_path: Path) -> None:
             assert {"agree": one["agree"], "total": one["total"], "ratio": round(one["rate"]["value"], 6)} == published[
                 f"{theirs}.{kind}"
             ]
-    said = CliRunner().invoke(app, arguments).stdout
+    shown = CliRunner().invoke(app, arguments)
+    said = shown.stdout
+    assert shown.stderr == "312 votes of expert_*; 66 of others are left out\n"
     assert "with your people: 185 of 312 agree, 59.3 %" in said
     assert "your people among themselves: 85 of 159 agree" in said

@@ -102,6 +102,13 @@ def test_totals_are_the_vicuna_way(verdicts: list[Verdict]) -> None:
     assert total_scores(graded) == []
 
 
+def test_large_totals_are_shown_to_the_half(tmp_path: Path) -> None:
+    write_lines(tmp_path / "verdicts.jsonl", [verdict("a", "b", "first", 1, scores=(1_900_009.5, 8.0))])
+    report = report_of(tmp_path)
+    assert "1900009.5" in render_markdown(report)
+    assert "1900009.5" in render_html(report)
+
+
 def test_grades_by_category_and_turn_leave_out_what_is_unparsed() -> None:
     grades = [
         verdict("a", None, 6, 1),
