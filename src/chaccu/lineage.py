@@ -2,7 +2,8 @@
 
 Merging asks here, and every engine that serves an adapter. Invariants: on the machine of the training the base's manifest is
 compared; elsewhere, where other versions of the libraries may have unpacked the same weights, the weights themselves are, by
-their SHA-256. An adapter that names a tokenizer is never put together with another, whether it brings the files along or not.
+their SHA-256. A copy of the base in fewer bits counts as the base. An adapter that names a tokenizer is never put together with
+another, whether it brings the files along or not.
 """
 
 from __future__ import annotations
@@ -63,7 +64,17 @@ def _is_parent(base: Path, parent: str | None) -> bool:
     if parent is None or not (base / MANIFEST_NAME).is_file():
         return False
     manifest = read_manifest(base)
+    if "source" in manifest.parents:  # of a copy in fewer bits: what was quantised, and what that was packed from
+        return parent in (manifest_sha256(base), *manifest.parents.values())
     return parent == manifest_sha256(base) or (_is_unchanged_gguf(manifest) and parent == manifest.parents["base"])
+
+
+def source_parents(folder: Path, manifest: Manifest) -> dict[str, str]:
+    """The parents of a copy in fewer bits of what is in `folder`, which has this manifest; "base" is what that stands for."""
+    parents = {"source": manifest_sha256(folder)}
+    if "source" in manifest.parents:
+        return parents | {"base": manifest.parents.get("base", manifest.parents["source"])}
+    return parents | ({"base": manifest.parents["base"]} if _is_unchanged_gguf(manifest) else {})
 
 
 def _is_unchanged_gguf(manifest: Manifest) -> bool:

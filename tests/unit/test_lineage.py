@@ -11,7 +11,7 @@ import pytest
 
 from chaccu.artifact import Manifest, manifest_sha256, read_manifest, sha256_file, write_json, write_manifest
 from chaccu.errors import WeightsError
-from chaccu.lineage import check_base, find_tokenizer_sha256, identify_weights
+from chaccu.lineage import check_base, find_tokenizer_sha256, identify_weights, source_parents
 from chaccu.testing.tiny import build_tokenizer
 
 
@@ -63,6 +63,46 @@ def test_without_a_manifest_the_base_s_own_files_are_hashed(tmp_path: Path) -> N
     (there / "model.safetensors").write_bytes(b"others")
     with pytest.raises(WeightsError, match="another base"):
         check_base(there, adapter)
+
+
+def make_copy(folder: Path, source: Path, **changes: Any) -> Path:
+    """A copy of `source` in fewer bits, by its manifest."""
+    origin = read_manifest(source)
+    make_base(folder, b"fewer bits")
+    manifest = msgspec.structs.replace(origin, parents=source_parents(source, origin), inputs={}, facts={}, files={}, **changes)
+    write_manifest(folder, manifest)
+    return folder
+
+
+def test_a_copy_in_fewer_bits_counts_as_the_base_and_so_does_a_copy_of_it(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    adapter = make_adapter(tmp_path / "adapter", base)
+    small = make_copy(tmp_path / "small", base)
+    smaller = make_copy(tmp_path / "smaller", small)
+    for folder in (small, smaller, make_copy(tmp_path / "least", smaller)):
+        check_base(folder, adapter)
+    check_base(small, make_adapter(tmp_path / "trained-on-it", small))
+    with pytest.raises(WeightsError, match="another base"):
+        check_base(base, make_adapter(tmp_path / "trained-elsewhere", smaller))
+    with pytest.raises(WeightsError, match="another base"):
+        check_base(make_copy(tmp_path / "copy", make_base(tmp_path / "other", b"others")), adapter)
+
+
+def test_a_copy_of_the_packed_file_counts_as_what_that_was_unpacked_into_and_one_of_a_merged_model_does_not(
+    tmp_path: Path,
+) -> None:
+    base = make_base(tmp_path / "base")
+    adapter = make_adapter(tmp_path / "adapter", base)
+    for name, parents in (
+        ("wrapped", {"base": manifest_sha256(base)}),
+        ("merged", {"base": manifest_sha256(base), "adapter": "0"}),
+    ):
+        folder = make_base(tmp_path / name, name.encode())
+        write_manifest(folder, msgspec.structs.replace(read_manifest(folder), kind="gguf", parents=parents, inputs={}))
+        make_copy(tmp_path / f"{name}-small", folder)
+    check_base(tmp_path / "wrapped-small", adapter)
+    with pytest.raises(WeightsError, match="another base"):
+        check_base(tmp_path / "merged-small", adapter)
 
 
 @pytest.mark.parametrize("facts", [{}, {"base_weights": {"model.safetensors": "0" * 64}, "base_name": "some/base"}])

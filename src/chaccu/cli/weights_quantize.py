@@ -39,6 +39,7 @@ def quantize_command(
     """Write a model in fewer bits, and say what it gained and lost: bytes, perplexity on a held-out text, tokens a second."""
     import msgspec
 
+    from chaccu.errors import WeightsError
     from chaccu.weights.checkpoint import MAX_SHARD_BYTES
     from chaccu.weights.perplexity import read_text
     from chaccu.weights.quantize import Measured, check_type, find_source, measure_size, quantize
@@ -50,10 +51,13 @@ def quantize_command(
     with counting("quantising") as progress:
         manifest = quantize(found, out, kind, max_shard_bytes=limit, progress=progress)
     made = out / "model.gguf" if manifest.kind == "gguf" else out
-    before, after = (
-        _measure(model, held_out, when) if measure else Measured(measure_size(model))
-        for model, when in ((found, "before"), (made, "after"))
-    )
+    try:
+        before, after = (
+            _measure(model, held_out, when) if measure else Measured(measure_size(model))
+            for model, when in ((found, "before"), (made, "after"))
+        )
+    except WeightsError as error:
+        raise WeightsError(f"{out} is written, and could not be measured: {error.message}", remedy="--no-measure") from error
     if as_json:
         report = {"type": kind, "out": str(out), "settings": manifest.settings, "before": before, "after": after}
         typer.echo(msgspec.json.encode(report).decode())

@@ -28,8 +28,9 @@ def fp8_specs(name: str, shape: tuple[int, ...]) -> list[TensorSpec]:
 
 def pack_fp8(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
     """A weight in fp8, by the names that it has in a checkpoint: its largest value becomes the largest of the format."""
+    low, high = torch.aminmax(weight)
     # A weight of zeros alone has any scale.
-    scale = float(weight.abs().max()) / _LARGEST or 1.0
+    scale = max(-float(low), float(high)) / _LARGEST or 1.0
     packed = torch.empty(weight.shape, dtype=torch.float8_e4m3fn)
     for begin, end in split_rows(tuple(weight.shape)):
         # Beyond the largest value the format has no infinity to round to: 448 · (1 + ε) would become NaN.

@@ -13,7 +13,7 @@ from typing import Any
 from chaccu.artifact import MANIFEST_NAME, Manifest, manifest_sha256, read_manifest
 from chaccu.conversation import TOKENIZER_FILES
 from chaccu.errors import WeightsError
-from chaccu.lineage import find_tokenizer_sha256
+from chaccu.lineage import find_tokenizer_sha256, source_parents
 from chaccu.weights.checkpoint import Checkpoint
 
 MODEL_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
@@ -42,7 +42,7 @@ def has_conv1d(config: dict[str, Any]) -> bool:
 
 def describe_source(folder: Path, checkpoint: Checkpoint, role: str) -> Manifest:
     """What something made of a model's folder carries over: chat format, tokenizer, licence, and what it was made of: the
-    folder's manifest as the parent `role`, or, without one, its files of weights as inputs.
+    folder's manifest as the parent `role` ("source" of a copy in fewer bits), or, without one, its files of weights as inputs.
     """
     if (folder / MANIFEST_NAME).is_file():
         origin = read_manifest(folder)
@@ -52,7 +52,7 @@ def describe_source(folder: Path, checkpoint: Checkpoint, role: str) -> Manifest
             chat_format=origin.chat_format,
             tokenizer_sha256=origin.tokenizer_sha256,
             license=origin.license,
-            parents={role: manifest_sha256(folder)},
+            parents=source_parents(folder, origin) if role == "source" else {role: manifest_sha256(folder)},
         )
     tokenizer = find_tokenizer_sha256(folder) if (folder / "tokenizer.json").is_file() else None
     return Manifest(kind="model", name=folder.name, tokenizer_sha256=tokenizer, inputs=checkpoint.sha256())

@@ -25,7 +25,6 @@ from chaccu.artifact import (
     atomic_folder,
     copy_files,
     library_versions,
-    manifest_sha256,
     read_manifest,
     require_free_space,
     sha256_file,
@@ -33,6 +32,7 @@ from chaccu.artifact import (
 )
 from chaccu.conversation import TOKENIZER_FILES
 from chaccu.errors import MissingDependencyError, WeightsError
+from chaccu.lineage import source_parents
 from chaccu.weights.checkpoint import Progress, require_finite
 from chaccu.weights.ggml_blocks import (
     BF16,
@@ -208,5 +208,5 @@ def _describe(source: Path, name: str, kind: str, work: _Quantization, quantiser
         chat_format=origin.chat_format,
         tokenizer_sha256=origin.tokenizer_sha256,
         license=origin.license,
-        parents={"source": manifest_sha256(source.parent)},
+        parents=source_parents(source.parent, origin),
     )

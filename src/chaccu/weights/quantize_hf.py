@@ -25,6 +25,7 @@ from chaccu.weights.nf4_form import nf4_config, pack_rows, packed_specs, require
 from chaccu.weights.safetensors_file import TensorEntry, TensorSpec
 
 HF_TYPES = ("nf4", "int8", "fp8")
+_LIBRARIES = {"nf4": ("bitsandbytes",), "int8": ("torchao",)}
 # Modules of linear weights: LLaMA, Mistral, Qwen, Gemma; Phi-3; Falcon, GPT-NeoX; OPT.
 _LINEAR = frozenset(
     (
@@ -106,7 +107,7 @@ def quantize_hf(
             describe_source(source, work.checkpoint, "source"),
             name=out.name,
             settings={"type": kind, "quantized_weights": len(work.linear), "kept_modules": work.kept},
-            versions=library_versions("safetensors", "torch", "torchao" if kind == "int8" else "bitsandbytes"),
+            versions=library_versions("safetensors", "torch", *_LIBRARIES.get(kind, ())),
         )
         return write_manifest(folder, manifest, hashed=written)
 
