@@ -39,9 +39,9 @@ _LEVEL = 0.95
 class LengthControlled(msgspec.Struct, frozen=True, kw_only=True):
     """Rates and errors as fractions of 1; coefficients in log-odds.
 
-    `win_rate`: with equal lengths; `standard_error` by the delta method from a sandwich covariance, `low` and `high` its 95 %
-    interval, formed on log-odds; these are None for fewer than two questions (or clusters). `model`: θ; `length`: φ, below 0
-    where longer answers are preferred; `difficulty`: ψ, None without difficulties.
+    `win_rate`: with equal lengths; `standard_error` by the delta method from the sandwich covariance or from the model's own,
+    whichever is larger; `low` and `high` its 95 % interval, formed on log-odds; these are None for fewer than two questions (or
+    clusters). `model`: θ; `length`: φ, below 0 where longer answers are preferred; `difficulty`: ψ, None without difficulties.
     """
 
     counted: int
@@ -88,8 +88,8 @@ def control_length(
     length_term = np.tanh(gap / spread) if spread else np.zeros_like(gap)
     without = np.ones((len(y), 1)) if level is None else np.stack([np.ones(len(y)), level], axis=1)
     x = np.concatenate([without, length_term[:, None]], axis=1)
-    found, covariance = _fit(x[present], y[present], number_clusters(clusters, present), ridge)
-    rate, error, low, high = _predict(without, found[:-1], covariance[:-1, :-1])
+    found, covariances = _fit(x[present], y[present], number_clusters(clusters, present), ridge)
+    rate, error, low, high = _predict(without, found[:-1], [covariance[:-1, :-1] for covariance in covariances])
     return LengthControlled(
         counted=int(present.sum()),
         dropped=int((~present).sum()),
@@ -103,8 +103,9 @@ def control_length(
     )
 
 
-def _fit(x: Array, y: Array, groups: Array | None, ridge: float) -> tuple[Array, Array]:
-    """Coefficients (K,) of a logistic model by Newton's method, and their sandwich covariance, by groups (N,) from 0 if any."""
+def _fit(x: Array, y: Array, groups: Array | None, ridge: float) -> tuple[Array, list[Array]]:
+    """Coefficients (K,) of a logistic model by Newton's method, their sandwich covariance, by groups (N,) from 0 if any, and
+    the model's own."""
     import numpy as np
 
     found = np.zeros(x.shape[1])
@@ -119,19 +120,25 @@ def _fit(x: Array, y: Array, groups: Array | None, ridge: float) -> tuple[Array,
             scores = x * (y - p)[:, None]
             if groups is not None:
                 scores = np.stack([np.bincount(groups, weights=column) for column in scores.T], axis=1)
-            return found, join_sandwich(matrix, scores.T @ scores, len(scores))
+            return found, [join_sandwich(matrix, scores.T @ scores, len(scores)), np.linalg.inv(matrix)]
     raise DataError(
         f"the length-controlled win rate of {len(y)} comparisons did not settle in {_STEPS} steps.",
         remedy="a larger ridge, or difficulties of a smaller scale",
     )
 
 
-def _predict(x: Array, found: Array, covariance: Array) -> tuple[float, float | None, float | None, float | None]:
-    """The mean of σ(x · found), its standard error and both ends of its interval; None where the covariance is NaN."""
+def _predict(x: Array, found: Array, covariances: list[Array]) -> tuple[float, float | None, float | None, float | None]:
+    """The mean of σ(x · found), its standard error and both ends of its interval; None where a covariance is NaN.
+
+    Where all was won, or length tells every winner, residuals are next to nothing and a sandwich is certain of everything: the
+    model's own covariance, which has no residuals, is not.
+    """
+    import numpy as np
+
     p = _sigmoid(x @ found)
     rate = float(p.mean())
     slope = (x * (p * (1 - p))[:, None]).mean(axis=0)
-    variance = float(slope @ covariance @ slope)
+    variance = float(np.max([slope @ covariance @ slope for covariance in covariances]))
     if math.isnan(variance):
         return rate, None, None, None
     error = math.sqrt(max(0.0, variance))

@@ -37,10 +37,10 @@ class Rating(msgspec.Struct, frozen=True, kw_only=True):
     """One model. `rating`: Bradley–Terry, a difference of 400 is odds of 10 to 1; comparable within `tier` only.
 
     `rating` is None for a model that is a tier of its own: it has won, or lost, every battle with the others. What else
-    is about the rating is None with it: `low` and `high` of the 95 % interval (None too without intervals, and where one
-    question or battle alone tells none), `standard_error` by the sandwich, and `best_rank` and `worst_rank` in the tier that
-    intervals leave open. `component` and `tier` count from 1; within a component no tier was beaten by a later one, and the
-    order of two that no chain of wins joins says nothing.
+    is about the rating is None with it: `low` and `high` of the 95 % interval (None too without intervals, and where battles
+    tell no error: one question or battle alone, or ties alone), `standard_error` by the sandwich, and `best_rank` and
+    `worst_rank` in the tier that intervals leave open. `component` and `tier` count from 1; within a component no tier was
+    beaten by a later one, and the order of two that no chain of wins joins says nothing.
     """
 
     model: str
@@ -88,9 +88,9 @@ class Ranking(msgspec.Struct, frozen=True, kw_only=True):
     """Ratings by component, tier and rating, best first. `components`: the models of each, largest first.
 
     `battles` are decided + `ties`, `both_bad` are among the ties, and `unread` rows had no winner and are not among them.
-    `questions`: how many, where intervals are by question. `separability`: the share of pairs in a tier whose intervals do not
-    overlap; `distinct`: the share of the tested `pairs` with a p-value under 0.05; None where there is nothing to share.
-    `bootstraps`: resamples drawn, 0 where intervals are not from resamples.
+    `questions`: how many the rated battles are on, where intervals are by question. `separability`: the share of pairs in a
+    tier whose intervals do not overlap; `distinct`: the share of the tested `pairs` with a p-value under 0.05; None where there
+    is nothing to share. `bootstraps`: resamples drawn, 0 where intervals are not from resamples.
     """
 
     battles: int
@@ -153,7 +153,8 @@ def rank_battles(
         return rate_tier(cells.within(tier), len(tier), model=model, plan=plan)
 
     rows, parts = _rate_parts(battles.models, cells, all_cells, _rate_elo(rated), rate)
-    return _gather(battles, rows, parts, ties=ties, intervals=intervals, bootstraps=bootstraps, seed=seed)
+    questions = None if rated.question is None else len(np.unique(rated.question))
+    return _gather(battles, rows, parts, questions, ties=ties, intervals=intervals, bootstraps=bootstraps, seed=seed)
 
 
 class _Part(msgspec.Struct, frozen=True):
@@ -226,7 +227,15 @@ def _finite(value: float) -> float | None:
 
 
 def _gather(
-    battles: Battles, rows: list[Rating], parts: list[_Part], *, ties: Ties, intervals: Intervals, bootstraps: int, seed: int
+    battles: Battles,
+    rows: list[Rating],
+    parts: list[_Part],
+    questions: int | None,
+    *,
+    ties: Ties,
+    intervals: Intervals,
+    bootstraps: int,
+    seed: int,
 ) -> Ranking:
     components: dict[int, list[str]] = {}
     for part in parts:
@@ -241,7 +250,7 @@ def _gather(
         ties=int((battles.outcome == TIE).sum()),
         both_bad=battles.both_bad,
         unread=battles.unread,
-        questions=None if battles.question is None else int(battles.question.max()) + 1,
+        questions=questions,
         components=[sorted(models, key=order.__getitem__) for models in components.values()],
         ratings=rows,
         separability=separated / possible if possible else None,

@@ -68,7 +68,7 @@ def compare_resamples(point: Array, resamples: Array, level: float = 0.95) -> li
 
 
 def compare_estimates(point: Array, covariance: Array, level: float = 0.95) -> list[PairTest]:
-    """A test of each pair by Wald, from the covariance (M, M) of `point`; where that is NaN, so are interval and p-value."""
+    """A test of each pair by Wald, from the covariance (M, M) of `point`; without a spread (0, NaN) only a difference."""
     import numpy as np
 
     normal = NormalDist()
@@ -77,7 +77,7 @@ def compare_estimates(point: Array, covariance: Array, level: float = 0.95) -> l
     for first in range(len(point) - 1):
         for second in range(first + 1, len(point)):
             variance = covariance[first, first] + covariance[second, second] - 2 * covariance[first, second]
-            gap, error = float(point[first] - point[second]), float(np.sqrt(np.maximum(0.0, variance)))
-            p_value = 2 * normal.cdf(-abs(gap) / error) if error else float(gap == 0)
+            gap, error = float(point[first] - point[second]), float(np.sqrt(variance)) if variance > 0 else np.nan
+            p_value = 2 * normal.cdf(-abs(gap) / error)
             tests.append(PairTest(first, second, gap, gap - z * error, gap + z * error, p_value))
     return tests

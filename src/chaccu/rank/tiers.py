@@ -30,6 +30,8 @@ MEAN, SCALE = 1000.0, 400.0
 _POINTS = SCALE / math.log(10)
 # Steps shrink quadratically: one below this leaves an error of rounding only.
 _TOLERANCE = 1e-8
+# In points: what rounding leaves of no error at all.
+_NO_SPREAD = 1e-6
 _Z = NormalDist().inv_cdf(0.975)
 
 
@@ -109,6 +111,9 @@ def _rate(theta: Array, covariance: Array, drawn: Array | None, plan: IntervalPl
     import numpy as np
 
     rating, error = _to_points(theta), _POINTS * np.sqrt(np.diag(covariance))
+    if (error < _NO_SPREAD).all():
+        # Two ties, or a flip on each question: no battle differs from what is expected of it, and nothing tells the error.
+        error, covariance, drawn = np.full_like(error, np.nan), np.full_like(covariance, np.nan), None
     resamples = None if drawn is None else _to_points(drawn)
     tests: list[PairTest] = []
     if plan.with_tests and resamples is not None:

@@ -89,6 +89,20 @@ def test_one_question_alone_tells_no_error() -> None:
     assert 0 < found.win_rate < 1
 
 
+def test_twenty_wins_of_twenty_are_not_certain() -> None:
+    wilson = measure_win_rate([1.0] * 20)
+    for lengths in ([5] * 20, list(range(20))):
+        found = control_length([1.0] * 20, lengths, [5] * 20)
+        assert found.low is not None
+        assert wilson.low - 0.15 < found.low < wilson.low + 0.02
+    # Whoever writes more wins: nothing is left to tell how good the answers are.
+    longer = control_length([1.0, 0.0] * 20, [2, 1] * 20, [1, 2] * 20)
+    assert longer.low is not None
+    assert longer.high is not None
+    assert longer.win_rate == pytest.approx(0.5)
+    assert longer.high - longer.low > 0.4
+
+
 def test_rates_stay_finite_where_one_side_won_everything_and_lengths_are_equal() -> None:
     found = control_length([1.0] * 20 + [None], [5] * 21, [5] * 21)
     assert (found.counted, found.dropped) == (20, 1)

@@ -148,6 +148,8 @@ def test_dropped_ties_are_counted_and_rate_nobody() -> None:
     assert a.rating - b.rating == pytest.approx(400 * math.log10(3))
     assert (a.ties, ranking.ties, ranking.battles) == (9, 10, 14)
     assert (c.rating, c.ties, c.elo) == (None, 1, 1000)
+    on_questions = [(*row, "q" if row[2] == "tie" else str(number)) for number, row in enumerate(rows)]
+    assert rank_battles(parse_battles(on_questions), ties="drop", bootstraps=20).questions == 4
     assert ranking.components == [["a", "b"], ["c"]]
 
 
@@ -171,10 +173,15 @@ def test_questions_that_repeat_themselves_widen_intervals() -> None:
 @pytest.mark.parametrize("intervals", ["bootstrap", "sandwich"])
 @pytest.mark.parametrize(
     "rows",
-    [[("a", "b", "model_a", "1")] * 2 + [("a", "b", "model_b", "1")], [("a", "b", "tie")]],
-    ids=["one question", "one battle"],
+    [
+        [("a", "b", "model_a", "1")] * 2 + [("a", "b", "model_b", "1")],
+        [("a", "b", "tie")],
+        [("a", "b", "tie"), ("b", "a", "tie")],
+        [("a", "b", winner, f"q{question}") for question in range(30) for winner in ("model_a", "model_b")],
+    ],
+    ids=["one question", "one battle", "ties", "flips"],
 )
-def test_one_observation_alone_tells_no_error(rows: list[tuple[str, str, str]], intervals: Intervals) -> None:
+def test_battles_without_a_spread_tell_no_error(rows: list[tuple[str, str, str]], intervals: Intervals) -> None:
     ranking = rank_battles(parse_battles(rows), intervals=intervals, with_pairs=True)
     row = rows_of(ranking)["a"]
     assert row.rating is not None
