@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -56,7 +57,7 @@ class Checkpoint:
                 remedy=_repair(self.folder),
             )
 
-    @property
+    @cached_property
     def entries(self) -> dict[str, TensorEntry]:
         """Every tensor's dtype, shape and place."""
         return {name: file.entries[name] for name, file in self._homes.items()}
@@ -69,6 +70,10 @@ class Checkpoint:
     def read(self, name: str) -> torch.Tensor:
         """One tensor, in memory of its own."""
         return self._homes[name].read(name)
+
+    def read_bytes(self, name: str, begin: int, end: int) -> torch.Tensor:
+        """Some of a tensor's bytes."""
+        return self._homes[name].read_bytes(name, begin, end)
 
     def sha256(self) -> dict[str, str]:
         """SHA-256 of each file of weights, by its name."""
@@ -127,23 +132,37 @@ def plan_shards(specs: Iterable[TensorSpec], max_shard_bytes: int = MAX_SHARD_BY
     return {f"model-{at:05}-of-{len(shards):05}.safetensors": shard for at, shard in enumerate(shards, 1)}
 
 
+def keep_shards(like: Checkpoint, specs: Iterable[TensorSpec], max_shard_bytes: int | None) -> dict[str, list[TensorSpec]]:
+    """Which tensors go into which file: where those of `like` lie, which has all of their names; with a limit as
+    `plan_shards`."""
+    if max_shard_bytes is not None:
+        return plan_shards(specs, max_shard_bytes)
+    by_name = {spec.name: spec for spec in specs}
+    shards = {file.path.name: [by_name[name] for name in file.entries if name in by_name] for file in like.files}
+    shards = {name: shard for name, shard in shards.items() if shard}
+    # A single file is found by this name alone.
+    return shards if len(shards) > 1 else dict(zip([SINGLE_NAME], shards.values(), strict=False))
+
+
 def write_checkpoint(
     folder: Path,
     specs: Sequence[TensorSpec],
     read: Callable[[str], torch.Tensor],
     *,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    shards: Mapping[str, Sequence[TensorSpec]] | None = None,
     metadata: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, FileEntry]:
     """Write tensors into `folder` (there already, and not yet the artifact), with an index where they fill several files.
 
-    `read(name)` gives each tensor when its turn comes. `progress(done, total)` counts bytes. Returns size and SHA-256 of each
-    file of weights. Raises `WeightsError` when a tensor is not as announced, `StorageError` when the disk is too small.
+    `read(name)` gives each tensor when its turn comes. `shards`: which tensors go into which file, else as `plan_shards` has
+    it. `progress(done, total)` counts bytes. Returns size and SHA-256 of each file of weights. Raises `WeightsError` when a
+    tensor is not as announced, `StorageError` when the disk is too small.
     """
     total = sum(spec.size_bytes for spec in specs)
     require_free_space(folder, total + _SPARE_BYTES, "the model's weights")
-    shards = plan_shards(specs, max_shard_bytes)
+    shards = plan_shards(specs, max_shard_bytes) if shards is None else shards
     written: dict[str, FileEntry] = {}
     done = 0
     for name, shard in shards.items():

@@ -13,12 +13,21 @@ from typing import Any
 from chaccu.artifact import MANIFEST_NAME, Manifest, manifest_sha256, read_manifest
 from chaccu.conversation import TOKENIZER_FILES
 from chaccu.errors import WeightsError
+from chaccu.hub import MODEL_FILES as HUB_FILES
+from chaccu.hub import find_model_folder
 from chaccu.lineage import find_tokenizer_sha256, source_parents
 from chaccu.weights.checkpoint import Checkpoint
 
-MODEL_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+# Tokenizers of older forms come along, for whoever reads those.
+_OLDER_TOKENIZERS = ("tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
+MODEL_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES, *_OLDER_TOKENIZERS)
 # Model types whose linear weights lie as in × out (transformers' Conv1D).
 _CONV1D_MODELS = frozenset({"gpt2", "openai-gpt"})
+
+
+def find_model(name: str | Path) -> Path:
+    """The folder of a model named by its path or hub id. Raises `WeightsError` when there is none."""
+    return find_model_folder(name, error=WeightsError, files=(*HUB_FILES, "tokenizer.model", "merges.txt"))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -40,9 +49,11 @@ def has_conv1d(config: dict[str, Any]) -> bool:
     return config.get("model_type") in _CONV1D_MODELS
 
 
-def describe_source(folder: Path, checkpoint: Checkpoint, role: str) -> Manifest:
+def describe_source(folder: Path, checkpoint: Checkpoint | None, role: str) -> Manifest:
     """What something made of a model's folder carries over: chat format, tokenizer, licence, and what it was made of: the
     folder's manifest as the parent `role` ("source" of a copy in fewer bits), or, without one, its files of weights as inputs.
+
+    Without `checkpoint` these are not hashed: what is made says itself which tensors it was made of.
     """
     if (folder / MANIFEST_NAME).is_file():
         origin = read_manifest(folder)
@@ -54,5 +65,6 @@ def describe_source(folder: Path, checkpoint: Checkpoint, role: str) -> Manifest
             license=origin.license,
             parents=source_parents(folder, origin) if role == "source" else {role: manifest_sha256(folder)},
         )
+    inputs = checkpoint.sha256() if checkpoint is not None else {}
     tokenizer = find_tokenizer_sha256(folder) if (folder / "tokenizer.json").is_file() else None
-    return Manifest(kind="model", name=folder.name, tokenizer_sha256=tokenizer, inputs=checkpoint.sha256())
+    return Manifest(kind="model", name=folder.name, tokenizer_sha256=tokenizer, inputs=inputs)

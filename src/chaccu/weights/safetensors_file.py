@@ -111,22 +111,27 @@ class SafetensorsFile:
     def read(self, name: str) -> torch.Tensor:
         """One tensor, in memory of its own. Raises `StorageError`, or `WeightsError` when the file shrank meanwhile."""
         entry = self.entries[name]
-        raw = torch.empty(entry.size_bytes, dtype=torch.uint8)
-        view = _bytes_of(raw)
+        return self.read_bytes(name, 0, entry.size_bytes).view(entry.dtype).reshape(entry.shape)
+
+    def read_bytes(self, name: str, begin: int, end: int) -> torch.Tensor:
+        """Some of a tensor's bytes, as they lie in the file; raises as `read`."""
+        raw = torch.empty(end - begin, dtype=torch.uint8)
+        view = raw.numpy().data
         with storage_errors(self.path), self.path.open("rb", buffering=0) as file:
-            file.seek(entry.begin)
+            file.seek(self.entries[name].begin + begin)
             done = 0
-            while done < entry.size_bytes:
+            while done < len(view):
                 count = file.readinto(view[done:])
                 if not count:
                     raise WeightsError(f"{self.path} ends inside {name}.", remedy="fetch or write it again")
                 done += count
-        return raw.view(entry.dtype).reshape(entry.shape)
+        return raw
 
 
-def _bytes_of(raw: torch.Tensor) -> memoryview:
-    """The memory of a tensor of bytes."""
-    return memoryview(raw.numpy())  # type: ignore[arg-type]  # numpy's arrays are buffers from Python 3.12's types on
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor, row by row, as the format has them; memory of its own only where its rows do not lie in order."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return (flat.view(torch.uint8) if len(flat) else torch.empty(0, dtype=torch.uint8)).numpy().data
 
 
 def _read_entry(name: str, value: Mapping[str, Any], data_start: int) -> TensorEntry:
@@ -181,8 +186,7 @@ class SafetensorsWriter:
                 f"{spec.name} is {tensor.dtype} of {tuple(tensor.shape)}; {spec.dtype} of {spec.shape} was announced."
             )
         self._next += 1
-        if tensor.numel():
-            self._put(_bytes_of(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)))
+        self._put(tensor_bytes(tensor))
 
     def _put(self, data: memoryview) -> None:
         if self._hashing is not None:
