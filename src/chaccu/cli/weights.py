@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from chaccu.cli import weights_merge, weights_quantize
+from chaccu.cli import weights_delta, weights_merge, weights_quantize
 from chaccu.cli.progress_bar import counting
 
 app = typer.Typer(
     name="weights", help="Weights: everything between a checkpoint and something that answers.", no_args_is_help=True
 )
+weights_delta.register(app)
 weights_merge.register(app)
 weights_quantize.register(app)
 _Out = Annotated[Path, typer.Option(help="Folder or file to write; it appears once it is whole.")]
