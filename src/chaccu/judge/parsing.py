@@ -28,6 +28,8 @@ _CONDITION = re.compile(
     r"(?![ \t]+(?:only|by|just|barely|narrowly|slightly|anything|forced|pressed|I)\b))",
     re.I,
 )
+# What stands before a mark that is the whole of which the mark before it is a part: "[[8]] out of [[10]]".
+_OUT_OF = re.compile(r"(?:\]\][ \t]*/|\bout[ \t]+of)[ \t]*\Z", re.I)
 _LABEL = re.compile(
     r"(?:(?:my|the|final|overall)[ \t]+){0,3}(?:verdict|rating|score|grade|winner|choice|decision|judge?ment)[ \t]*(?::|is:?)?",
     re.I,
@@ -262,7 +264,8 @@ def _find_marks(text: str) -> list[tuple[int, str]]:
     free: list[re.Match[str]] = []
     quoted: list[re.Match[str]] = []
     for match in _MARK.finditer(text):
-        if not _CONDITION.match(text, match.end()):
+        is_whole = match[1].isdigit() and _OUT_OF.search(text, max(0, match.start() - 12), match.start())
+        if not is_whole and not _CONDITION.match(text, match.end()):
             (quoted if _is_quoted(text, match) else free).append(match)
     if quoted and _is_end(text, quoted[-1].end()):
         if not free:

@@ -85,6 +85,8 @@ def test_a_verdict_is_the_last_mark(text: str, outcome: str | None) -> None:
         ("It says [[10]] itself.\n[[seven]]", None),
         ("[[7]]\nThe matrix [[1, 2]] is theirs.", 7),
         ("[[٨]]", 8),
+        ("Rating: [[8]] out of [[10]]", 8),
+        ("[[8]]/[[10]]", 8),
         ("Rating: 8,5", None),
         ("Rating: 4 / 5", None),
         ("Rating: 4 stars", None),
