@@ -163,6 +163,10 @@ def _say_gate(gate: Gate) -> None:
             f"({tally.flips} flips), {tally.losses} lost, on {tally.win_rate.questions} questions, by {', '.join(gate.judges)}"
         )
     typer.echo(f"{gate.asked} comparisons = {gate.asked - gate.missing} counted + {gate.missing} missing")
+    if gate.replaced:
+        typer.echo(
+            f"warning: {gate.replaced} verdicts have the ids of earlier ones, were asked otherwise and replace them.", err=True
+        )
     for name in gate.unfinished:
         typer.echo(f"warning: no manifest.json in {name}: whether its run came to an end is not known.", err=True)
 

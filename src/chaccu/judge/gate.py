@@ -25,7 +25,7 @@ Decision = Literal["promoted", "not promoted", "incomplete"]
 class Gate(msgspec.Struct, frozen=True, kw_only=True):
     """`missing` of `asked` comparisons have no result: unparsed, failed, shown in one order where others were shown in both, or
     lost by a run that was killed. `tally`, and `low`, the lower end that decides: None where nothing was counted. `unfinished`:
-    folders without a manifest, of which nobody knows what else was to be asked."""
+    folders without a manifest, of which nobody knows what else was to be asked; `replaced`: see `JudgedFolders`."""
 
     decision: Decision
     reason: str
@@ -41,6 +41,7 @@ class Gate(msgspec.Struct, frozen=True, kw_only=True):
     low: float | None
     tally: Tally | None
     unfinished: list[str]
+    replaced: int
 
     @property
     def exit_code(self) -> int:
@@ -92,6 +93,7 @@ def decide_gate(
         low=low,
         tally=tally,
         unfinished=list(judged.unfinished),
+        replaced=judged.replaced,
     )
 
 

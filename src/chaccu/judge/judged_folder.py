@@ -30,7 +30,8 @@ _Line = TypeVar("_Line", bound=msgspec.Struct)
 class JudgedFolders(msgspec.Struct, frozen=True, kw_only=True):
     """`answers` by (question id as text, turn, model). `lost`: asked by a manifest, with neither a verdict nor a failure.
 
-    `unfinished`: folders without a manifest, of which it is not known whether the run came to its end.
+    `unfinished`: folders without a manifest, of which it is not known whether the run came to its end. `replaced`: verdicts for
+    which a later folder has one with the same ids that was asked something else.
     """
 
     folders: tuple[str, ...]
@@ -41,6 +42,7 @@ class JudgedFolders(msgspec.Struct, frozen=True, kw_only=True):
     repeated: int
     lost: int
     unfinished: tuple[str, ...]
+    replaced: int = 0
 
     @property
     def everything(self) -> list[Verdict | JudgingFailure]:
@@ -55,12 +57,13 @@ def read_judged(folders: Sequence[Path], answers: Sequence[Path] = ()) -> Judged
     verdicts: dict[tuple[Any, ...], Verdict] = {}
     failures: dict[tuple[Any, ...], JudgingFailure] = {}
     checks: list[CheckedQuestion] = []
-    read = lost = 0
+    read = lost = replaced = 0
     folders = list({folder.resolve(): folder for folder in folders}.values())
     for folder in folders:
         found, failed = _read_verdicts(folder), _read_if_there(folder / FAILURES_NAME, JudgingFailure, "failure")
         read += len(found)
         lost += max(0, _asked(folder) - len(found) - len(failed))
+        replaced += sum(_place(one) in verdicts and verdicts[_place(one)].key != one.key for one in found)
         verdicts.update((_place(one), one) for one in found)
         failures.update((_place(one), one) for one in failed)
         checks += _read_if_there(folder / CHECKS, CheckedQuestion, "checked question")
@@ -77,6 +80,7 @@ def read_judged(folders: Sequence[Path], answers: Sequence[Path] = ()) -> Judged
         checks=list(dict.fromkeys(checks)),
         repeated=read - len(verdicts),
         lost=lost,
+        replaced=replaced,
         unfinished=tuple(folder.name or str(folder) for folder in folders if not (folder / MANIFEST_NAME).is_file()),
     )
 

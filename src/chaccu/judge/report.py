@@ -250,6 +250,11 @@ def _warn(report: JudgeReport, judged: JudgedFolders) -> list[str]:
     if judged.unfinished:
         names = ", ".join(judged.unfinished)
         warnings.append(f"No manifest.json in {names}: whether its run came to an end is not known.")
+    if judged.replaced:
+        warnings.append(
+            f"{judged.replaced} verdicts are on a question id, models and prompt that an earlier folder has too, and asked "
+            "otherwise: the later ones count. Folders of different question sets want reports of their own."
+        )
     for judge in report.judges:
         if len(judge.versions) > 1:
             warnings.append(f"The judge {judge.judge} answered under {len(judge.versions)} names: {', '.join(judge.versions)}.")

@@ -91,6 +91,14 @@ def test_what_a_killed_run_has_lost_is_missing(tmp_path: Path) -> None:
     assert gate(tmp_path).exit_code == 2
 
 
+def test_folders_of_different_questions_with_equal_ids_are_warned_of(tmp_path: Path) -> None:
+    write(tmp_path / "one", ["new"] * 30)
+    write_lines(tmp_path / "two" / "verdicts.jsonl", [verdict("new", "old", "first", 3, key="of another set")])
+    result = gate(tmp_path / "one", "new", "--verdicts", str(tmp_path / "two"))
+    assert result.exit_code == 0
+    assert "warning: 1 verdicts have the ids of earlier ones" in result.stderr
+
+
 def test_a_judge_can_be_chosen_and_wrong_names_are_wrong_use(tmp_path: Path) -> None:
     lines = [
         one

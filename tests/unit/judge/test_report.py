@@ -252,6 +252,13 @@ def test_a_verdict_in_two_folders_counts_once_and_heals_a_failure(folder: Path, 
     assert (report.pairs[0].wins, report.pairs[0].failed) == (4, 1)
 
 
+def test_equal_ids_of_other_questions_are_warned_of(folder: Path, tmp_path: Path) -> None:
+    write_lines(tmp_path / "more" / "verdicts.jsonl", [verdict("a", "b", "second", 1, key="of another set")])
+    report = build_report(read_judged([folder, tmp_path / "more"]))
+    assert any("1 verdicts are on a question id" in one for one in report.warnings)
+    assert not any("on a question id" in one for one in report_of(folder).warnings)
+
+
 def test_what_a_manifest_speaks_of_and_the_files_lack_is_lost(folder: Path) -> None:
     write_manifest(folder, Manifest(kind="verdicts", name="run", facts={"asked": 20}))
     report = report_of(folder)
