@@ -22,7 +22,7 @@ from typing import IO, Any
 
 import msgspec
 
-from chaccu.errors import ArtifactError, StorageError
+from chaccu.errors import ArtifactError, StorageError, UsageError
 
 MANIFEST_NAME = "manifest.json"
 LOCK_NAME = ".lock"
@@ -68,6 +68,14 @@ def sha256_file(path: Path) -> str:
 def sha256_json(value: Any) -> str:
     """SHA-256 of a value's canonical JSON (sorted keys), in hex: the key of content-addressed steps."""
     return hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()
+
+
+def refuse_to_replace(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
+    """Raise `UsageError` where a file to write is one of those that are read, by whatever name."""
+    read = {path.resolve() for path in inputs}
+    for path in outputs:
+        if path.resolve() in read:
+            raise UsageError(f"{path} is read, and would be replaced by what is made of it.", remedy="write to another file")
 
 
 def copy_files(source: Path, folder: Path, names: Iterable[str]) -> None:

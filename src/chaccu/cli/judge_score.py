@@ -31,12 +31,13 @@ def score_command(
     """
     import msgspec
 
-    from chaccu.artifact import write_json
+    from chaccu.artifact import refuse_to_replace, write_json
     from chaccu.errors import UsageError
     from chaccu.judge import load_questions, read_reviews, score_reviews
 
     if battles is not None and battles.suffix != ".jsonl":
         raise UsageError(f"{battles} ends in {battles.suffix or 'nothing'}.", remedy="a name that ends in .jsonl")
+    refuse_to_replace([reviews], [path for path in (out, battles) if path is not None])
     loaded = read_reviews(reviews)
     with_text = [one for one in loaded if one.text is not None]
     if repeats := len(with_text) - len(set(with_text)):

@@ -61,12 +61,14 @@ def rank_command(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import msgspec
 
+    from chaccu.artifact import refuse_to_replace
     from chaccu.rank import battles_of_frames, rank_battles, write_leaderboard
     from chaccu.rank.leaderboard import check_form
     from chaccu.rank.ranking import Ties
 
     for path in out or ():
         check_form(path)
+    refuse_to_replace(battles, out or ())
     frames = _read_frames(battles)
     if question_column is None and not by_battle:
         _warn_of_questions(frames)

@@ -162,6 +162,16 @@ def test_a_comparison_of_which_an_order_failed_is_no_battle(tmp_path: Path) -> N
     assert "3 verdicts are there twice, and count once" in both.stderr
 
 
+def test_battles_are_not_replaced_by_their_ranking(tmp_path: Path) -> None:
+    file = write(tmp_path, "a,b,tie")
+    (tmp_path / "link.csv").symlink_to(file)
+    before = Path(file).read_text()
+    for out in (file, str(tmp_path / "link.csv")):
+        with pytest.raises(UsageError, match="is read, and would be replaced"):
+            invoke(file, "--out", out)
+    assert Path(file).read_text() == before
+
+
 def test_a_file_that_is_named_twice_is_refused(tmp_path: Path) -> None:
     file = write(tmp_path, "a,b,tie")
     with pytest.raises(UsageError, match="is named twice"):

@@ -303,6 +303,15 @@ def test_battles_of_nothing_and_files_of_another_end_are_refused(tmp_path: Path)
         assert not (tmp_path / f"b.{end}").exists()
 
 
+def test_reviews_are_not_replaced_by_what_is_made_of_them(tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "reviews.jsonl", {"question_id": 1, "model_a": "x", "model_b": "y", "text": "8 7"})
+    before = file.read_text()
+    for option in ("--out", "--battles"):
+        with pytest.raises(UsageError, match="is read, and would be replaced"):
+            CliRunner().invoke(app, ["judge", "score", str(file), option, str(file)], catch_exceptions=False)
+    assert file.read_text() == before
+
+
 def test_published_reviews_are_ranked_by_their_texts(tmp_path: Path) -> None:
     published("vicuna_blog/reviews.jsonl")
     battles = tmp_path / "battles.jsonl"
