@@ -83,12 +83,17 @@ def check_answers(
     return results
 
 
+def name_category(category: str) -> str:
+    """A category's name in figures: never that of all of them."""
+    return f"{ALL_CATEGORIES} (a category)" if category == ALL_CATEGORIES else category
+
+
 def count_checks(results: Iterable[CheckedQuestion]) -> list[CheckCount]:
     """Counts of each model: by category, in the order they come, and of `ALL_CATEGORIES` first."""
     groups: dict[tuple[str, str], list[Outcome]] = {}
     for one in results:
         groups.setdefault((one.model, ALL_CATEGORIES), []).append(one.outcome)
-        groups.setdefault((one.model, one.category), []).append(one.outcome)
+        groups.setdefault((one.model, name_category(one.category)), []).append(one.outcome)
     order = list(dict.fromkeys(model for model, _ in groups))
     ordered = sorted(groups.items(), key=lambda one: order.index(one[0][0]))
     return [_count(model, category, outcomes) for (model, category), outcomes in ordered]

@@ -14,7 +14,7 @@ import msgspec
 
 from chaccu.errors import UsageError, did_you_mean
 from chaccu.judge.agreement import Agreement, Position, cohen_kappa, count_agreement, krippendorff_alpha, measure_position
-from chaccu.judge.checking import CheckCount, count_checks
+from chaccu.judge.checking import CheckCount, count_checks, name_category
 from chaccu.judge.intervals import RESAMPLES, Estimate, estimate_share
 from chaccu.judge.judged_folder import JudgedFolders
 from chaccu.judge.tallies import (
@@ -24,7 +24,6 @@ from chaccu.judge.tallies import (
     Tally,
     Total,
     compare_all,
-    name_category,
     tally_grades,
     tally_pairs,
     total_scores,

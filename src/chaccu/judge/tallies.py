@@ -15,10 +15,11 @@ import msgspec
 
 from chaccu.errors import DataError
 from chaccu.judge.asking import JudgingFailure
+from chaccu.judge.checking import ALL_CATEGORIES, name_category
 from chaccu.judge.intervals import Estimate, estimate_mean, estimate_ratio, estimate_share
 from chaccu.judge.verdicts import Comparison, Verdict, compare_orders
 
-ALL = "all"
+ALL = ALL_CATEGORIES
 
 Fate = Literal["counted", "unparsed", "failed"]
 
@@ -192,11 +193,6 @@ def tally_grades(verdicts: Iterable[Verdict], failures: Iterable[JudgingFailure]
 
 def _item(one: Any, models: tuple[str, ...]) -> tuple[Hashable, ...]:
     return (str(one.question_id), one.turn, one.judge, one.prompt, frozenset(models))
-
-
-def name_category(category: str) -> str:
-    """A category's name in figures: never that of all of them."""
-    return f"{ALL} (a category)" if category == ALL else category
 
 
 def _category(one: Verdict | JudgingFailure) -> str:

@@ -16,6 +16,7 @@ from chaccu.artifact import Manifest, write_manifest
 from chaccu.cli.judge import app
 from chaccu.errors import DataError, StorageError, UsageError
 from chaccu.judge.answers import Answer
+from chaccu.judge.checking import CheckedQuestion, count_checks
 from chaccu.judge.judged_folder import read_judged
 from chaccu.judge.plots import draw_heat_map, draw_radar
 from chaccu.judge.report import JudgeReport, build_report
@@ -195,6 +196,8 @@ def test_what_has_the_name_of_everything_counts_once(tmp_path: Path) -> None:
     shares = {(one.model, one.category): one.win_rate.n for one in report.by_category}
     assert (shares["a", ALL], shares["a", "all (a category)"], shares["a", "art"]) == (4, 3, 1)
     assert [(one.category, one.mean.n) for one in report.grades] == [(ALL, 2), ("all (a category)", 1), ("math", 1)]
+    checked = count_checks([CheckedQuestion(question_id=1, category="all", model="a", outcome="passed")])
+    assert [(one.category, one.passed) for one in checked] == [(ALL, 1), ("all (a category)", 1)]
 
 
 def test_several_prompts_on_one_thing_are_told_apart_and_warned_of(tmp_path: Path) -> None:
