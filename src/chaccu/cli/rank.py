@@ -112,8 +112,14 @@ def _read_folders(folders: list[Path]) -> pl.DataFrame:
     judged = read_judged(folders)
     if judged.lost:
         typer.echo(f"warning: {judged.lost:,} verdicts that a manifest speaks of are not in the files.", err=True)
-    if judged.repeated:
-        typer.echo(f"warning: {judged.repeated:,} verdicts are there twice, and count once.", err=True)
+    if again := judged.repeated - judged.replaced:
+        typer.echo(f"warning: {again:,} verdicts are there twice, and count once.", err=True)
+    if judged.replaced:
+        typer.echo(
+            f"warning: {judged.replaced:,} verdicts have the ids of earlier ones, were asked otherwise and replace them; "
+            "rank folders of other questions each for itself.",
+            err=True,
+        )
     compared = compare_all(judged.verdicts, judged.failures)
     rows = [
         (

@@ -160,6 +160,11 @@ def test_a_comparison_of_which_an_order_failed_is_no_battle(tmp_path: Path) -> N
     both = invoke(str(tmp_path), str(copy), write(tmp_path, "a,b,tie"), "--json", "--by-battle")
     assert (json.loads(both.stdout)["battles"], json.loads(both.stdout)["ties"]) == (2, 1)
     assert "3 verdicts are there twice, and count once" in both.stderr
+    assert "replace them" not in both.stderr
+    (copy / "verdicts.jsonl").write_text(json.dumps(verdicts[0] | {"key": "of another question"}) + "\n")
+    mixed = invoke(str(tmp_path), str(copy), "--json")
+    assert "1 verdicts have the ids of earlier ones, were asked otherwise and replace them" in mixed.stderr
+    assert "are there twice" not in mixed.stderr
 
 
 def test_battles_are_not_replaced_by_their_ranking(tmp_path: Path) -> None:
