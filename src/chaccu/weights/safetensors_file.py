@@ -115,17 +115,23 @@ class SafetensorsFile:
 
     def read_bytes(self, name: str, begin: int, end: int) -> torch.Tensor:
         """Some of a tensor's bytes, as they lie in the file; raises as `read`."""
-        raw = torch.empty(end - begin, dtype=torch.uint8)
-        view = raw.numpy().data
-        with storage_errors(self.path), self.path.open("rb", buffering=0) as file:
-            file.seek(self.entries[name].begin + begin)
-            done = 0
-            while done < len(view):
-                count = file.readinto(view[done:])
-                if not count:
-                    raise WeightsError(f"{self.path} ends inside {name}.", remedy="fetch or write it again")
-                done += count
-        return raw
+        return read_span(self.path, self.entries[name].begin + begin, end - begin, name)
+
+
+def read_span(path: Path, begin: int, size_bytes: int, name: str) -> torch.Tensor:
+    """`size_bytes` of a file as uint8, in memory of their own. Raises `StorageError`, or `WeightsError` when the file ends
+    before tensor `name` does."""
+    raw = torch.empty(size_bytes, dtype=torch.uint8)
+    view = raw.numpy().data
+    with storage_errors(path), path.open("rb", buffering=0) as file:
+        file.seek(begin)
+        done = 0
+        while done < size_bytes:
+            count = file.readinto(view[done:])
+            if not count:
+                raise WeightsError(f"{path} ends inside {name}.", remedy="fetch or write it again")
+            done += count
+    return raw
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
