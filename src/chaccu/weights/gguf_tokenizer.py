@@ -37,7 +37,7 @@ def read_tokenizer(file: GgufFile) -> tuple[Tokenizer, dict[str, Any]]:
             f"{file.path} has a tokenizer of kind {kind!r} (word pattern {pattern!r}), which cannot be rebuilt exactly.",
             remedy="use the model's Hugging Face folder, which ships a tokenizer.json",
         )
-    _add_named_tokens(tokenizer, file, tokens)
+    add_named_tokens(tokenizer, tokens, file.get("tokenizer.ggml.token_type", []))
     special = {name: _token_at(tokens, file.get(f"tokenizer.ggml.{key}_token_id")) for name, key in _SPECIAL_KEYS.items()}
     special = {name: text for name, text in special.items() if text is not None}
     adds_bos = bool(file.get("tokenizer.ggml.add_bos_token", kind == "llama"))
@@ -73,9 +73,15 @@ def _token_at(tokens: list[str], index: int | None) -> str | None:
 def _build_sentencepiece(file: GgufFile, tokens: list[str]) -> Tokenizer:
     vocabulary = {token: index for index, token in enumerate(tokens)}
     unknown = _token_at(tokens, file.get("tokenizer.ggml.unknown_token_id", 0))
-    merges = merges_from_scores(vocabulary, file.require("tokenizer.ggml.scores"))
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
     adds_space = bool(file.get("tokenizer.ggml.add_space_prefix", True))
+    return build_sentencepiece(vocabulary, file.require("tokenizer.ggml.scores"), unknown=unknown, adds_space=adds_space)
+
+
+def build_sentencepiece(vocabulary: dict[str, int], scores: list[float], *, unknown: str | None, adds_space: bool) -> Tokenizer:
+    """The BPE that is equal to a SentencePiece vocabulary. `scores`: by id; `unknown`: the token of what cannot be written
+    otherwise; `adds_space`: whether a space is put before each text."""
+    merges = merges_from_scores(vocabulary, scores)
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
     replace = normalizers.Replace(" ", _SPACE)
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), replace]) if adds_space else replace
     steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -106,9 +112,9 @@ def _build_byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def _add_named_tokens(tokenizer: Tokenizer, file: GgufFile, tokens: list[str]) -> None:
-    """Control and user-defined tokens are matched in text before BPE; control ones are special."""
-    types = file.get("tokenizer.ggml.token_type", [])
+def add_named_tokens(tokenizer: Tokenizer, tokens: list[str], types: list[int]) -> None:
+    """Control and user-defined tokens are matched in text before BPE; control ones are special. `types`: by id, as
+    SentencePiece numbers them."""
     named = [(token, kind) for token, kind in zip(tokens, types, strict=False) if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)]
     tokenizer.add_special_tokens(
         [AddedToken(token, special=True, normalized=False) for token, kind in named if kind != _USER_DEFINED]
