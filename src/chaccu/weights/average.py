@@ -17,7 +17,7 @@ from chaccu.artifact import Manifest, atomic_folder, copy_files, library_version
 from chaccu.errors import UsageError, WeightsError
 from chaccu.weights.checkpoint import Checkpoint, Progress, keep_shards, write_checkpoint
 from chaccu.weights.model_difference import find_config_difference, find_tokenizer_difference
-from chaccu.weights.model_files import MODEL_FILES, describe_source, read_config
+from chaccu.weights.model_files import MODEL_FILES, describe_source, read_config, require_whole_weights
 from chaccu.weights.safetensors_file import TensorSpec
 from chaccu.weights.tensor_stream import TensorReader, read_together
 
@@ -37,6 +37,8 @@ def average_models(
     `StorageError` when the disk is full.
     """
     shares = _find_shares(len(folders), weights)
+    for folder in folders:
+        require_whole_weights(folder, read_config(folder))
     checkpoints = [Checkpoint(folder) for folder in folders]
     for other in checkpoints[1:]:
         _check_same(checkpoints[0], other)

@@ -207,8 +207,7 @@ class Delta:
             if entry is None:
                 raise self._wrong_base(base, f"it has no {name}")
             if (DTYPE_NAMES[entry.dtype], entry.shape) != (known.dtype, known.shape):
-                wanted = TensorSpec(name, DTYPES[known.dtype], known.shape)
-                raise self._wrong_base(base, f"{name} is {_show(entry)}, not {_show(wanted)}")
+                raise self._wrong_base(base, f"{name} is {_show(entry)}, not {_show_shape(known.dtype, known.shape)}")
             if _ends_sha256(base, name) != known.ends_sha256:
                 raise self._wrong_base(base, f"{name} has other values")
 
@@ -245,7 +244,11 @@ class Delta:
 
 
 def _show(tensor: TensorSpec) -> str:
-    return f"{DTYPE_NAMES[tensor.dtype]} of {' × '.join(map(str, tensor.shape)) or 'one value'}"
+    return _show_shape(DTYPE_NAMES[tensor.dtype], tensor.shape)
+
+
+def _show_shape(dtype: str, shape: tuple[int, ...]) -> str:
+    return f"{dtype} of {' × '.join(map(str, shape)) or 'one value'}"
 
 
 def apply_delta(

@@ -17,7 +17,7 @@ import torch
 from chaccu.errors import WeightsError
 from chaccu.weights.checkpoint import Checkpoint, Progress
 from chaccu.weights.model_difference import find_config_difference, find_tokenizer_difference
-from chaccu.weights.model_files import has_conv1d, read_config
+from chaccu.weights.model_files import has_conv1d, read_config, require_whole_weights
 from chaccu.weights.safetensors_file import TensorEntry
 from chaccu.weights.tensor_stream import TensorReader, read_together
 
@@ -57,9 +57,11 @@ class Comparison:
 
     def __init__(self, base: Path, tuned: Path, *, progress: Progress | None = None) -> None:
         self.base, self.tuned = Checkpoint(base), Checkpoint(tuned)
-        config = read_config(base)
+        config, tuned_config = read_config(base), read_config(tuned)
+        require_whole_weights(base, config)
+        require_whole_weights(tuned, tuned_config)
         self.transposed = has_conv1d(config)
-        found = [find_config_difference(config, read_config(tuned)), find_tokenizer_difference(base, tuned)]
+        found = [find_config_difference(config, tuned_config), find_tokenizer_difference(base, tuned)]
         self.differences = [difference for difference in found if difference]
         changes = self._measure_all(progress)
         linear = {name for name in changes if self._is_linear(name, tied=bool(config.get("tie_word_embeddings")))}

@@ -44,6 +44,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def require_whole_weights(folder: Path, config: dict[str, Any]) -> None:
+    """Raise `WeightsError` when the model is quantised: its tensors are no weights to reckon with, but codes and scales."""
+    quantization = config.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        raise WeightsError(f"the weights in {folder} are quantised ({method}).", remedy="name the model that was quantised")
+
+
 def has_conv1d(config: dict[str, Any]) -> bool:
     """Whether the model's linear weights lie turned over, as in × out."""
     return config.get("model_type") in _CONV1D_MODELS

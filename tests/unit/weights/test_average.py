@@ -78,6 +78,11 @@ def _other_heads(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "num_attention_heads": 8}))
 
 
+def _quantised(folder: Path) -> None:
+    config = {"model_type": "llama", "num_attention_heads": 4, "quantization_config": {"quant_method": "fp8"}}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def _other_token(folder: Path) -> None:
     file = folder / "tokenizer.json"
     file.write_text(file.read_text().replace("<start_of_turn>", "<turn>"))
@@ -111,6 +116,7 @@ def _nan(folder: Path) -> None:
         (_rename, "norm is in .*a alone"),
         (_reshape, "w is 5 × 6 in it, and 6 × 5 in the first"),
         (_other_heads, "num_attention_heads in config.json is 8 in it and 4 in the first"),
+        (_quantised, r"the weights in .*b are quantised \(fp8\)"),
         (_other_token, "token 4 is '<turn>' in it and '<start_of_turn>' in the first"),
         (_other_rules, "the same tokens and split text in other ways"),
         (_no_tokenizer, "only one of them has a tokenizer.json"),

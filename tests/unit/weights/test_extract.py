@@ -159,6 +159,14 @@ def test_models_without_a_change_for_an_adapter_are_refused(tmp_path: Path, base
         Comparison(base, wide)
 
 
+def test_a_quantised_model_is_refused(tmp_path: Path, base: Path) -> None:
+    tuned = change(base, tmp_path / "tuned", {})
+    config = json.loads((tuned / "config.json").read_text())
+    (tuned / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "bitsandbytes"}}))
+    with pytest.raises(WeightsError, match=r"tuned are quantised \(bitsandbytes\)"):
+        Comparison(base, tuned)
+
+
 def test_an_adapter_for_a_base_without_a_manifest_knows_its_files(tmp_path: Path, base: Path, merged: Path) -> None:
     plain = change(base, tmp_path / "plain", {})
     extract_adapter(Comparison(plain, merged), 4, tmp_path / "out")
