@@ -76,11 +76,11 @@ def delta_apply_command(
     from chaccu.weights.float_delta import apply_float_delta
     from chaccu.weights.model_files import find_model
 
-    folder = find_model(delta)
+    folder = find_model(delta, pickled=True)
     named = (folder / MANIFEST_NAME).is_file()
     with counting("adding") as progress:
         apply = apply_delta if named else apply_float_delta
-        manifest = apply(find_model(base), folder, out, max_shard_bytes=max_shard_bytes, progress=progress)
+        manifest = apply(find_model(base, pickled=not named), folder, out, max_shard_bytes=max_shard_bytes, progress=progress)
     if not named:
         typer.echo(
             f"{delta} has no manifest.json: its floats were added to the base's, whose shapes alone could be checked.", err=True

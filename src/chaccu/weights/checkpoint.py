@@ -10,13 +10,14 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 import torch
 
 from chaccu.artifact import FileEntry, require_free_space, sha256_file, storage_errors, write_json
 from chaccu.errors import WeightsError
-from chaccu.weights.safetensors_file import SafetensorsFile, SafetensorsWriter, TensorEntry, TensorSpec
+from chaccu.weights.safetensors_file import SafetensorsFile, SafetensorsWriter, TensorSpec
 
 Progress = Callable[[int, int], None]
 INDEX_NAME = "model.safetensors.index.json"
@@ -26,23 +27,38 @@ MAX_SHARD_BYTES = 5_000_000_000
 _SPARE_BYTES = 64_000_000
 
 
+class WeightsFile(Protocol):
+    """A file of tensors by name, each read when it is asked for."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def entries(self) -> Mapping[str, TensorSpec]: ...
+
+    def read(self, name: str) -> torch.Tensor: ...
+
+    def read_bytes(self, name: str, begin: int, end: int) -> torch.Tensor: ...
+
+
 class Checkpoint:
-    """The weights of `folder`, by name, in the order of its files.
+    """The weights of `folder`, by name, in the order of its files: `files`, else those in safetensors.
 
     Raises `WeightsError` when it holds none in safetensors, when a file is damaged, or when index and files differ.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, files: Sequence[WeightsFile] | None = None) -> None:
         self.folder = folder
-        self.files = [SafetensorsFile(path) for path in _list_shards(folder)]
-        self._homes: dict[str, SafetensorsFile] = {}
+        self.files: Sequence[WeightsFile] = files or [SafetensorsFile(path) for path in _list_shards(folder)]
+        self._homes: dict[str, WeightsFile] = {}
         for file in self.files:
             for name in file.entries:
                 if name in self._homes:
                     first = self._homes[name].path
                     raise WeightsError(f"{name} is both in {first} and in {file.path.name}.", remedy=_repair(folder))
                 self._homes[name] = file
-        self._check_index()
+        if files is None:
+            self._check_index()
 
     def _check_index(self) -> None:
         places = read_index(self.folder)
@@ -58,8 +74,8 @@ class Checkpoint:
             )
 
     @cached_property
-    def entries(self) -> dict[str, TensorEntry]:
-        """Every tensor's dtype, shape and place."""
+    def entries(self) -> dict[str, TensorSpec]:
+        """Every tensor's dtype and shape."""
         return {name: file.entries[name] for name, file in self._homes.items()}
 
     @property
@@ -80,9 +96,9 @@ class Checkpoint:
         return {file.path.name: sha256_file(file.path) for file in self.files}
 
 
-def read_index(folder: Path) -> dict[str, str] | None:
+def read_index(folder: Path, name: str = INDEX_NAME) -> dict[str, str] | None:
     """File by tensor name, as the folder's index has it; None without an index. Raises `WeightsError` when it is damaged."""
-    path = folder / INDEX_NAME
+    path = folder / name
     if not path.is_file():
         return None
     try:

@@ -27,7 +27,7 @@ from chaccu.artifact import Manifest, atomic_folder, copy_files, library_version
 from chaccu.errors import WeightsError
 from chaccu.weights.checkpoint import Checkpoint, Progress, keep_shards, write_checkpoint
 from chaccu.weights.model_files import MODEL_FILES, describe_source
-from chaccu.weights.safetensors_file import DTYPE_NAMES, DTYPES, TensorEntry, TensorSpec
+from chaccu.weights.safetensors_file import DTYPE_NAMES, DTYPES, TensorSpec
 from chaccu.weights.tensor_stream import TensorReader, bits, read_together
 
 _END_BYTES = 4096
@@ -120,7 +120,7 @@ def make_delta(
         return write_manifest(folder, manifest, hashed=written)
 
 
-def _check_shapes(base: Path, target: Path, common: Mapping[str, tuple[TensorEntry, TensorEntry]]) -> None:
+def _check_shapes(base: Path, target: Path, common: Mapping[str, tuple[TensorSpec, TensorSpec]]) -> None:
     """Raise `WeightsError` where two tensors differ in more than their number of rows."""
     for name, (old, new) in common.items():
         if len(old.shape) != len(new.shape) or old.shape[1:] != new.shape[1:]:
@@ -135,7 +135,7 @@ def _can_subtract(old: torch.dtype, new: torch.dtype) -> bool:
     return old == new or (old.is_floating_point and new.is_floating_point)
 
 
-def _is_unchanged(tensor: TargetTensor, entry: TensorEntry) -> bool:
+def _is_unchanged(tensor: TargetTensor, entry: TensorSpec) -> bool:
     base = tensor.base
     return base is not None and (base.dtype, base.shape, base.sha256) == (tensor.dtype, entry.shape, tensor.sha256)
 

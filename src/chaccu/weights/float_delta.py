@@ -15,8 +15,9 @@ import torch
 
 from chaccu.artifact import Manifest, atomic_folder, copy_files, library_versions, sha256_json, write_manifest
 from chaccu.errors import WeightsError
-from chaccu.weights.checkpoint import Checkpoint, Progress, keep_shards, require_finite, write_checkpoint
+from chaccu.weights.checkpoint import MAX_SHARD_BYTES, Checkpoint, Progress, keep_shards, require_finite, write_checkpoint
 from chaccu.weights.model_files import MODEL_FILES, describe_source
+from chaccu.weights.pickled_shards import open_pickled
 from chaccu.weights.safetensors_file import TensorSpec
 from chaccu.weights.tensor_stream import TensorReader, read_together
 
@@ -26,12 +27,13 @@ _FREQUENCIES = re.compile(r".*\.rotary_emb\.inv_freq")
 def apply_float_delta(
     base: Path, delta: Path, out: Path, *, max_shard_bytes: int | None = None, progress: Progress | None = None
 ) -> Manifest:
-    """Write `base` + `delta` as a folder with the delta's tokenizer and config, in the delta's shards unless told otherwise.
+    """Write `base` + `delta` as a folder with the delta's tokenizer and config, in the delta's shards where these
+    are safetensors, unless told otherwise.
 
     `progress(done, total)` counts bytes. Raises `WeightsError` when the two do not fit together, or a value is not finite,
     `StorageError` when the disk is full.
     """
-    before, change = Checkpoint(base), Checkpoint(delta)
+    before, change = _open(base), _open(delta)
     _check_fits(before, change)
     specs = [
         TensorSpec(name, entry.dtype, entry.shape) for name, entry in change.entries.items() if not _FREQUENCIES.fullmatch(name)
@@ -44,6 +46,8 @@ def apply_float_delta(
             result, hashes["base"][name], hashes["delta"][name] = _add(before, change, name, executor)
             return result
 
+        if not _is_safe(delta):
+            max_shard_bytes = max_shard_bytes or MAX_SHARD_BYTES
         shards = keep_shards(change, specs, max_shard_bytes)
         written = write_checkpoint(folder, specs, add, shards=shards, progress=progress)
         copy_files(delta, folder, MODEL_FILES)
@@ -58,6 +62,15 @@ def apply_float_delta(
             versions=library_versions("torch"),
         )
         return write_manifest(folder, manifest, hashed=written)
+
+
+def _open(folder: Path) -> Checkpoint:
+    """In safetensors or, as these deltas and their bases were released, pickled."""
+    return Checkpoint(folder) if _is_safe(folder) else open_pickled(folder)
+
+
+def _is_safe(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors"))
 
 
 def _check_fits(before: Checkpoint, change: Checkpoint) -> None:

@@ -18,7 +18,7 @@ from chaccu.errors import WeightsError
 from chaccu.weights.checkpoint import Checkpoint, Progress
 from chaccu.weights.model_difference import find_config_difference, find_tokenizer_difference
 from chaccu.weights.model_files import has_conv1d, read_config, require_whole_weights
-from chaccu.weights.safetensors_file import TensorEntry
+from chaccu.weights.safetensors_file import TensorSpec
 from chaccu.weights.tensor_stream import TensorReader, read_together
 
 _IN_A_LAYER = re.compile(r".*\.\d+\..*\.weight|h\.\d+\..*\.weight")
@@ -101,7 +101,7 @@ class Comparison:
                     progress(min(done, total), total)
         return changes
 
-    def _check_shapes(self, entries: list[TensorEntry]) -> None:
+    def _check_shapes(self, entries: list[TensorSpec]) -> None:
         old, new = entries[0], entries[-1]
         if len(old.shape) != len(new.shape) or old.shape[1:] != new.shape[1:]:
             shapes = [" × ".join(map(str, entry.shape)) for entry in (old, new)]

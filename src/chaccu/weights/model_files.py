@@ -14,7 +14,7 @@ from chaccu.artifact import MANIFEST_NAME, Manifest, manifest_sha256, read_manif
 from chaccu.conversation import TOKENIZER_FILES
 from chaccu.errors import WeightsError
 from chaccu.hub import MODEL_FILES as HUB_FILES
-from chaccu.hub import find_model_folder
+from chaccu.hub import fetch_model, find_model_folder
 from chaccu.lineage import find_tokenizer_sha256, source_parents
 from chaccu.weights.checkpoint import Checkpoint
 
@@ -25,9 +25,16 @@ MODEL_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES, *_OLDE
 _CONV1D_MODELS = frozenset({"gpt2", "openai-gpt"})
 
 
-def find_model(name: str | Path) -> Path:
-    """The folder of a model named by its path or hub id. Raises `WeightsError` when there is none."""
-    return find_model_folder(name, error=WeightsError, files=(*HUB_FILES, "tokenizer.model", "merges.txt"))
+def find_model(name: str | Path, *, pickled: bool = False) -> Path:
+    """The folder of a model named by its path or hub id. Raises `WeightsError` when there is none.
+
+    `pickled`: whoever asks reads PyTorch's pickles too, and the hub's are fetched where it has no safetensors.
+    """
+    files = (*HUB_FILES, "tokenizer.model", "merges.txt")
+    folder = find_model_folder(name, error=WeightsError, files=files)
+    if pickled and not any(folder.glob("*.safetensors")) and not Path(name).expanduser().is_dir():
+        return fetch_model(str(name), error=WeightsError, files=(*files, "pytorch_model*.bin"))
+    return folder
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ import torch
 
 from chaccu.artifact import storage_errors
 from chaccu.errors import WeightsError
+from chaccu.weights.checkpoint import Checkpoint, read_index
 from chaccu.weights.safetensors_file import DTYPE_NAMES, TensorSpec, read_span
 
 PICKLED_NAME = "pytorch_model.bin"
@@ -92,6 +93,13 @@ class PickledFile:
         flat = read_span(self.path, entry.begin, entry.reach * entry.dtype.itemsize, name).view(entry.dtype)
         return flat.as_strided(entry.shape, entry.stride).contiguous()
 
+    def read_bytes(self, name: str, begin: int, end: int) -> torch.Tensor:
+        """Some of a tensor's bytes, row by row; raises as `read`."""
+        entry = self.entries[name]
+        if entry.stride == _stride_in_order(entry.shape):
+            return read_span(self.path, entry.begin + begin, end - begin, name)
+        return self.read(name).reshape(-1).view(torch.uint8)[begin:end]
+
     def find_twins(self) -> list[list[str]]:
         """Names that are one and the same tensor, the first of them first."""
         groups: dict[Any, list[str]] = {}
@@ -124,6 +132,16 @@ def list_pickled_shards(folder: Path, places: Mapping[str, Any] | None) -> list[
     if missing is not None:
         raise WeightsError(f"{missing} is a part of the weights and is not there.", remedy="fetch it again")
     return paths
+
+
+def open_pickled(folder: Path) -> Checkpoint:
+    """A folder's pickled weights as one mapping. Raises `WeightsError` when there are none, or one is damaged or refused."""
+    shards = list_pickled_shards(folder, read_index(folder, PICKLED_INDEX_NAME))
+    if not shards:
+        raise WeightsError(
+            f"{folder} holds no {PICKLED_NAME} and no shards of one.", remedy="name a folder with a model's weights"
+        )
+    return Checkpoint(folder, files=[PickledFile(path) for path in shards])
 
 
 class _Storage(msgspec.Struct, frozen=True):
@@ -321,6 +339,11 @@ def _reach(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
     if 0 in shape:
         return 0
     return 1 + sum((side - 1) * step for side, step in zip(shape, stride, strict=True))
+
+
+def _stride_in_order(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The stride of a tensor whose rows lie in order."""
+    return tuple(math.prod(shape[at + 1 :]) for at in range(len(shape)))
 
 
 def _is_size(value: Any) -> bool:

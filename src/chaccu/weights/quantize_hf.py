@@ -22,7 +22,7 @@ from chaccu.weights.int8_form import Int8Form
 from chaccu.weights.merge import change_config
 from chaccu.weights.model_files import MODEL_FILES, describe_source, has_conv1d, read_config
 from chaccu.weights.nf4_form import nf4_config, pack_rows, packed_specs, require_bitsandbytes
-from chaccu.weights.safetensors_file import TensorEntry, TensorSpec
+from chaccu.weights.safetensors_file import TensorSpec
 
 HF_TYPES = ("nf4", "int8", "fp8")
 _LIBRARIES = {"nf4": ("bitsandbytes",), "int8": ("torchao",)}
@@ -176,6 +176,6 @@ class _Quantization:
         return self._parts.pop(name)
 
 
-def _is_linear(entry: TensorEntry) -> bool:
+def _is_linear(entry: TensorSpec) -> bool:
     module, _, ending = entry.name.rpartition(".")
     return ending == "weight" and len(entry.shape) == 2 and entry.dtype in _FLOATS and module.rpartition(".")[2] in _LINEAR

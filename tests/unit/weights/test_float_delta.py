@@ -60,6 +60,24 @@ def test_sums_are_the_float16_ones_and_added_rows_are_whole(tmp_path: Path) -> N
     assert set(manifest.inputs) == {"base (tensors)", "delta (tensors)"}
 
 
+def test_pickled_shards_are_read_and_safetensors_written(tmp_path: Path) -> None:
+    base, delta = write(tmp_path / "base", BASE), tmp_path / "delta"
+    delta.mkdir()
+    (delta / "config.json").write_text("{}")
+    # Saved turned over, as a transposed parameter is.
+    turned = {**DELTA, "w": DELTA["w"].T.contiguous().T}
+    for at, name in enumerate(("model.embed_tokens.weight", "w"), 1):
+        torch.save({name: turned[name]}, delta / f"pytorch_model-0000{at}-of-00002.bin")
+    apply_float_delta(base, delta, tmp_path / "out")
+    found = Checkpoint(tmp_path / "out")
+    assert torch.equal(found.read("w"), BASE["w"] + DELTA["w"])
+    assert torch.equal(found.read("model.embed_tokens.weight")[10:], DELTA["model.embed_tokens.weight"][10:])
+    assert [file.path.name for file in found.files] == ["model.safetensors"]
+    (delta / "pytorch_model-00002-of-00002.bin").unlink()
+    with pytest.raises(WeightsError, match="is a part of the weights and is not there"):
+        apply_float_delta(base, delta, tmp_path / "again")
+
+
 @pytest.mark.parametrize(
     ("base", "delta", "message"),
     [
