@@ -1,6 +1,6 @@
 """What `chaccu weights` costs on a LLaMA of 2.7 GB with random weights: seconds and the peak of memory, beside `cp`.
 
-    python benchmarks/bench_weights.py --scratch DIR [--parts delta-make delta-apply average]
+    python benchmarks/bench_weights.py --scratch DIR [--parts delta-make merge …]
 
 Each command is a process of its own, and so is each `cp`, which ends with fsync as the commands do; files are in the cache.
 `cp_all` copies what the command reads and writes, `cp_result` what it writes alone. The peak is the kernel's count of resident
@@ -71,6 +71,27 @@ def write_model(folder: Path, like: Path | None) -> None:
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
+def write_adapter(folder: Path) -> None:
+    """A random LoRA adapter of rank 16 of every linear layer, in PEFT's form."""
+    import torch
+    from safetensors.torch import save_file
+
+    width, layers, _, inner, _ = SHAPE
+    linear = {f"self_attn.{name}_proj": (width, width) for name in "qkvo"}
+    linear |= {"mlp.gate_proj": (inner, width), "mlp.up_proj": (inner, width), "mlp.down_proj": (width, inner)}
+    torch.manual_seed(2)
+    tensors: dict[str, torch.Tensor] = {}
+    for layer in range(layers):
+        for name, (rows, columns) in linear.items():
+            stem = f"base_model.model.model.layers.{layer}.{name}"
+            tensors[f"{stem}.lora_A.weight"] = torch.randn(16, columns) * 0.01
+            tensors[f"{stem}.lora_B.weight"] = torch.randn(rows, 16) * 0.01
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "target_modules": sorted(linear)}
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
 def run(command: Sequence[str]) -> dict[str, Any]:
     """Seconds and the peak of memory. This process must be small: the kernel counts its size as the child's before `exec`."""
     begun = time.monotonic()
@@ -119,6 +140,13 @@ class Bench:
     @property
     def tuned(self) -> Path:
         return self._model("tuned", self.base)
+
+    @property
+    def adapter(self) -> Path:
+        folder = self.scratch / "adapter"
+        if not folder.is_dir():
+            subprocess.run([sys.executable, __file__, "--make-adapter", str(folder)], check=True)
+        return folder
 
     def _model(self, name: str, like: Path | None) -> Path:
         folder = self.scratch / name
@@ -169,7 +197,53 @@ def average(bench: Bench) -> dict[str, Any]:
     return found
 
 
-PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {"delta-make": delta_make, "delta-apply": delta_apply, "average": average}
+def merge(bench: Bench) -> dict[str, Any]:
+    """An adapter of rank 16 of every linear layer into the base."""
+    out = bench.scratch / "merged"
+    arguments = ["merge", "--base", str(bench.base), "--adapter", str(bench.adapter)]
+    found = bench.measure(arguments, [bench.base, bench.adapter], out)
+    shutil.rmtree(out)
+    return found
+
+
+def quantize_nf4(bench: Bench) -> dict[str, Any]:
+    """The base into bitsandbytes' four bits."""
+    return _quantize(bench, "nf4", keep=True)
+
+
+def merge_nf4(bench: Bench) -> dict[str, Any]:
+    """The adapter into the base in four bits, which becomes one in bfloat16."""
+    packed, out = bench.scratch / "base-nf4", bench.scratch / "merged-nf4"
+    if not packed.is_dir():
+        quantize_nf4(bench)
+    arguments = ["merge", "--base", str(packed), "--adapter", str(bench.adapter)]
+    found = bench.measure(arguments, [packed, bench.adapter], out)
+    shutil.rmtree(out)
+    return found
+
+
+def quantize_fp8(bench: Bench) -> dict[str, Any]:
+    """The base into vLLM's eight bits."""
+    return _quantize(bench, "fp8", keep=False)
+
+
+def _quantize(bench: Bench, kind: str, *, keep: bool) -> dict[str, Any]:
+    out = bench.scratch / f"base-{kind}"
+    found = bench.measure(["quantize", str(bench.base), "--type", kind, "--no-measure"], [bench.base], out)
+    if not keep:
+        shutil.rmtree(out)
+    return found
+
+
+PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
+    "delta-make": delta_make,
+    "delta-apply": delta_apply,
+    "average": average,
+    "merge": merge,
+    "quantize-nf4": quantize_nf4,
+    "merge-nf4": merge_nf4,
+    "quantize-fp8": quantize_fp8,
+}
 
 
 def main() -> None:
@@ -179,7 +253,11 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--like", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--make-adapter", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.make_adapter:
+        write_adapter(options.make_adapter)
+        return
     if options.make:
         write_model(options.make, options.like)
         return

@@ -147,12 +147,11 @@ class WeightChange:
         self.row_values: torch.Tensor | None = None
 
     def apply(self, begin: int, rows: torch.Tensor) -> torch.Tensor:
-        """Some rows of the base's weight (float32, the first of them is row `begin`), as the adapter makes them: new memory."""
+        """Some rows of the base's weight (float32, the first of them is row `begin`), as the adapter makes them, in memory of their own."""
         end = begin + len(rows)
-        changed = rows.clone()
         if self.row_ids is not None and self.row_values is not None:
             inside = (self.row_ids >= begin) & (self.row_ids < end)
-            changed[self.row_ids[inside] - begin] = self.row_values[inside]
+            rows = rows.index_copy(0, self.row_ids[inside] - begin, self.row_values[inside])
         if self.left is not None and self.right is not None:
-            changed.addmm_(self.left[begin:end], self.right, alpha=self.scale)
-        return changed
+            rows = torch.addmm(rows, self.left[begin:end], self.right, alpha=self.scale)
+        return rows
