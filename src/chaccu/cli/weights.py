@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from chaccu.cli import weights_delta, weights_merge, weights_quantize, weights_repair
+from chaccu.cli import weights_delta, weights_inspect, weights_merge, weights_quantize, weights_repair
 from chaccu.cli.progress_bar import counting
 
 app = typer.Typer(
     name="weights", help="Weights: everything between a checkpoint and something that answers.", no_args_is_help=True
 )
 weights_delta.register(app)
+weights_inspect.register(app)
 weights_merge.register(app)
 weights_quantize.register(app)
 weights_repair.register(app)
@@ -118,19 +119,3 @@ def release_command(
     manifest = release_adapter(adapter, base, out, options)
     size = sum(entry.size_bytes for entry in manifest.files.values())
     typer.echo(f"{out}: an adapter of {manifest.facts['base_name']}, {size / 1e6:.1f} MB; its card is {out / 'README.md'}")
-
-
-@app.command("inspect", epilog="Example: chaccu weights inspect runs/demo/adapter")
-def inspect_command(
-    folder: Annotated[Path, typer.Argument(help="An artifact folder.")],
-    verify: Annotated[bool, typer.Option("--verify", help="Hash every file against the manifest.")] = False,
-) -> None:
-    """Print an artifact's manifest as JSON."""
-    import msgspec
-
-    from chaccu.artifact import read_manifest, verify_files
-
-    manifest = read_manifest(folder)
-    if verify:
-        verify_files(folder, manifest.files)
-    typer.echo(msgspec.json.format(msgspec.json.encode(manifest), indent=2).decode())

@@ -25,6 +25,7 @@ import torch
 
 from chaccu.artifact import FileEntry, storage_errors
 from chaccu.errors import WeightsError
+from chaccu.weights.safetensors_header import HeaderEntry, read_header
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -44,8 +45,6 @@ DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-# The library's own limit; a longer header is no header.
-_LONGEST_HEADER = 100_000_000
 _ALIGNMENT = 8
 
 
@@ -75,38 +74,8 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with storage_errors(path), path.open("rb") as file:
-            size = path.stat().st_size
-            head = file.read(8)
-            (length,) = struct.unpack("<Q", head) if len(head) == 8 else (0,)
-            if not 2 <= length <= _LONGEST_HEADER:
-                raise WeightsError(f"{path} is no safetensors file ({size:,} bytes).", remedy="fetch or write it again")
-            header = file.read(length)
-        data_start = 8 + length
-        if len(header) < length:
-            raise WeightsError(
-                f"{path} is cut off in its header: {size:,} bytes of at least {data_start:,}.", remedy="fetch or write it again"
-            )
-        try:
-            values: dict[str, Any] = json.loads(header)
-            self.metadata: dict[str, str] = values.pop("__metadata__", None) or {}
-            entries = [_read_entry(name, value, data_start) for name, value in values.items()]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise WeightsError(f"{path} has a damaged header ({error}).", remedy="fetch or write it again") from error
-        entries.sort(key=lambda entry: entry.begin)
-        self.entries = {entry.name: entry for entry in entries}
-        self._check_places(data_start, size)
-
-    def _check_places(self, data_start: int, size: int) -> None:
-        end = data_start
-        for entry in self.entries.values():
-            if entry.begin < end:
-                raise WeightsError(f"{self.path} has a damaged header: {entry.name} lies inside another tensor.")
-            end = entry.begin + entry.size_bytes
-        if end > size:
-            raise WeightsError(
-                f"{self.path} is cut off: its tensors need {end:,} bytes and it has {size:,}.", remedy="fetch or write it again"
-            )
+        self.metadata, entries = read_header(path)
+        self.entries = {entry.name: _to_torch(entry, path) for entry in entries}
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor, in memory of its own. Raises `StorageError`, or `WeightsError` when the file shrank meanwhile."""
@@ -140,17 +109,10 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     return (flat.view(torch.uint8) if len(flat) else torch.empty(0, dtype=torch.uint8)).numpy().data
 
 
-def _read_entry(name: str, value: Mapping[str, Any], data_start: int) -> TensorEntry:
-    if value["dtype"] not in DTYPES:
-        raise ValueError(f"{name} is of dtype {value['dtype']}")
-    begin, end = value["data_offsets"]
-    shape = tuple(value["shape"])
-    if not all(type(side) is int and side >= 0 for side in (*shape, begin, end)):
-        raise ValueError(f"{name} has no sizes")
-    entry = TensorEntry(name, DTYPES[value["dtype"]], shape, data_start + begin)
-    if end - begin != entry.size_bytes:
-        raise ValueError(f"{name} has {end - begin:,} bytes; its shape and dtype need {entry.size_bytes:,}")
-    return entry
+def _to_torch(entry: HeaderEntry, path: Path) -> TensorEntry:
+    if entry.dtype not in DTYPES:
+        raise WeightsError(f"{path} has {entry.name} of dtype {entry.dtype}, which is not known.")
+    return TensorEntry(entry.name, DTYPES[entry.dtype], entry.shape, entry.begin)
 
 
 class SafetensorsWriter:
