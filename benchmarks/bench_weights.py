@@ -92,6 +92,22 @@ def write_adapter(folder: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
+def write_pickles(folder: Path, model: Path) -> None:
+    """`model` as it would be with PyTorch's pickles for its shards."""
+    import torch
+
+    from chaccu.weights.safetensors_file import SafetensorsFile
+
+    folder.mkdir(parents=True)
+    shards = sorted(model.glob("*.safetensors"))
+    for at, path in enumerate(shards, 1):
+        file = SafetensorsFile(path)
+        torch.save({name: file.read(name) for name in file.entries}, folder / f"pytorch_model-{at:05}-of-{len(shards):05}.bin")
+    for path in model.glob("*.json"):
+        if not path.name.startswith("model.safetensors"):
+            shutil.copy(path, folder)
+
+
 def run(command: Sequence[str]) -> dict[str, Any]:
     """Seconds and the peak of memory. This process must be small: the kernel counts its size as the child's before `exec`."""
     begun = time.monotonic()
@@ -235,10 +251,22 @@ def _quantize(bench: Bench, kind: str, *, keep: bool) -> dict[str, Any]:
     return found
 
 
+def repair(bench: Bench) -> dict[str, Any]:
+    """A folder with pickled shards into one with safetensors."""
+    pickled, out = bench.scratch / "pickled", bench.scratch / "mended"
+    if not pickled.is_dir():
+        subprocess.run([sys.executable, __file__, "--make", str(pickled), "--pickle", str(bench.base)], check=True)
+    found = bench.measure(["repair", str(pickled)], [pickled], out)
+    shutil.rmtree(pickled)
+    shutil.rmtree(out)
+    return found
+
+
 PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "delta-make": delta_make,
     "delta-apply": delta_apply,
     "average": average,
+    "repair": repair,
     "merge": merge,
     "quantize-nf4": quantize_nf4,
     "merge-nf4": merge_nf4,
@@ -254,7 +282,11 @@ def main() -> None:
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--like", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--make-adapter", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--pickle", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.make and options.pickle:
+        write_pickles(options.make, options.pickle)
+        return
     if options.make_adapter:
         write_adapter(options.make_adapter)
         return
