@@ -178,6 +178,11 @@ def _lose_pickled_shard(folder: Path) -> None:
     (folder / "pytorch_model-00002-of-00002.bin").unlink()
 
 
+def _own_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization_x.XTokenizer", None]})
+
+
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
@@ -190,6 +195,7 @@ def _lose_pickled_shard(folder: Path) -> None:
         (lambda folder: (folder / "config.json").unlink(), "is missing: nothing says"),
         (lambda folder: [(folder / name).unlink() for name in ("tokenizer.json", "tokenizer.model")], "as is tokenizer.model"),
         (lambda folder: edit(folder / "model.safetensors.index.json", weight_map={"other": "y.safetensors"}), "names other"),
+        (_own_tokenizer, "own code would make the tokenizer"),
         (lambda folder: (folder / "chat_template.jinja").write_text("{% if %}"), "malformed"),
     ],
 )
@@ -276,6 +282,16 @@ def test_a_copy_is_mended_and_the_folder_left(sound: Path, tmp_path: Path, expec
     assert manifest.inputs == {path.name: sha256_file(path) for path in folder.glob("*.bin")}
     assert set(manifest.settings["repaired"]) == BROKEN["decapoda"][0]
     assert not list(out.glob("*.orig"))
+
+
+def test_a_copy_of_both_forms_has_the_safe_one(sound: Path, tmp_path: Path) -> None:
+    folder = copy(sound, tmp_path / "model")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    manifest = mend_copy(examine_folder(folder), tmp_path / "out")
+    assert {path.name for path in folder.iterdir()} - {path.name for path in (tmp_path / "out").iterdir()} == {
+        "pytorch_model.bin"
+    }
+    assert manifest.inputs == {"model.safetensors": manifest.files["model.safetensors"].sha256}
 
 
 def test_a_copy_goes_nowhere_where_it_would_do_harm(sound: Path, tmp_path: Path) -> None:
@@ -374,6 +390,16 @@ def test_of_two_templates_the_one_that_is_not_read_goes(sound: Path, tmp_path: P
     assert "chat_template" not in json.loads((folder / "tokenizer_config.json").read_bytes())
 
 
+def test_a_template_that_chaccu_cannot_follow_is_no_fault(sound: Path, tmp_path: Path) -> None:
+    folder = copy(sound, tmp_path / "model")
+    (folder / "chat_template.jinja").write_text(
+        "{{ strftime_now('%Y') }}{% for m in messages %}{{ m.content }}</s>{% endfor %}"
+    )
+    draft = examine_folder(folder)
+    assert draft.findings == []
+    assert "cannot follow the chat template" in draft.notes[0]
+
+
 def test_code_of_the_folder_is_named_and_is_no_fault(sound: Path, tmp_path: Path) -> None:
     folder = copy(sound, tmp_path / "model")
     edit(folder / "config.json", auto_map={"AutoModelForCausalLM": "modeling_x.XForCausalLM"})
@@ -395,6 +421,17 @@ def test_a_manifest_is_kept_true(tmp_path: Path) -> None:
     assert manifest.files["model.safetensors"] == before.files["model.safetensors"]
     assert (manifest.kind, manifest.tokenizer_sha256) == ("base", before.tokenizer_sha256)
     assert manifest.settings == {"repaired": ["class-names", "manifest"]}
+
+
+def test_a_damaged_manifest_is_said_and_stops_nothing(tmp_path: Path) -> None:
+    folder = build_llama(tmp_path / "model")
+    (folder / "manifest.json").write_text("{")
+    edit(folder / "config.json", architectures=["LLaMAForCausalLM"])
+    draft = examine_folder(folder)
+    assert [(finding.fault, finding.mendable) for finding in draft.findings] == [("class-names", True), ("manifest", False)]
+    mend_folder(draft)
+    assert [finding.fault for finding in examine_folder(folder).findings] == ["manifest"]
+    assert mend_copy(examine_folder(folder), tmp_path / "out").parents == {}
 
 
 def test_originals_are_the_first_ones_and_are_left_out_on_demand(sound: Path, tmp_path: Path) -> None:

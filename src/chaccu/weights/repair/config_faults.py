@@ -113,6 +113,9 @@ def find_wrong_vocabulary_size(draft: Draft) -> Iterator[Finding]:
     if size == rows:
         return
     is_inner = draft.text_config is not held
+    if size is None and is_inner:
+        # A part of a composite model may leave it to its class.
+        return
     value = {**held, "text_config": {**draft.text_config, "vocab_size": rows}} if is_inner else {**held, "vocab_size": rows}
     diff = draft.put(CONFIG, value)
     yield Finding(CONFIG, f"vocab_size is {size}, and {embedding.name} has {rows:,} rows", f"becomes {rows}", diff=diff)

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import jinja2
+
 from chaccu.conversation.format import load_format
 from chaccu.conversation.template_export import export_template
 from chaccu.conversation.template_format import load_template_format
@@ -52,6 +54,15 @@ def find_missing_tokenizer(draft: Draft) -> Iterator[Finding]:
     if TOKENIZER in draft.documents:
         return
     path = draft.folder / SENTENCEPIECE
+    own_code = (draft.get(TOKENIZER_CONFIG) or {}).get("auto_map") or {}
+    if isinstance(own_code, list) or "AutoTokenizer" in own_code:
+        yield Finding(
+            TOKENIZER,
+            "is missing, and the folder's own code would make the tokenizer, which is not run",
+            "save it once with transformers, if you trust that code",
+            mendable=False,
+        )
+        return
     if not path.is_file():
         yield Finding(TOKENIZER, "is missing, as is tokenizer.model", "fetch the model's tokenizer", mendable=False)
         return
@@ -170,6 +181,9 @@ def find_wrong_template(draft: Draft) -> Iterator[Finding]:
         try:
             load_template_format(held)
         except FormatError as error:
+            if not isinstance(error.__cause__, jinja2.TemplateSyntaxError):
+                draft.notes.append(f"Chaccu cannot follow the chat template: {error.message}")
+                return
             yield Finding(
                 TEMPLATE if in_file is not None else TOKENIZER_CONFIG,
                 error.message.replace("of the given text ", "").rstrip("."),

@@ -37,6 +37,7 @@ from chaccu.artifact import (
 from chaccu.conversation import TextTokenizer
 from chaccu.errors import ArtifactError, UsageError
 from chaccu.weights.checkpoint import INDEX_NAME, MAX_SHARD_BYTES, SINGLE_NAME, Progress, require_finite, write_checkpoint
+from chaccu.weights.pickled_shards import PICKLED_INDEX_NAME
 from chaccu.weights.repair.draft import JSON_FILES, TEMPLATE, TOKENIZER, Draft, Finding
 from chaccu.weights.repair.weights_faults import REPLACED, STAGED, build_index, needs_index
 from chaccu.weights.safetensors_file import TensorSpec
@@ -70,10 +71,10 @@ def mend_folder(draft: Draft, *, backup: bool = True, progress: Progress | None 
             (folder / name).unlink(missing_ok=True)
         _sync(folder)
         shutil.rmtree(folder / STAGED, ignore_errors=True)
-    if (folder / MANIFEST_NAME).is_file():
+    if (parent := _read_parent(folder)) is not None:
         changed = {*draft.contents, *draft.removed, *draft.stale, *written, INDEX_NAME}
-        known = {name: entry for name, entry in read_manifest(folder).files.items() if name not in changed}
-        write_manifest(folder, _describe(draft, folder, read_manifest(folder)), hashed={**known, **written})
+        known = {name: entry for name, entry in parent.files.items() if name not in changed}
+        write_manifest(folder, _describe(draft, folder, parent), hashed={**known, **written})
 
 
 def mend_copy(draft: Draft, out: Path, *, progress: Progress | None = None) -> Manifest:
@@ -108,11 +109,16 @@ def mend_copy(draft: Draft, out: Path, *, progress: Progress | None = None) -> M
             if name != INDEX_NAME or not draft.rewriting:
                 (folder / name).write_text(text, encoding="utf-8", newline="")
         if draft.rewriting:
-            written |= _write_weights(draft, folder, lambda more, _: progress(done + more, total) if progress else None)
+            try:
+                written |= _write_weights(draft, folder, lambda more, _: progress(done + more, total) if progress else None)
+            except BaseException:
+                for future in inputs.values():
+                    future.cancel()
+                raise
         parent = _read_parent(draft.folder)
         known = {path.name: written[path.name].sha256 for path in old if path.name in written}
         manifest = msgspec.structs.replace(
-            _describe(draft, folder, parent or Manifest(kind="base", name=draft.folder.resolve().name)),
+            _describe(draft, folder, parent or Manifest(kind="base", name=out.name)),
             parents={"source": manifest_sha256(draft.folder)} if parent else {},
             inputs={**{name: future.result() for name, future in inputs.items()}, **({} if inputs else known)},
             versions=library_versions("torch", "tokenizers"),
@@ -148,7 +154,11 @@ def _is_unchanged(path: Path, entry: FileEntry) -> bool:
 
 
 def _read_parent(folder: Path) -> Manifest | None:
-    return read_manifest(folder) if (folder / MANIFEST_NAME).is_file() else None
+    """The folder's manifest; None where there is none, or a damaged one, which is a finding."""
+    try:
+        return read_manifest(folder) if (folder / MANIFEST_NAME).is_file() else None
+    except ArtifactError:
+        return None
 
 
 def _describe(draft: Draft, folder: Path, parent: Manifest) -> Manifest:
@@ -166,7 +176,10 @@ def _describe(draft: Draft, folder: Path, parent: Manifest) -> Manifest:
 def _list_copied(draft: Draft) -> Iterator[Path]:
     """Files that a copy takes over as they are."""
     left = {*draft.contents, *draft.removed, MANIFEST_NAME}
-    if draft.rewriting and draft.weights:
+    if draft.weights:
+        # They are written as safetensors now, or are there as such already.
+        left |= {PICKLED_INDEX_NAME, *(path.name for path in draft.folder.glob("pytorch_model*.bin"))}
+    if draft.weights and draft.rewriting:
         left |= {INDEX_NAME, *(file.path.name for file in draft.weights.files)}
     for path in sorted(draft.folder.rglob("*")):
         name = path.relative_to(draft.folder)
@@ -272,8 +285,7 @@ def _free_names(names: list[str], old: list[str]) -> dict[str, str]:
     """Final names by those written. Only a whole model in one file takes the place of another."""
     if old == [SINGLE_NAME] or not {*names} & {*old}:
         return {name: name for name in names}
-    stem = "model-mended" if not any(name.startswith("model-mended-") for name in old) else "model-mended-again"
-    return {name: name.replace("model-", f"{stem}-", 1) for name in names}
+    return {name: name.replace("model-", "model-mended-", 1) for name in names}
 
 
 def _read_places(folder: Path) -> dict[str, str]:
