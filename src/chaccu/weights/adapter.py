@@ -147,7 +147,7 @@ class WeightChange:
         self.row_values: torch.Tensor | None = None
 
     def apply(self, begin: int, rows: torch.Tensor) -> torch.Tensor:
-        """Some rows of the base's weight (float32, the first of them is row `begin`), as the adapter makes them, in memory of their own."""
+        """Some rows of the base's weight (float32, the first of them is row `begin`), as the adapter makes them: new memory."""
         end = begin + len(rows)
         if self.row_ids is not None and self.row_values is not None:
             inside = (self.row_ids >= begin) & (self.row_ids < end)
