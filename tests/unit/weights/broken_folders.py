@@ -116,6 +116,17 @@ def _special_tokens_junk(folder: Path) -> None:
     edit(folder / "special_tokens_map.json", **junk)
 
 
+def _token_objects(folder: Path) -> None:
+    flags = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+    edit(folder / "tokenizer_config.json", bos_token={"content": "<s>", **flags})
+    edit(folder / "special_tokens_map.json", eos_token={"__type": "AddedToken", "content": "</s>", **flags})
+
+
+def _two_ends(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", eos_token="<s>")
+    edit(folder / "special_tokens_map.json", eos_token="</s>")
+
+
 def _rotary(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     for layer in range(2):
@@ -161,6 +172,8 @@ BROKEN: dict[str, tuple[set[str], Callable[[Path], None]]] = {
         lambda folder: edit(folder / "generation_config.json", eos_token_id=[0, 7], bos_token_id=2),
     ),
     "junk in special_tokens_map": ({"special-tokens"}, _special_tokens_junk),
+    "token objects of each other's form": ({"special-tokens"}, _token_objects),
+    "two ends of text": ({"special-tokens"}, _two_ends),
     "endless context": ({"context-length"}, lambda folder: edit(folder / "tokenizer_config.json", model_max_length=int(1e30))),
     "no generation config": ({"generation-config"}, lambda folder: (folder / "generation_config.json").unlink()),
     "no dtype": ({"dtype"}, lambda folder: edit(folder / "config.json", dtype=None)),

@@ -33,7 +33,7 @@ def find_wrong_texts(draft: Draft) -> Iterator[Finding]:
         value, said = dict(held), []
         for role in _ROLES:
             key = f"{role}_token"
-            problem = _find_text_problem(draft, role, held.get(key)) if key in held else ""
+            problem = _find_form_problem(name, held.get(key)) or _find_text_problem(draft, role, held.get(key))
             if problem:
                 value[key] = _find_text(draft, role, held[key])
                 said.append((f"{key} {problem}", f"{key} becomes {value[key]}" if value[key] else f"{key} is left out"))
@@ -41,6 +41,31 @@ def find_wrong_texts(draft: Draft) -> Iterator[Finding]:
             value = {key: token for key, token in value.items() if token is not None or held.get(key) is None}
             diff = draft.put(name, value)
             yield Finding(name, "; ".join(one for one, _ in said), "; ".join(other for _, other in said), diff=diff)
+    yield from _find_unlike_texts(draft)
+
+
+def _find_unlike_texts(draft: Draft) -> Iterator[Finding]:
+    """Two files with two texts for one role: the one that transformers reads counts."""
+    config, named = draft.get(TOKENIZER_CONFIG), draft.get(SPECIAL_TOKENS)
+    if config is None or named is None:
+        return
+    # With the decoder in it, the configuration alone is read; without, special_tokens_map stands before it.
+    is_config = "added_tokens_decoder" in config
+    name, wrong, right = (SPECIAL_TOKENS, named, config) if is_config else (TOKENIZER_CONFIG, config, named)
+    texts = {f"{role}_token": (read_text(wrong.get(f"{role}_token")), read_text(right.get(f"{role}_token"))) for role in _ROLES}
+    unlike = {key: pair for key, pair in texts.items() if all(pair) and pair[0] != pair[1]}
+    if unlike:
+        diff = draft.put(name, {**wrong, **{key: text for key, (_, text) in unlike.items()}})
+        other = TOKENIZER_CONFIG if is_config else SPECIAL_TOKENS
+        said = "; ".join(f"{key} is {one} and {two} in {other}" for key, (one, two) in unlike.items())
+        yield Finding(name, said, "; ".join(f"{key} becomes {text}" for key, (_, text) in unlike.items()), diff=diff)
+
+
+def _find_form_problem(name: str, token: Any) -> str:
+    """Objects are told from texts by their type in tokenizer_config.json, and have none in special_tokens_map.json."""
+    if not isinstance(token, dict) or ("__type" in token) is (name == TOKENIZER_CONFIG):
+        return ""
+    return f"is an object {'without' if name == TOKENIZER_CONFIG else 'with'} __type, which transformers refuses"
 
 
 def _find_text_problem(draft: Draft, role: str, token: Any) -> str:
