@@ -20,7 +20,8 @@ from chaccu.conversation.message import (
     parse_conversation,
     text_of_content,
 )
-from chaccu.conversation.template_format import TOKENIZER_FORMAT, load_template_format, resolve_format
+from chaccu.conversation.template_export import export_template, writes_same
+from chaccu.conversation.template_format import TOKENIZER_FORMAT, load_template_format, read_template, resolve_format
 from chaccu.conversation.tokenizer import TOKENIZER_FILES, TextTokenizer
 from chaccu.conversation.tool_chat import ToolCallDelta, ToolChat
 
@@ -44,6 +45,7 @@ __all__ = [
     "conversation_from_openai",
     "encode_conversation",
     "encode_conversations",
+    "export_template",
     "guard_tokenizer",
     "list_formats",
     "load_format",
@@ -51,6 +53,8 @@ __all__ = [
     "measure_conversations",
     "pack_conversations",
     "parse_conversation",
+    "read_template",
     "resolve_format",
     "text_of_content",
+    "writes_same",
 ]

@@ -101,6 +101,16 @@ class TokenizerFormat(ChatFormat, frozen=True, kw_only=True):
         ]
         return cut_windows(_cut_segments(whole, spans), conversation.messages, self.name)
 
+    def write_text(self, conversation: Conversation, *, pending: bool, bos_token: str = "", eos_token: str = "") -> str:
+        """What the template writes, as other programs see it: the text alone, wherever its replies begin. Raises
+        `FormatError`."""
+        messages: list[_Turn] = [(message.role, message.content or "") for message in check_conversation(conversation).messages]
+        if pending and messages[-1][0] == "assistant":
+            messages.pop()
+        turns = [("system", conversation.system), *messages] if conversation.system is not None else messages
+        named = [{"role": role, "content": text} for role, text in turns]
+        return self._fill(named, _Names(bos_token, eos_token), pending, marked=False)
+
     def _write(self, system: str | None, messages: list[_Turn], names: _Names, *, awaited: bool) -> _Written:
         contents = Contents()
         turns = [("system", system), *messages] if system is not None else messages
@@ -215,7 +225,24 @@ def resolve_format(name: str, model_folder: Path | None = None) -> ChatFormat:
     return load_template_format(model_folder)
 
 
+def read_template(folder: Path) -> str | None:
+    """The chat template that a model's folder brings along; None without one. Raises `FormatError` when it cannot be read."""
+    if not (folder / _TEMPLATE_FILE).is_file() and not (folder / _CONFIG_FILE).is_file():
+        return None
+    return _find_template(folder)[0] or None
+
+
 def _read_template(path: Path) -> tuple[str, dict[str, Any], list[str]]:
+    """As `_find_template`. Raises `FormatError` when there is none."""
+    template, config, special = _find_template(path)
+    if not template:
+        raise FormatError(
+            f"the tokenizer in {path} has no chat template.", remedy="use a format by name (`chaccu format list`)"
+        )
+    return template, config, special
+
+
+def _find_template(path: Path) -> tuple[str, dict[str, Any], list[str]]:
     """The template, the tokenizer's configuration beside it and its special tokens."""
     folder = path if path.is_dir() else path.parent
     file = path
@@ -230,10 +257,6 @@ def _read_template(path: Path) -> tuple[str, dict[str, Any], list[str]]:
         special = _read_special_tokens(folder / _TOKENIZER_FILE)
     except (OSError, ValueError, AttributeError) as error:
         raise FormatError(f"the chat template of {path} cannot be read: {error}.", remedy="name a model folder") from error
-    if not template:
-        raise FormatError(
-            f"the tokenizer in {path} has no chat template.", remedy="use a format by name (`chaccu format list`)"
-        )
     return template, config, special
 
 

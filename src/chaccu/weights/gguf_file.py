@@ -1,11 +1,11 @@
-"""GGUF files: read their metadata and tensors through a memory map, and write them tensor by tensor.
+"""GGUF files: their metadata, read through a memory map, and their tensors, read and written one by one.
 
 Layout after the public GGUF v3 specification (ggml, docs/gguf.md): header, key-value pairs, tensor table, padding, tensor data.
 Its own reader, since the `gguf` package's takes a quarter of a minute for a vocabulary of 262,144 entries and this one half a
 second; the
 quantised block formats themselves are that package's (`gguf.quants`).
 
-Invariants: reading never copies tensor data; writing keeps one tensor in memory at a time. Key-value pairs are carried over as
+Invariants: reading and writing keep one tensor in memory at a time. Key-value pairs are carried over as
 the bytes they were, so nothing a file says about its tokenizer is lost in a rewrite.
 """
 
@@ -14,10 +14,10 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import msgspec
 
@@ -31,7 +31,18 @@ _MAGIC = b"GGUF"
 _VERSION = 3
 _DEFAULT_ALIGNMENT = 32
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
+_BOOLEAN, _STRING, _ARRAY = 7, 8, 9
+_ARRAY_ITEMS = {"<i4": 5, "<f4": 6}
+
+
+# A value of the metadata; an array holds float32 or int32.
+PairValue: TypeAlias = "str | bool | int | float | Sequence[str] | np.ndarray"
+
+
+class ByteSink(Protocol):
+    """What a file is written to."""
+
+    def write(self, data: bytes | memoryview, /) -> Any: ...
 
 
 class TensorEntry(msgspec.Struct, frozen=True):
@@ -152,11 +163,11 @@ class GgufFile:
         return str(self.require("general.architecture"))
 
     def packed(self, name: str) -> np.ndarray:
-        """The packed bytes of a tensor, as a read-only view of the file."""
-        import numpy as np
+        """The packed bytes of a tensor, in memory of their own."""
+        from chaccu.weights.safetensors_file import read_span
 
         entry = self.tensors[name]
-        return np.frombuffer(self._map, np.uint8, entry.size_bytes, self.data_start + entry.offset)
+        return read_span(self.path, self.data_start + entry.offset, entry.size_bytes, name).numpy()
 
     def dequantized(self, name: str) -> np.ndarray:
         """A tensor as float32, in its logical shape."""
@@ -175,7 +186,7 @@ class GgufFile:
         return len(kept), b"".join(kept)
 
     def close(self) -> None:
-        """Release the map. Views handed out before must be gone."""
+        """Release the map of the metadata."""
         self._map.close()
 
 
@@ -202,8 +213,30 @@ def float_pair(key: str, value: float) -> bytes:
     return _string(key) + struct.pack("<If", 6, value)
 
 
+def pack_pairs(values: Mapping[str, PairValue]) -> tuple[int, bytes]:
+    """Count and bytes of key-value pairs, for `write_gguf`: int as uint32, float as float32, an array as its items' type."""
+    return len(values), b"".join(_pack_pair(key, value) for key, value in values.items())
+
+
+def _pack_pair(key: str, value: PairValue) -> bytes:
+    import numpy as np
+
+    if isinstance(value, bool):
+        return _string(key) + struct.pack("<I?", _BOOLEAN, value)
+    if isinstance(value, int):
+        return integer_pair(key, value)
+    if isinstance(value, float):
+        return float_pair(key, value)
+    if isinstance(value, str):
+        return string_pair(key, value)
+    if isinstance(value, np.ndarray):
+        head = struct.pack("<IIQ", _ARRAY, _ARRAY_ITEMS[value.dtype.str], len(value))
+        return _string(key) + head + value.tobytes()
+    return _string(key) + struct.pack("<IIQ", _ARRAY, _STRING, len(value)) + b"".join(map(_string, value))
+
+
 def write_gguf(
-    file: IO[bytes],
+    file: ByteSink,
     *,
     pairs: tuple[int, bytes],
     tensors: Iterable[tuple[str, tuple[int, ...], int]],
@@ -215,6 +248,8 @@ def write_gguf(
     `tensors`: (name, shape in numpy's order, ggml type id); `packed(name)` gives each one's bytes when its turn comes. Raises
     `WeightsError` when a tensor's bytes are not of the announced size.
     """
+    import numpy as np
+
     table = list(tensors)
     sizes = [packed_bytes(shape, type_id) for _, shape, type_id in table]
     header = [_MAGIC, struct.pack("<IQQ", _VERSION, len(table), pairs[0]), pairs[1]]
@@ -229,8 +264,10 @@ def write_gguf(
         data = packed(name)
         if data.nbytes != size:
             raise WeightsError(f"tensor {name} has {data.nbytes:,} bytes; its type and shape announce {size:,}.")
-        file.write(data.data if data.flags["C_CONTIGUOUS"] else data.tobytes())
-        file.write(bytes(_align(size, alignment) - size))
+        file.write(data.reshape(-1).view(np.uint8).data)
+        del data  # before the next one is made
+        if padding := _align(size, alignment) - size:
+            file.write(bytes(padding))
         written += size
         yield written
 

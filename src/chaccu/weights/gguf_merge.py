@@ -29,9 +29,10 @@ from chaccu.hub import find_model_folder
 from chaccu.lineage import check_base
 from chaccu.weights.adapter import Adapter
 from chaccu.weights.checkpoint import Progress, require_finite
+from chaccu.weights.gguf_architectures import find_architecture
 from chaccu.weights.gguf_file import GgufFile, packed_bytes, write_gguf
-from chaccu.weights.gguf_import import find_architecture, gguf_values, hf_tensor
 from chaccu.weights.gguf_rope import stretch_pairs
+from chaccu.weights.gguf_tensors import gguf_values, hf_tensor
 from chaccu.weights.merge import describe_merge
 from chaccu.weights.merge_error import ErrorMeter
 

@@ -10,12 +10,10 @@ was announced, tensor by tensor, or an error.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import struct
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,6 +23,7 @@ import torch
 
 from chaccu.artifact import FileEntry, storage_errors
 from chaccu.errors import WeightsError
+from chaccu.weights.hashed_file import HashedFile
 from chaccu.weights.safetensors_header import HeaderEntry, read_header
 
 DTYPES: dict[str, torch.dtype] = {
@@ -118,18 +117,15 @@ def _to_torch(entry: HeaderEntry, path: Path) -> TensorEntry:
 class SafetensorsWriter:
     """Writes one file whose tensors are announced before the first is there; a context, to be left once all are written.
 
-    A thread of its own hashes the bytes on the way: two tensors are in memory at most, the one in hand and the one before.
-    `entry` is the file's size and SHA-256 once the context has been left.
+    The bytes are hashed on the way: two tensors are in memory at most, the one in hand and the one before. `entry` is the
+    file's size and SHA-256 once the context has been left.
     """
 
     def __init__(self, path: Path, specs: Iterable[TensorSpec], *, metadata: Mapping[str, str] | None = None) -> None:
         self._path = path
         self._specs = list(specs)
         self._next = 0
-        self._hash = hashlib.sha256()
-        self._size = 0
-        self._hashing: Future[None] | None = None
-        self.entry: FileEntry | None = None
+        self._file = HashedFile(path)
         header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
         begin = 0
         for spec in self._specs:
@@ -141,9 +137,8 @@ class SafetensorsWriter:
         self._head = struct.pack("<Q", len(text)) + text
 
     def __enter__(self) -> SafetensorsWriter:
-        self._file = self._path.open("wb", buffering=0)
-        self._thread = ThreadPoolExecutor(1)
-        self._put(memoryview(self._head))
+        self._file.__enter__()
+        self._file.write(self._head)
         return self
 
     def write(self, tensor: torch.Tensor) -> None:
@@ -154,24 +149,14 @@ class SafetensorsWriter:
                 f"{spec.name} is {tensor.dtype} of {tuple(tensor.shape)}; {spec.dtype} of {spec.shape} was announced."
             )
         self._next += 1
-        self._put(tensor_bytes(tensor))
+        self._file.write(tensor_bytes(tensor))
 
-    def _put(self, data: memoryview) -> None:
-        if self._hashing is not None:
-            self._hashing.result()
-        self._hashing = self._thread.submit(self._hash.update, data)
-        done = 0
-        while done < len(data):
-            done += self._file.write(data[done:])
-        self._size += len(data)
+    @property
+    def entry(self) -> FileEntry | None:
+        """Size and SHA-256, once the context has been left."""
+        return self._file.entry
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._hashing is not None:
-            self._hashing.result()
-        self._thread.shutdown()
-        self._file.close()
-        if kind is not None:
-            return
-        if self._next < len(self._specs):
+        self._file.__exit__(kind, error, trace)
+        if kind is None and self._next < len(self._specs):
             raise WeightsError(f"{self._specs[self._next].name} was announced for {self._path.name} and not written.")
-        self.entry = FileEntry(self._size, self._hash.hexdigest())

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from chaccu.conversation import Conversation, Message, list_formats, load_format, load_template_format
+from chaccu.conversation import Conversation, Message, list_formats, load_format
 from chaccu.conversation.template_export import export_template
+from chaccu.conversation.template_format import TokenizerFormat
 from chaccu.errors import FormatError
 
-# Their answers end with the next turn's header, or with nothing.
-WITHOUT_END = {"chatglm3", "raw", "stablelm-alpha"}
 TALK = Conversation(
     messages=(
         *(Message("user", "  {{ bos_token }} <|im_end|>\n"), Message("assistant", "First.\n\nAnd\tthen.")),
@@ -23,13 +23,16 @@ TALK = Conversation(
 def test_what_is_exported_writes_what_the_format_writes(name: str) -> None:
     chat_format = load_format(name)
     ends = {"bos_token": "<s>", "eos_token": "</s>"}
-    if name in WITHOUT_END:
-        with pytest.raises(FormatError, match=f"{name}.*cannot be written as a tokenizer's chat template"):
-            export_template(chat_format, **ends, adds_bos=True)
-        return
     for adds_bos in (False, True):
-        exported = load_template_format(export_template(chat_format, **ends, adds_bos=adds_bos), **ends)
-        for talk in (TALK, TALK.pending_at(3), TALK.pending_at(1)):
+        exported = TokenizerFormat(name=name, template=export_template(chat_format, **ends, adds_bos=adds_bos))
+        for talk, pending in ((TALK, False), (TALK.pending_at(3), True), (TALK.pending_at(1), True)):
             wanted = chat_format.render(talk, bos_token="<s>", eos_token="</s>").text
             before = "<s>" if adds_bos and not wanted.startswith("<s>") else ""
-            assert exported.render(talk, bos_token="<s>", eos_token="</s>").text == before + wanted
+            assert exported.write_text(talk, pending=pending, bos_token="<s>", eos_token="</s>") == before + wanted
+
+
+def test_a_format_that_looks_at_no_loop_is_refused() -> None:
+    body = "{% generation %}{{ one.content }}{% endgeneration %}"
+    odd = msgspec.structs.replace(load_format("chatml"), template=f"{{% for one in messages %}}{body}{{% endfor %}}")
+    with pytest.raises(FormatError, match="'chatml' cannot be written as a tokenizer's chat template"):
+        export_template(odd, bos_token="", eos_token="", adds_bos=False)

@@ -12,7 +12,7 @@ from chaccu.errors import WeightsError
 from chaccu.testing.tiny import build_llama
 from chaccu.weights.adapter_gguf import write_adapter_gguf
 from chaccu.weights.gguf_file import GgufFile
-from chaccu.weights.gguf_import import hf_tensor
+from chaccu.weights.gguf_tensors import hf_tensor
 
 torch = pytest.importorskip("torch", reason="the train extra is not installed")
 pytest.importorskip("gguf", reason="the train extra is not installed")

@@ -10,7 +10,7 @@ import pytest
 
 from chaccu.errors import WeightsError
 from chaccu.weights.gguf_file import GgufFile, integer_pair, string_pair, write_gguf
-from chaccu.weights.gguf_import import swap_rotary_halves
+from chaccu.weights.gguf_tensors import swap_rotary_halves
 
 gguf = pytest.importorskip("gguf", reason="the train extra is not installed")
 F32, Q8_0 = 0, 8

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -371,10 +372,14 @@ def test_a_template_is_written_as_the_format_renders(name: str, sound: Path, tmp
         assert text == "<s>" + wanted, "the tokenizer begins every text with BOS, and a template has to by itself"
 
 
-def test_a_format_that_no_template_can_write_is_said(sound: Path) -> None:
+def test_a_format_that_no_template_can_write_is_said(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # All that ship can be written.
+    odd = msgspec.structs.replace(load_format("raw"), template="{% generation %}{{ messages[0].content }}{% endgeneration %}")
+    monkeypatch.setattr("chaccu.weights.repair.tokenizer_faults.load_format", {"raw": odd}.__getitem__)
     (finding,) = examine_folder(sound, RepairOptions(chat_format="raw")).findings
     assert (finding.fault, finding.mendable) == ("chat-template", False)
     assert "chaccu renders it itself" in finding.mending
+    monkeypatch.undo()
     with pytest.raises(UsageError, match="no chat format"):
         examine_folder(sound, RepairOptions(chat_format="vicunja"))
 
