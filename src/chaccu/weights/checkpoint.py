@@ -64,7 +64,7 @@ class Checkpoint:
         places = read_index(self.folder)
         if places is None:
             return
-        found = {name: file.path.name for name, file in self._homes.items()}
+        found = self.places
         odd = next((name for name in {**places, **found} if places.get(name) != found.get(name)), None)
         if odd is not None:
             raise WeightsError(
@@ -77,6 +77,11 @@ class Checkpoint:
     def entries(self) -> dict[str, TensorSpec]:
         """Every tensor's dtype and shape."""
         return {name: file.entries[name] for name, file in self._homes.items()}
+
+    @property
+    def places(self) -> dict[str, str]:
+        """File by tensor name, as an index has it."""
+        return {name: file.path.name for name, file in self._homes.items()}
 
     @property
     def size_bytes(self) -> int:

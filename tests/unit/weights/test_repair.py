@@ -179,6 +179,11 @@ def _lose_pickled_shard(folder: Path) -> None:
     (folder / "pytorch_model-00002-of-00002.bin").unlink()
 
 
+def _two_models(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "one.safetensors")
+    shutil.copy(folder / "one.safetensors", folder / "other.safetensors")
+
+
 def _own_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization_x.XTokenizer", None]})
@@ -196,6 +201,7 @@ def _own_tokenizer(folder: Path) -> None:
         (lambda folder: (folder / "config.json").unlink(), "is missing: nothing says"),
         (lambda folder: [(folder / name).unlink() for name in ("tokenizer.json", "tokenizer.model")], "as is tokenizer.model"),
         (lambda folder: edit(folder / "model.safetensors.index.json", weight_map={"other": "y.safetensors"}), "names other"),
+        (_two_models, "is both in"),
         (_own_tokenizer, "own code would make the tokenizer"),
         (lambda folder: (folder / "chat_template.jinja").write_text("{% if %}"), "malformed"),
     ],

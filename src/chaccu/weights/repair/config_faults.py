@@ -75,7 +75,7 @@ def find_wrong_dtype(draft: Draft) -> Iterator[Finding]:
     if held is None or draft.weights is None or held.get("quantization_config"):
         return
     sizes: Counter[str] = Counter()
-    for name, spec in draft.weights.specs.items():
+    for name, spec in draft.weights.entries.items():
         if spec.dtype.is_floating_point and name not in draft.left_out:
             sizes[str(spec.dtype).removeprefix("torch.")] += spec.size_bytes
     if not sizes:

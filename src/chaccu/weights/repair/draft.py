@@ -6,20 +6,18 @@ leave it. Invariant: a draft only reads the folder. `writing` carries out what i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
 
 from chaccu.artifact import storage_errors
-from chaccu.errors import WeightsError
-from chaccu.weights.checkpoint import INDEX_NAME
-from chaccu.weights.pickled_shards import PICKLED_INDEX_NAME, PickledFile
+from chaccu.weights.checkpoint import INDEX_NAME, Checkpoint
+from chaccu.weights.pickled_shards import PICKLED_INDEX_NAME
 from chaccu.weights.repair.document import Document, show_difference, write_value
 from chaccu.weights.repair.vocabulary import Vocabulary, read_vocabulary
-from chaccu.weights.safetensors_file import SafetensorsFile, TensorSpec
+from chaccu.weights.safetensors_file import TensorSpec
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -53,34 +51,6 @@ class RepairOptions(msgspec.Struct, frozen=True, kw_only=True):
     grow_embeddings: bool = False
 
 
-class TensorFiles:
-    """Tensors by name out of several opened files. Raises `WeightsError` when a name is in two of them."""
-
-    def __init__(self, files: Sequence[SafetensorsFile | PickledFile]) -> None:
-        self.files = files
-        self._homes: dict[str, SafetensorsFile | PickledFile] = {}
-        for file in files:
-            for name in file.entries:
-                if name in self._homes:
-                    raise WeightsError(
-                        f"{name} is both in {self._homes[name].path.name} and in {file.path.name}.",
-                        remedy="keep the files of one model, or fetch it again",
-                    )
-                self._homes[name] = file
-
-    @property
-    def specs(self) -> dict[str, TensorSpec]:
-        return {name: file.entries[name] for name, file in self._homes.items()}
-
-    @property
-    def places(self) -> dict[str, str]:
-        """File by tensor name, as an index has it."""
-        return {name: file.path.name for name, file in self._homes.items()}
-
-    def read(self, name: str) -> torch.Tensor:
-        return self._homes[name].read(name)
-
-
 class Draft:
     """See the module. `weights` are set by the faults of weights, and stay None where there are none that can be read."""
 
@@ -98,7 +68,7 @@ class Draft:
         # New contents by file name, and files to take away.
         self.contents: dict[str, str] = {}
         self.removed: list[str] = []
-        self.weights: TensorFiles | None = None
+        self.weights: Checkpoint | None = None
         # Why all weights are to be written anew; none: they stay.
         self.rewriting: list[str] = []
         self.left_out: set[str] = set()
@@ -159,7 +129,7 @@ class Draft:
         return self._find_tensor(_HEADS)
 
     def _find_tensor(self, endings: tuple[str, ...]) -> TensorSpec | None:
-        specs = self.weights.specs if self.weights else {}
+        specs = self.weights.entries if self.weights else {}
         found = [
             spec
             for name, spec in specs.items()

@@ -13,9 +13,9 @@ from pathlib import Path
 import msgspec
 
 from chaccu.errors import WeightsError
-from chaccu.weights.checkpoint import INDEX_NAME, SINGLE_NAME
+from chaccu.weights.checkpoint import INDEX_NAME, SINGLE_NAME, Checkpoint
 from chaccu.weights.pickled_shards import PICKLED_INDEX_NAME, PickledFile, list_pickled_shards
-from chaccu.weights.repair.draft import CONFIG, Draft, Finding, TensorFiles
+from chaccu.weights.repair.draft import CONFIG, Draft, Finding
 from chaccu.weights.safetensors_file import SafetensorsFile, TensorSpec
 
 _ADAPTER = "adapter_model.safetensors"
@@ -33,7 +33,7 @@ def find_unreadable_weights(draft: Draft) -> Iterator[Finding]:
     try:
         safe = _list_safetensors(draft)
         if safe and (INDEX_NAME in draft.documents or (draft.folder / SINGLE_NAME).is_file() or not _has_pickles(draft)):
-            draft.weights = TensorFiles([SafetensorsFile(path) for path in safe])
+            draft.weights = Checkpoint(draft.folder, files=[SafetensorsFile(path) for path in safe])
             yield from _find_wrong_index(draft)
         elif _has_pickles(draft):
             yield from _find_pickles(draft)
@@ -41,7 +41,10 @@ def find_unreadable_weights(draft: Draft) -> Iterator[Finding]:
             yield Finding("", f"{draft.folder} holds no weights", "name a folder with a model's weights", mendable=False)
     except WeightsError as error:
         draft.weights = None
-        yield Finding("", error.message.rstrip("."), error.remedy or "fetch it again", mendable=False)
+        # Of two files with one tensor nobody but the user knows which is the model's.
+        is_here = error.remedy.startswith("chaccu weights repair")
+        remedy = "keep the files of one model" if is_here else error.remedy or "fetch it again"
+        yield Finding("", error.message.rstrip("."), remedy, mendable=False)
 
 
 def _list_safetensors(draft: Draft) -> list[Path]:
@@ -77,7 +80,7 @@ def _find_wrong_index(draft: Draft) -> Iterator[Finding]:
     found = draft.weights.places
     if INDEX_NAME not in draft.documents:
         if needs_index(draft.folder, names):
-            diff = draft.put(INDEX_NAME, build_index(draft.weights.specs, found))
+            diff = draft.put(INDEX_NAME, build_index(draft.weights.entries, found))
             yield Finding(INDEX_NAME, f"is missing: {_count(names)}", "is written from the headers", diff=diff)
         return
     places = (draft.get(INDEX_NAME) or {}).get("weight_map")
@@ -95,7 +98,7 @@ def _find_wrong_index(draft: Draft) -> Iterator[Finding]:
         return
     wrong = next((name for name in found if known.get(name) != found[name]), None)
     example = f"{wrong} is in {found[wrong]}" if wrong else "it names tensors that are not there"
-    diff = draft.put(INDEX_NAME, build_index(draft.weights.specs, found))
+    diff = draft.put(INDEX_NAME, build_index(draft.weights.entries, found))
     yield Finding(INDEX_NAME, f"is not of the shards: {example}", "is written anew from their headers", diff=diff)
 
 
@@ -138,7 +141,7 @@ def _find_pickles(draft: Draft) -> Iterator[Finding]:
     if not shards:
         raise WeightsError(f"{draft.folder} holds no weights.", remedy="name a folder with a model's weights")
     files = [PickledFile(path) for path in shards]
-    draft.weights = TensorFiles(files)
+    draft.weights = Checkpoint(draft.folder, files=files)
     draft.rewriting.append("pickles")
     draft.remove([*(path.name for path in shards), *([PICKLED_INDEX_NAME] if index is not None else [])])
     yield Finding(
@@ -179,7 +182,7 @@ def find_rotary_buffers(draft: Draft) -> Iterator[Finding]:
     for."""
     if draft.weights is None:
         return
-    buffers = [name for name in draft.weights.specs if name.endswith(_ROTARY)]
+    buffers = [name for name in draft.weights.entries if name.endswith(_ROTARY)]
     if not buffers:
         return
     draft.left_out |= set(buffers)

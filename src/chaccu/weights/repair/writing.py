@@ -215,7 +215,7 @@ def _plan(draft: Draft) -> list[TensorSpec]:
     """The tensors as they will be written."""
     assert draft.weights is not None
     grown = _grown_names(draft)
-    specs = [spec for name, spec in draft.weights.specs.items() if name not in draft.left_out]
+    specs = [spec for name, spec in draft.weights.entries.items() if name not in draft.left_out]
     return [
         TensorSpec(spec.name, spec.dtype, (draft.grown_rows or 0, *spec.shape[1:]) if spec.name in grown else spec.shape)
         for spec in specs
