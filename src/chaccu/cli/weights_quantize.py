@@ -24,7 +24,9 @@ def register(app: typer.Typer) -> None:
 
 
 def quantize_command(
-    source: Annotated[str, typer.Argument(help="A Hugging Face folder or hub id; for a GGUF type a GGUF file or its folder.")],
+    source: Annotated[
+        str, typer.Argument(help="A Hugging Face folder or hub id; for a GGUF type also a GGUF file or its folder.")
+    ],
     kind: Annotated[
         str, typer.Option("--type", help="q8_0, q6_k, q5_k_m, q5_0, q4_k_m or q4_0 for llama.cpp; nf4, int8; fp8 for vLLM.")
     ],

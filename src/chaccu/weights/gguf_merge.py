@@ -32,15 +32,13 @@ from chaccu.weights.checkpoint import Progress, require_finite
 from chaccu.weights.gguf_architectures import find_architecture
 from chaccu.weights.gguf_file import GgufFile, packed_bytes, write_gguf
 from chaccu.weights.gguf_rope import stretch_pairs
-from chaccu.weights.gguf_tensors import gguf_values, hf_tensor
+from chaccu.weights.gguf_tensors import BF16, F16, F32, Q8_0, arrangement_in, choose_type, row_blocks
+from chaccu.weights.hashed_file import HashedFile
 from chaccu.weights.merge import describe_merge
 from chaccu.weights.merge_error import ErrorMeter
 
 if TYPE_CHECKING:
     import numpy as np
-
-_F32, _F16, _Q8_0, _BF16 = 0, 1, 8, 30
-_Q8_0_BLOCK = 32
 
 
 def merge_into_gguf(
@@ -62,7 +60,7 @@ def merge_into_gguf(
     merge = _GgufMerge(GgufFile(gguf), opened, base_folder)
     require_free_space(out.parent, 2 * gguf.stat().st_size, "the merged GGUF model")
     with atomic_folder(out) as folder:
-        with (folder / "model.gguf").open("wb") as target:
+        with HashedFile(folder / "model.gguf") as target:
             pairs = stretch_pairs(merge.file, opened.config_changes)
             alignment = merge.file.alignment
             for done in write_gguf(target, pairs=pairs, tensors=merge.table, packed=merge.packed, alignment=alignment):
@@ -72,7 +70,9 @@ def merge_into_gguf(
         carried = msgspec.structs.replace(
             origin, kind="gguf", parents={"base": manifest_sha256(base_folder)}, inputs={gguf.name: sha256}, facts={}, files={}
         )
-        return write_manifest(folder, describe_merge(carried, opened, out.name, merge.meter.result()))
+        manifest = describe_merge(carried, opened, out.name, merge.meter.result())
+        assert target.entry is not None
+        return write_manifest(folder, manifest, hashed={"model.gguf": target.entry})
 
 
 class _GgufMerge:
@@ -105,22 +105,25 @@ class _GgufMerge:
         weight = self._hf_names.get(name)
         if weight is None or weight not in self._adapter.weights:
             return self.file.packed(name)
-        base = torch.from_numpy(np.require(hf_tensor(self.file, name), requirements="W"))
-        require_finite(base, name, self.file.path)
-        kind = ggml.GGMLQuantizationType(self._types[name])
-        # The file may keep the rows in another order; the error is measured in that one.
-        base_values = gguf_values(self.file, name, base.numpy())
-        meant = gguf_values(self.file, name, self._adapter.change(weight).apply(0, base).numpy())
-        data = ggml.quants.quantize(meant, kind)
-        written = ggml.quants.dequantize(data, kind).reshape(meant.shape)
-        self.meter.add(weight, *(torch.from_numpy(values) for values in (base_values, meant, written)))
-        return data
+        entry, change = self.file.tensors[name], self._adapter.change(weight)
+        arrangement, kind = arrangement_in(self.file, name), ggml.GGMLQuantizationType(self._types[name])
+        stored, rows = ggml.GGMLQuantizationType(entry.type_id), self.file.packed(name).reshape(entry.shape[0], -1)
+        target = np.empty((len(rows), packed_bytes(entry.shape, kind) // len(rows)), np.uint8)
+        for begin, end in row_blocks(entry.shape, arrangement):
+            there = np.require(ggml.quants.dequantize(rows[begin:end], stored), requirements="W")
+            base = torch.from_numpy(np.require(arrangement.to_hf(there), requirements="W"))
+            require_finite(base, name, self.file.path)
+            # The file may keep the rows in another order; the error is measured in that one.
+            meant = arrangement.to_gguf(change.apply(begin, base).numpy())
+            data = ggml.quants.quantize(meant, kind)
+            written = ggml.quants.dequantize(data, kind).reshape(meant.shape)
+            self.meter.add(weight, *(torch.from_numpy(values) for values in (there, meant, written)))
+            target[begin:end] = data.view(np.uint8).reshape(end - begin, -1)
+        return target
 
 
 def _type_when_merged(type_id: int, shape: tuple[int, ...]) -> int:
-    if type_id in (_F32, _F16, _BF16):
-        return type_id
-    return _Q8_0 if shape[-1] % _Q8_0_BLOCK == 0 else _F16
+    return type_id if type_id in (F32, F16, BF16) else choose_type(shape, Q8_0)
 
 
 def wrap_gguf(gguf: Path, base: Path, out: Path) -> Manifest:

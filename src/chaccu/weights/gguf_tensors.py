@@ -96,7 +96,7 @@ def pack_tensor(tensor: torch.Tensor, type_id: int, arrangement: Arrangement, na
     shape = tuple(tensor.shape)
     packed = np.empty(packed_bytes(shape, type_id), np.uint8)
     row_bytes = packed.nbytes // shape[0]
-    for begin, end in _row_blocks(shape, arrangement):
+    for begin, end in row_blocks(shape, arrangement):
         values = arrangement.to_gguf(tensor[begin:end].float().numpy())
         packed[begin * row_bytes : end * row_bytes] = _encode(values, type_id, name).reshape(-1)
     return packed
@@ -141,14 +141,14 @@ def unpack_tensor(file: GgufFile, name: str, dtype: torch.dtype) -> torch.Tensor
     packed = file.packed(name)
     made = torch.empty(entry.shape, dtype=dtype)
     row_bytes = packed.nbytes // entry.shape[0]
-    for begin, end in _row_blocks(entry.shape, arrangement):
+    for begin, end in row_blocks(entry.shape, arrangement):
         rows = packed[begin * row_bytes : end * row_bytes].reshape(end - begin if len(entry.shape) > 1 else 1, -1)
         values = gguf.quants.dequantize(rows, kind).reshape(end - begin, *entry.shape[1:])
         made[begin:end] = narrow(torch.from_numpy(arrangement.to_hf(values)), dtype, name)
     return made
 
 
-def _row_blocks(shape: tuple[int, ...], arrangement: Arrangement) -> Iterator[tuple[int, int]]:
+def row_blocks(shape: tuple[int, ...], arrangement: Arrangement) -> Iterator[tuple[int, int]]:
     """Ranges of rows of some millions of values, whole heads each; a vector is one."""
     rows = shape[0]
     step = max(1, _BLOCK_VALUES // math.prod(shape[1:])) if len(shape) > 1 else rows

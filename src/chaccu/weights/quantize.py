@@ -9,13 +9,17 @@ import tempfile
 from pathlib import Path
 
 import msgspec
+import torch
 
-from chaccu.artifact import Manifest
+from chaccu.artifact import Manifest, storage_errors
 from chaccu.conversation import TextTokenizer
 from chaccu.errors import UsageError, WeightsError, did_you_mean
 from chaccu.hub import find_model_folder
 from chaccu.weights.checkpoint import MAX_SHARD_BYTES, Checkpoint, Progress
+from chaccu.weights.gguf_export import FILE_NAME as EXPORTED_FILE
+from chaccu.weights.gguf_export import export_gguf
 from chaccu.weights.gguf_import import import_gguf
+from chaccu.weights.model_files import describe_source
 from chaccu.weights.perplexity import (
     STRIDE,
     Perplexity,
@@ -29,6 +33,7 @@ from chaccu.weights.quantize_gguf import GGUF_TYPES, quantize_gguf
 from chaccu.weights.quantize_hf import HF_TYPES, quantize_hf
 
 TYPES = (*GGUF_TYPES, *HF_TYPES)
+_EXPORTED = {torch.float32: "f32", torch.bfloat16: "bf16"}
 _INT4 = (
     "torchao's int4 weights are packed by the kernels of one GPU, and those for a CPU go into pickles alone, which "
     "transformers no longer loads"
@@ -54,7 +59,8 @@ def check_type(kind: str) -> None:
 
 
 def find_source(source: str | Path, kind: str) -> Path:
-    """What is quantised into `kind`: a GGUF file, or a Hugging Face folder, downloaded where `source` is a hub id.
+    """What is quantised into `kind`: a Hugging Face folder, downloaded where `source` is a hub id, or, for a GGUF type, the
+    GGUF file that the folder holds or that is named.
 
     Raises `WeightsError` when it is of the other form, or not there.
     """
@@ -71,6 +77,8 @@ def find_source(source: str | Path, kind: str) -> Path:
         return path
     if len(ggufs) > 1 and (path / "model.gguf").is_file():
         return path / "model.gguf"
+    if not ggufs and (path / "config.json").is_file():
+        return path
     if len(ggufs) != 1:
         names = ", ".join(file.name for file in ggufs) or "none"
         raise WeightsError(f"{source} holds no single GGUF file: {names}.", remedy="name the file to quantise")
@@ -82,9 +90,24 @@ def quantize(
 ) -> Manifest:
     """Write what `find_source` found in `kind`; raises as `quantize_gguf` and `quantize_hf`."""
     check_type(kind)
+    if kind in GGUF_TYPES and source.is_dir():
+        return _quantize_exported(source, out, kind, progress)
     if kind in GGUF_TYPES:
         return quantize_gguf(source, out, kind, progress=progress)
     return quantize_hf(source, out, kind, max_shard_bytes=max_shard_bytes, progress=progress)
+
+
+def _quantize_exported(source: Path, out: Path, kind: str, progress: Progress | None) -> Manifest:
+    """A Hugging Face folder by way of a GGUF file in its own dtype, which is gone afterwards."""
+    checkpoint = Checkpoint(source)
+    largest = max(checkpoint.entries.values(), key=lambda entry: entry.size_bytes)
+    with storage_errors(out.parent):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".exported-", dir=out.parent) as scratch:
+        exported = Path(scratch) / "gguf"
+        export_gguf(source, exported, kind=_EXPORTED.get(largest.dtype, "f16"), progress=progress)
+        origin = describe_source(source, checkpoint, "source")
+        return quantize_gguf(exported / EXPORTED_FILE, out, kind, origin=origin, progress=progress)
 
 
 def measure_size(model: Path) -> int:

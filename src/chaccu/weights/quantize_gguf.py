@@ -50,6 +50,7 @@ from chaccu.weights.ggml_blocks import (
     row_bytes,
 )
 from chaccu.weights.gguf_file import GgufFile, TensorEntry, integer_pair, packed_bytes, write_gguf
+from chaccu.weights.hashed_file import HashedFile
 from chaccu.weights.row_pieces import split_rows
 
 if TYPE_CHECKING:
@@ -81,12 +82,15 @@ GGUF_TYPES = {
 }
 
 
-def quantize_gguf(source: Path, out: Path, kind: str, *, progress: Progress | None = None) -> Manifest:
+def quantize_gguf(
+    source: Path, out: Path, kind: str, *, origin: Manifest | None = None, progress: Progress | None = None
+) -> Manifest:
     """Write the GGUF file `source` in `kind`, one of `GGUF_TYPES`, into a folder to serve, with the tokenizer that lies beside
     it.
 
-    `progress(done, total)` counts bytes written. Raises `WeightsError` when it is quantised already, `MissingDependencyError`
-    for a type that needs llama.cpp, `StorageError` when the disk is full.
+    `origin`: what the file was made of, which the copy is to name in its place; `progress(done, total)` counts bytes written.
+    Raises `WeightsError` when it is quantised already, `MissingDependencyError` for a type that needs llama.cpp, `StorageError`
+    when the disk is full.
     """
     quantiser = find_quantiser()
     work = _Quantization(GgufFile(source), GGUF_TYPES[kind], quantiser)
@@ -95,14 +99,16 @@ def quantize_gguf(source: Path, out: Path, kind: str, *, progress: Progress | No
     total = sum(packed_bytes(shape, type_id) for _, shape, type_id in work.table)
     require_free_space(out.parent, total + 64_000_000, "the quantised model")
     with atomic_folder(out) as folder:
-        with (folder / "model.gguf").open("wb") as target:
+        with HashedFile(folder / "model.gguf") as target:
             for done in write_gguf(
                 target, pairs=work.pairs(), tensors=work.table, packed=work.packed, alignment=work.file.alignment
             ):
                 if progress:
                     progress(done, total)
         copy_files(source.parent, folder, TOKENIZER_FILES)
-        return write_manifest(folder, _describe(source, out.name, kind, work, quantiser))
+        assert target.entry is not None
+        manifest = _describe(source, out.name, kind, work, quantiser, origin)
+        return write_manifest(folder, manifest, hashed={"model.gguf": target.entry})
 
 
 class _Quantization:
@@ -190,7 +196,9 @@ def _is_matrix(entry: TensorEntry) -> bool:
     )
 
 
-def _describe(source: Path, name: str, kind: str, work: _Quantization, quantiser: Quantiser) -> Manifest:
+def _describe(
+    source: Path, name: str, kind: str, work: _Quantization, quantiser: Quantiser, origin: Manifest | None
+) -> Manifest:
     made = Manifest(
         kind="gguf",
         name=name,
@@ -200,13 +208,14 @@ def _describe(source: Path, name: str, kind: str, work: _Quantization, quantiser
     )
     if not (source.parent / MANIFEST_NAME).is_file():
         return msgspec.structs.replace(made, inputs={source.name: sha256_file(source)})
-    origin = read_manifest(source.parent)
+    found = read_manifest(source.parent)
+    # A file that was put beside an artifact is none of its parts.
+    inputs = {} if source.name in found.files else {source.name: sha256_file(source)}
     return msgspec.structs.replace(
         made,
-        # A file that was put beside an artifact is none of its parts.
-        inputs={} if source.name in origin.files else {source.name: sha256_file(source)},
-        chat_format=origin.chat_format,
-        tokenizer_sha256=origin.tokenizer_sha256,
-        license=origin.license,
-        parents=source_parents(source.parent, origin),
+        chat_format=found.chat_format,
+        tokenizer_sha256=found.tokenizer_sha256,
+        license=found.license,
+        parents=source_parents(source.parent, found) if origin is None else origin.parents,
+        inputs=inputs if origin is None else origin.inputs,
     )

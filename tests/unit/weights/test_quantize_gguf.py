@@ -22,9 +22,11 @@ torch = pytest.importorskip("torch", reason="the train extra is not installed")
 pytest.importorskip("xllamacpp", reason="the cpu-engine extra is not installed")
 
 from chaccu.testing.tiny_gguf import write_llama_gguf  # noqa: E402 (gguf may be absent)
+from chaccu.weights.checkpoint import Checkpoint  # noqa: E402
 from chaccu.weights.ggml_blocks import Q4_0, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, find_quantiser, row_bytes  # noqa: E402
 from chaccu.weights.gguf_file import GgufFile  # noqa: E402
-from chaccu.weights.quantize import find_source  # noqa: E402
+from chaccu.weights.gguf_import import import_gguf  # noqa: E402
+from chaccu.weights.quantize import find_source, quantize  # noqa: E402
 from chaccu.weights.quantize_gguf import asks_for_more, quantize_gguf, type_name  # noqa: E402
 
 
@@ -160,3 +162,19 @@ def test_a_source_that_is_quantised_or_cut_off_or_not_one_file_is_refused(base: 
         find_source(tmp_path, "q8_0")
     assert find_source(base, "q8_0") == base / "model.gguf"
     assert not (tmp_path / "out").exists()
+
+
+def test_a_hugging_face_folder_becomes_a_file_in_fewer_bits_and_nothing_else_is_left(tmp_path: Path) -> None:
+    source = build_llama(tmp_path / "base", hidden_size=256, intermediate_size=512)
+    assert find_source(source, "q6_k") == source
+    manifest = quantize(source, tmp_path / "out", "q6_k")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out"]
+    assert (manifest.kind, manifest.chat_format, manifest.parents) == ("gguf", "chatml", {"source": manifest_sha256(source)})
+    weights = Checkpoint(source)
+    import_gguf(tmp_path / "out" / "model.gguf", tmp_path / "back", chat_format="chatml", dtype="float32")
+    found = Checkpoint(tmp_path / "back")
+    for name in weights.entries:
+        meant = weights.read(name).float()
+        assert torch.linalg.vector_norm(found.read(name) - meant) <= 0.03 * torch.linalg.vector_norm(meant)
+    (source / "manifest.json").unlink()
+    assert quantize(source, tmp_path / "plain", "q8_0").inputs == weights.sha256()
