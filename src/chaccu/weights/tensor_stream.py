@@ -19,8 +19,8 @@ import torch
 from chaccu.weights.checkpoint import Checkpoint, require_finite
 from chaccu.weights.safetensors_file import tensor_bytes
 
-# 8 MB of 16-bit weights: a few of them fit in a cache, and a switch of threads is short beside one.
-_PIECE = 4_194_304
+# 2 MB of 16-bit weights: a few of them fit in a cache, and a switch of threads is short beside one.
+_PIECE = 1_048_576
 
 
 class TensorReader:
