@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from chaccu.cli import weights_convert, weights_delta, weights_inspect, weights_merge, weights_quantize, weights_repair
+from chaccu.cli import (
+    weights_convert,
+    weights_delta,
+    weights_inspect,
+    weights_merge,
+    weights_publish,
+    weights_quantize,
+    weights_repair,
+)
 from chaccu.cli.progress_bar import counting
 
 app = typer.Typer(
@@ -17,6 +25,7 @@ weights_convert.register(app)
 weights_delta.register(app)
 weights_inspect.register(app)
 weights_merge.register(app)
+weights_publish.register(app)
 weights_quantize.register(app)
 weights_repair.register(app)
 _Out = Annotated[Path, typer.Option(help="Folder or file to write; it appears once it is whole.")]

@@ -39,15 +39,21 @@ def shorten_settings(settings: Mapping[str, Any], names: Mapping[str, str]) -> d
 
 def refuse_machine_paths(folder: Path, paths: Sequence[Path]) -> None:
     """Raise `WeightsError` when a text file of `folder` names one of `paths`, or what they lie in, as this machine has them."""
+    texts = ((file.name, file.read_text(encoding="utf-8")) for file in sorted(folder.iterdir()) if file.suffix in _TEXT)
+    refuse_machine_paths_in(texts, paths)
+
+
+def refuse_machine_paths_in(texts: Iterable[tuple[str, str]], paths: Sequence[Path]) -> None:
+    """As `refuse_machine_paths`, of texts by the names of their files."""
     places = {str(place) for path in (*paths, Path.home(), Path.cwd()) for place in (path.absolute(), path.resolve())}
     places |= {str(Path(place).parent) for place in places}
     shortest_first = sorted((place for place in places if len(Path(place).parts) > 1), key=len)
     pattern = re.compile(r"(?<![\w.:/-])(?:" + "|".join(map(re.escape, shortest_first)) + r")(?![\w-])")
-    for file in sorted(folder.iterdir()):
-        found = pattern.search(file.read_text(encoding="utf-8")) if file.suffix in _TEXT else None
+    for name, text in texts:
+        found = pattern.search(text)
         if found:
             raise WeightsError(
-                f"{file.name} would name {found[0]}, which is a place on this machine.",
+                f"{name} would name {found[0]}, which is a place on this machine.",
                 remedy="give relative paths in the recipe, and names without a path in what is written by hand",
             )
 

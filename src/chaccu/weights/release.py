@@ -4,7 +4,7 @@ Invariants: the folder appears whole or not at all; the base is the one that the
 that the adapter changes, in its shape; nothing in the folder names a place on this machine, and no conversation of the data is
 quoted; what the card states comes from manifests. The tokenizer stays out: the base has it, and merging compares its hash.
 
-Ignored: uploading. What publishes to a hub can take such a folder as it is.
+Ignored: uploading. `publish` takes such a folder as it is.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from chaccu.artifact import (
 from chaccu.errors import UsageError, WeightsError
 from chaccu.lineage import check_base, find_tokenizer_sha256, identify_weights
 from chaccu.weights.adapter import Adapter
+from chaccu.weights.card_header import CARD
 from chaccu.weights.checkpoint import Checkpoint
 from chaccu.weights.data_statement import DataStatement, state_data
 from chaccu.weights.fetch import PACKAGED_MODELS, PackagedModel, find_packaged_origin, read_terms
@@ -38,11 +39,11 @@ from chaccu.weights.merge import weight_shapes
 from chaccu.weights.model_card import render_card, render_notice
 from chaccu.weights.portable_paths import refuse_machine_paths, shorten_paths, shorten_settings
 
-WEIGHTS, CONFIG, CARD, NOTICE = "adapter_model.safetensors", "adapter_config.json", "README.md", "NOTICE"
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+WEIGHTS, CONFIG, NOTICE = "adapter_model.safetensors", "adapter_config.json", "NOTICE"
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _LOG = "logs/train_log.jsonl"
 # Facts of a training that stay behind: the steps, which are many, and answers to questions out of held-out conversations.
-_LEFT_OUT = ("log", "samples", "output", "reused")
+LEFT_OUT = ("log", "samples", "output", "reused")
 
 
 class ReleaseOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,7 +76,7 @@ def release_adapter(adapter: Path, base: Path, out: Path, options: ReleaseOption
     base_name = _base_name(options, packaged, base)
     statement = state_data(options.data, origin.inputs, options.statement)
     manifest = _manifest(origin, adapter, base, out.name, base_name, statement)
-    terms_file, terms_text = _terms(options.terms, packaged, base_name)
+    terms_file, terms_text = find_terms(options.terms, packaged, base_name)
     terms = packaged.terms if packaged is not None and options.terms is None else None
     with atomic_folder(out) as folder:
         (folder / WEIGHTS).write_bytes((adapter / WEIGHTS).read_bytes())
@@ -105,7 +106,7 @@ def _base_name(options: ReleaseOptions, packaged: PackagedModel | None, base: Pa
         raise UsageError(
             f"the public name of {base} is not known.", remedy="--base-name with its hub id, such as google/gemma-3-270m"
         )
-    if not _HUB_NAME.fullmatch(name):
+    if not HUB_NAME.fullmatch(name):
         raise UsageError(f"{name!r} is no public name of a model.", remedy="a hub id, such as google/gemma-3-270m")
     return name
 
@@ -116,7 +117,7 @@ def _manifest(origin: Manifest, adapter: Path, base: Path, name: str, base_name:
         raise WeightsError(f"the manifest of {adapter} names no chat format.", remedy="train it with chaccu train")
     paths = shorten_paths(origin.inputs)
     settings = {**shorten_settings(origin.settings, paths), "model": base_name, "output": name}
-    facts: dict[str, Any] = {key: value for key, value in origin.facts.items() if key not in _LEFT_OUT}
+    facts: dict[str, Any] = {key: value for key, value in origin.facts.items() if key not in LEFT_OUT}
     facts |= {
         "base_name": base_name,
         "base_weights": identify_weights(base),
@@ -151,7 +152,7 @@ def _read_evaluations(log: Path) -> list[dict[str, Any]]:
     return [{"step": one["step"], "loss": one["loss"]} for one in records if one["kind"] == "eval"]
 
 
-def _terms(given: Path | None, packaged: PackagedModel | None, base_name: str) -> tuple[str, str]:
+def find_terms(given: Path | None, packaged: PackagedModel | None, base_name: str) -> tuple[str, str]:
     """Name and text of the file with the base's terms."""
     if given is not None:
         with storage_errors(given):
