@@ -47,6 +47,17 @@ def test_its_product_is_the_update_of_the_weight_as_the_base_s_file_has_it(base:
     assert read_manifest(tmp_path / "out", kind="adapter").chat_format == "chatml"
 
 
+def test_the_base_s_folder_alone_gives_the_same_file(base: Path, tmp_path: Path) -> None:
+    adapter = build_adapter(tmp_path / "adapter", base)
+    write_adapter_gguf(adapter, base / "model.gguf", tmp_path / "of-file", base=base)
+    manifest = write_adapter_gguf(adapter, None, tmp_path / "of-folder", base=base)
+    same = [(tmp_path / name / "adapter.gguf").read_bytes() for name in ("of-file", "of-folder")]
+    assert same[0] == same[1]
+    assert manifest.parents == {"base": manifest_sha256(base), "adapter": manifest_sha256(adapter)}
+    with pytest.raises(WeightsError, match="neither the base's folder nor a GGUF file"):
+        write_adapter_gguf(adapter, None, tmp_path / "none")
+
+
 def test_an_adapter_of_another_base_is_refused(base: Path, tmp_path: Path) -> None:
     other = build_llama(tmp_path / "other", hidden_size=32)
     adapter = build_adapter(tmp_path / "adapter", other)
