@@ -36,6 +36,7 @@ from chaccu.weights.gguf_tensors import BF16, F16, F32, Q8_0, arrangement_in, ch
 from chaccu.weights.hashed_file import HashedFile
 from chaccu.weights.merge import describe_merge
 from chaccu.weights.merge_error import ErrorMeter
+from chaccu.weights.token_identity import pass_gate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,6 +72,7 @@ def merge_into_gguf(
             origin, kind="gguf", parents={"base": manifest_sha256(base_folder)}, inputs={gguf.name: sha256}, facts={}, files={}
         )
         manifest = describe_merge(carried, opened, out.name, merge.meter.result())
+        pass_gate(folder, manifest)
         assert target.entry is not None
         return write_manifest(folder, manifest, hashed={"model.gguf": target.entry})
 

@@ -36,6 +36,7 @@ from chaccu.weights.model_files import MODEL_FILES, describe_source, has_conv1d,
 from chaccu.weights.nf4_form import PackedWeight, find_packed, pack_rows, packed_specs, require_bitsandbytes
 from chaccu.weights.row_pieces import Rows, split_rows
 from chaccu.weights.safetensors_file import TensorSpec
+from chaccu.weights.token_identity import pass_gate
 
 
 def merge_adapter(
@@ -66,6 +67,7 @@ def merge_adapter(
         manifest = describe_merge(
             describe_source(base_folder, merge.checkpoint, "base"), opened, out.name, merge.meter.result()
         )
+        pass_gate(folder, manifest)
         settings = {**manifest.settings, "requantized": requantize}
         return write_manifest(folder, msgspec.structs.replace(manifest, settings=settings), hashed=written)
 

@@ -24,6 +24,7 @@ from chaccu.conversation import (
     encode_conversation,
     export_template,
     load_format,
+    read_template,
     resolve_format,
     writes_same,
 )
@@ -64,14 +65,30 @@ def trained_manifest(folder: Path) -> Manifest | None:
         return None
     manifest = read_manifest(folder)
     if manifest.tokenizer_sha256 is not None:
-        found = TextTokenizer.load(folder).sha256
-        if found != manifest.tokenizer_sha256:
-            raise WeightsError(
-                f"{folder} has another tokenizer than its weights were trained with: {found[:12]}… and "
-                f"{manifest.tokenizer_sha256[:12]}… are their SHA-256.",
-                remedy="put the tokenizer.json back that its manifest lists",
-            )
+        _require_trained(folder, manifest, TextTokenizer.load(folder))
     return manifest
+
+
+def pass_gate(folder: Path, manifest: Manifest) -> None:
+    """Check the tokenizer that was copied into `folder` against the `manifest` that it is to get, and leave there the one chat
+    template that writes what its chat format does.
+
+    Raises `WeightsError` when training saw another tokenizer; a folder without one has nothing to check.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        return
+    tokenizer = TextTokenizer.load(folder)
+    _require_trained(folder, manifest, tokenizer)
+    put_template(folder, settle_template(read_template(folder), tokenizer, find_format(manifest.chat_format, folder)))
+
+
+def _require_trained(folder: Path, manifest: Manifest, tokenizer: TextTokenizer) -> None:
+    if manifest.tokenizer_sha256 not in (None, tokenizer.sha256):
+        raise WeightsError(
+            f"{folder} has another tokenizer than its weights were trained with: {tokenizer.sha256[:12]}… and "
+            f"{str(manifest.tokenizer_sha256)[:12]}… are their SHA-256.",
+            remedy="put the tokenizer.json back that its manifest lists",
+        )
 
 
 def find_format(name: str | None, folder: Path) -> ChatFormat | None:

@@ -125,3 +125,14 @@ def test_the_command_converts_each_way_and_says_what_does_not_go(tmp_path: Path)
         result = CliRunner().invoke(app, ["weights", "convert", *arguments, "--out", str(tmp_path / "none")])
         assert result.exception is not None
         assert not (tmp_path / "none").exists()
+
+
+def test_merging_passes_the_gate_too(tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="the train extra is not installed")
+    from chaccu.testing.tiny import build_adapter
+    from chaccu.weights.merge import merge_adapter
+
+    base = build_llama(tmp_path / "base")
+    (base / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    merge_adapter(base, build_adapter(tmp_path / "adapter", base), tmp_path / "merged")
+    assert "<|im_start|>" in (tmp_path / "merged" / "chat_template.jinja").read_text()
