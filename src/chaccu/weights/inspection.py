@@ -25,6 +25,7 @@ from chaccu.weights.safetensors_header import read_header
 # Beside a weight in fewer bits lie what it is unpacked with: bitsandbytes' states, the scales of torchao and of fp8.
 _COMPANIONS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", "_scale", "_scale_inv", "_zero_point")
 _NF4_STATE = ".quant_state."
+_ADAPTER = "adapter_model.safetensors"
 _LOSSES = ("loss_before", "loss_after", "best_loss", "best_step", "steps")
 
 
@@ -81,14 +82,14 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def inspect_weights(name: str, *, verify: bool = False) -> Inspection:
-    """What `name` is: a folder, a GGUF file, or a model of the hub, which is fetched.
+    """What `name` is: a folder, a GGUF file, or a model of the hub, whose safetensors are fetched.
 
     `verify`: hash every file. Raises `WeightsError` for what holds no weights and no manifest or is damaged, `ArtifactError`
     when a file is not the manifest's, `StorageError`.
     """
     path = Path(name).expanduser()
     if not path.is_file():
-        path = find_model_folder(name, error=WeightsError, files=(*MODEL_FILES, "*.gguf", CARD))
+        path = find_model_folder(name, error=WeightsError, files=(*MODEL_FILES, CARD))
     folder = path if path.is_dir() else path.parent
     manifest = read_manifest(path) if path.is_dir() and (path / MANIFEST_NAME).is_file() else None
     if manifest is not None and verify:
@@ -106,7 +107,7 @@ def inspect_weights(name: str, *, verify: bool = False) -> Inspection:
     values = _read_gguf(ggufs[0]) if ggufs else {}
     return Inspection(
         path=str(path),
-        kind=manifest.kind if manifest else "adapter" if adapter else "gguf" if ggufs and not config else "model",
+        kind=manifest.kind if manifest else "model" if config else "adapter" if adapter else "gguf" if ggufs else "model",
         name=manifest.name if manifest else values.get("general.name") or path.absolute().stem,
         architecture=_architecture(config) or values.get("general.architecture"),
         parameters=sum(one.parameters for one in tensors),
@@ -144,9 +145,18 @@ def _list_files(path: Path, manifest: Manifest | None, verify: bool) -> list[Fil
 def _list_tensors(path: Path) -> list[TensorRow]:
     if path.is_file():
         return _gguf_tensors(path)
-    rows = []
+    rows: list[TensorRow] = []
+    homes: dict[str, str] = {}
     for file in sorted(path.glob("*.safetensors")):
+        if file.name == _ADAPTER and (path / "config.json").is_file():
+            continue  # beside a whole model it is none of its weights
         _, entries = read_header(file)
+        twice = next((entry.name for entry in entries if entry.name in homes), None)
+        if twice is not None:
+            raise WeightsError(
+                f"{twice} is both in {path / homes[twice]} and in {file.name}.", remedy=f"chaccu weights repair {path}"
+            )
+        homes |= {entry.name: file.name for entry in entries}
         names = {entry.name for entry in entries}
         for entry in entries:
             count = math.prod(entry.shape)

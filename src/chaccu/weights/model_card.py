@@ -85,7 +85,7 @@ def render_published_card(card: PublishedFacts) -> str:
         terms_file=card.terms_file,
         header=f"---\n{header}---\n",
         example=_example(manifest.chat_format) if manifest.chat_format else None,
-        recipe={} if training is manifest else {key: value for key, value in manifest.settings.items() if _is_short(value)},
+        recipe={key: value for key, value in manifest.settings.items() if _is_short(value)},
         inputs=training.inputs if training else {},
         facts=training.facts if training else None,
         settings=training.settings if training else {},

@@ -94,6 +94,11 @@ def prepare_publication(folder: Path, repo: str, options: PublishOptions) -> Pub
         packaged = None
     base_name = _find_base_name(folder, manifest, options, packaged)
     own_card = read_card_header(folder) if (folder / CARD).is_file() else None
+    if options.license and manifest.license not in (None, options.license):
+        raise UsageError(
+            f"{folder} is under {manifest.license}, as its manifest says, and not under {options.license}.",
+            remedy="leave --license out",
+        )
     license_name = options.license or manifest.license or (own_card or {}).get("license")
     if not license_name:
         raise UsageError(f"nothing says under which licence {folder} is.", remedy="--license, such as --license apache-2.0")
@@ -170,6 +175,8 @@ def _write_terms(
 ) -> tuple[dict[str, str], str | None]:
     """NOTICE and the base's terms, by file name, where the folder is to have them and does not; and the terms' name."""
     asked = packaged is not None or options.terms is not None or license_name in _ASK_FOR_NOTICE
+    if NOTICE in manifest.files and options.terms is not None:
+        raise UsageError(f"{manifest.name} has its {NOTICE} and terms already.", remedy="leave --terms out")
     if NOTICE in manifest.files or not asked:
         return {}, None
     base = base_name or f"the model that {manifest.name} was made from"

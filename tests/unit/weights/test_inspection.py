@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -182,6 +183,19 @@ def test_what_is_damaged_or_no_model_is_said(llama: Path, tmp_path: Path) -> Non
         inspect_weights(str(tmp_path), verify=True)
     with pytest.raises(WeightsError, match="no model at"):
         inspect_weights(str(tmp_path / "absent" / "deep" / "er"))
+
+
+def test_a_tensor_counts_once(llama: Path, adapter: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(llama / name, tmp_path / name)
+    alone = inspect_weights(str(tmp_path))
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(adapter / name, tmp_path / name)
+    found = inspect_weights(str(tmp_path))
+    assert (found.kind, found.parameters) == ("model", alone.parameters)
+    shutil.copy(llama / "model.safetensors", tmp_path / "model-00001-of-00002.safetensors")
+    with pytest.raises(WeightsError, match="is both in"):
+        inspect_weights(str(tmp_path))
 
 
 def test_headers_are_enough(adapter: Path) -> None:

@@ -104,6 +104,7 @@ def test_a_models_card_tells_licence_data_recipe_losses_and_lineage(model: Path)
         "Read 11 conversations, kept 8, dropped 3",
         "| `roles` | 3 |",
         "2.5000 before, 1.2500 after",
+        "| num_train_epochs | 1 |",
         "| learning rate | 0.0001, cosine, warm-up 0.1 |",
         f"| base |  |  | `{'2' * 64}` |",
         "<|im_start|>user\nWho are you?",
@@ -158,8 +159,10 @@ def test_a_released_adapter_goes_under_its_own_card() -> None:
     assert publication.texts == {}
     assert set(publication.sizes) == {file.name for file in RELEASED.iterdir()}
     assert header_of(publication.card)["license"] == "gemma"
-    with pytest.raises(UsageError, match="names gemma"):
+    with pytest.raises(UsageError, match="is under gemma"):
         prepare_publication(RELEASED, "me/lora", PublishOptions(license="mit"))
+    with pytest.raises(UsageError, match="terms already"):
+        prepare_publication(RELEASED, "me/lora", PublishOptions(terms=RELEASED / "NOTICE"))
     with pytest.raises(UsageError, match="--data"):
         prepare_publication(RELEASED, "me/lora", PublishOptions(datasets=["me/x"]))
 
