@@ -77,6 +77,11 @@ def source_parents(folder: Path, manifest: Manifest) -> dict[str, str]:
     return parents | ({"base": manifest.parents["base"]} if _is_unchanged_gguf(manifest) else {})
 
 
+def source_inputs(folder: Path, manifest: Manifest) -> dict[str, str]:
+    """The inputs of a copy in fewer bits: the weights that it stands for, as other machines know them."""
+    return dict(manifest.inputs) if "source" in manifest.parents else identify_weights(folder)
+
+
 def _is_unchanged_gguf(manifest: Manifest) -> bool:
     """Whether it is a base as it was packed, not one with an adapter merged into it."""
     return manifest.kind == "gguf" and set(manifest.parents) == {"base"}
@@ -86,7 +91,13 @@ def _has_weights(base: Path, recorded: dict[str, str], gguf: Path | None) -> boo
     """Unpacked from the same file, or the same in every file of weights."""
     if not recorded:
         return False
-    found = identify_weights(base, gguf=gguf)
+    made_of = read_manifest(base) if (base / MANIFEST_NAME).is_file() else None
+    if made_of is not None and "source" in made_of.parents and _are_same(made_of.inputs, recorded):
+        return True
+    return _are_same(identify_weights(base, gguf=gguf), recorded)
+
+
+def _are_same(found: dict[str, str], recorded: dict[str, str]) -> bool:
     names = {name for name in recorded if name.endswith(".safetensors")}
     packed = {sha256 for name, sha256 in recorded.items() if name not in names}
     if packed & set(found.values()):

@@ -11,7 +11,7 @@ import pytest
 
 from chaccu.artifact import Manifest, manifest_sha256, read_manifest, sha256_file, write_json, write_manifest
 from chaccu.errors import WeightsError
-from chaccu.lineage import check_base, find_tokenizer_sha256, identify_weights, source_parents
+from chaccu.lineage import check_base, find_tokenizer_sha256, identify_weights, source_inputs, source_parents
 from chaccu.testing.tiny import build_tokenizer
 
 
@@ -65,11 +65,12 @@ def test_without_a_manifest_the_base_s_own_files_are_hashed(tmp_path: Path) -> N
         check_base(there, adapter)
 
 
-def make_copy(folder: Path, source: Path, **changes: Any) -> Path:
+def make_copy(folder: Path, source: Path) -> Path:
     """A copy of `source` in fewer bits, by its manifest."""
     origin = read_manifest(source)
     make_base(folder, b"fewer bits")
-    manifest = msgspec.structs.replace(origin, parents=source_parents(source, origin), inputs={}, facts={}, files={}, **changes)
+    parents, inputs = source_parents(source, origin), source_inputs(source, origin)
+    manifest = msgspec.structs.replace(origin, kind="model", parents=parents, inputs=inputs, facts={}, files={})
     write_manifest(folder, manifest)
     return folder
 
@@ -82,6 +83,9 @@ def test_a_copy_in_fewer_bits_counts_as_the_base_and_so_does_a_copy_of_it(tmp_pa
     for folder in (small, smaller, make_copy(tmp_path / "least", smaller)):
         check_base(folder, adapter)
     check_base(small, make_adapter(tmp_path / "trained-on-it", small))
+    # Trained on another machine, where the base's manifest is another.
+    there = make_base(tmp_path / "there", versions={"python": "3.99"})
+    check_base(smaller, make_adapter(tmp_path / "from-there", there))
     with pytest.raises(WeightsError, match="another base"):
         check_base(base, make_adapter(tmp_path / "trained-elsewhere", smaller))
     with pytest.raises(WeightsError, match="another base"):
@@ -97,7 +101,7 @@ def test_a_copy_of_the_packed_file_counts_as_what_that_was_unpacked_into_and_one
         ("wrapped", {"base": manifest_sha256(base)}),
         ("merged", {"base": manifest_sha256(base), "adapter": "0"}),
     ):
-        folder = make_base(tmp_path / name, name.encode())
+        folder = make_base(tmp_path / name, b"other weights")
         write_manifest(folder, msgspec.structs.replace(read_manifest(folder), kind="gguf", parents=parents, inputs={}))
         make_copy(tmp_path / f"{name}-small", folder)
     check_base(tmp_path / "wrapped-small", adapter)

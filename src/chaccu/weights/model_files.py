@@ -15,7 +15,7 @@ from chaccu.conversation import TOKENIZER_FILES
 from chaccu.errors import WeightsError
 from chaccu.hub import MODEL_FILES as HUB_FILES
 from chaccu.hub import fetch_model, find_model_folder
-from chaccu.lineage import find_tokenizer_sha256, source_parents
+from chaccu.lineage import find_tokenizer_sha256, source_inputs, source_parents
 from chaccu.weights.checkpoint import Checkpoint
 
 # Tokenizers of older forms come along, for whoever reads those.
@@ -66,9 +66,8 @@ def has_conv1d(config: dict[str, Any]) -> bool:
 
 def describe_source(folder: Path, checkpoint: Checkpoint | None, role: str) -> Manifest:
     """What something made of a model's folder carries over: chat format, tokenizer, licence, and what it was made of: the
-    folder's manifest as the parent `role` ("source" of a copy in fewer bits), or, without one, its files of weights as inputs.
-
-    Without `checkpoint` these are not hashed: what is made says itself which tensors it was made of.
+    folder's manifest as the parent `role` ("source" of a copy in fewer bits, with the weights' hashes as inputs), or, without
+    one, its files of weights as inputs.
     """
     if (folder / MANIFEST_NAME).is_file():
         origin = read_manifest(folder)
@@ -79,6 +78,7 @@ def describe_source(folder: Path, checkpoint: Checkpoint | None, role: str) -> M
             tokenizer_sha256=origin.tokenizer_sha256,
             license=origin.license,
             parents=source_parents(folder, origin) if role == "source" else {role: manifest_sha256(folder)},
+            inputs=source_inputs(folder, origin) if role == "source" else {},
         )
     inputs = checkpoint.sha256() if checkpoint is not None else {}
     tokenizer = find_tokenizer_sha256(folder) if (folder / "tokenizer.json").is_file() else None

@@ -32,7 +32,7 @@ from chaccu.artifact import (
 )
 from chaccu.conversation import TOKENIZER_FILES
 from chaccu.errors import MissingDependencyError, WeightsError
-from chaccu.lineage import source_parents
+from chaccu.lineage import source_inputs, source_parents
 from chaccu.weights.checkpoint import Progress, require_finite
 from chaccu.weights.ggml_blocks import (
     BF16,
@@ -210,12 +210,12 @@ def _describe(
         return msgspec.structs.replace(made, inputs={source.name: sha256_file(source)})
     found = read_manifest(source.parent)
     # A file that was put beside an artifact is none of its parts.
-    inputs = {} if source.name in found.files else {source.name: sha256_file(source)}
+    beside = {} if source.name in found.files else {source.name: sha256_file(source)}
     return msgspec.structs.replace(
         made,
         chat_format=found.chat_format,
         tokenizer_sha256=found.tokenizer_sha256,
         license=found.license,
         parents=source_parents(source.parent, found) if origin is None else origin.parents,
-        inputs=inputs if origin is None else origin.inputs,
+        inputs=source_inputs(source.parent, found) | beside if origin is None else origin.inputs,
     )

@@ -91,7 +91,7 @@ def test_what_is_written_is_the_model_with_its_metadata(base: Path, tmp_path: Pa
         assert np.linalg.norm(found - meant) <= most * np.linalg.norm(meant)
     assert (manifest.kind, manifest.chat_format, manifest.settings["type"]) == ("gguf", "chatml", kind)
     assert manifest.parents == {"source": manifest_sha256(base)}
-    assert manifest.inputs == {"model.gguf": sha256_file(base / "model.gguf")}
+    assert manifest.inputs == {name: sha256_file(base / name) for name in ("model.gguf", "model.safetensors")}
     verify_files(tmp_path / "out", manifest.files)
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
 
