@@ -251,6 +251,23 @@ def _quantize(bench: Bench, kind: str, *, keep: bool) -> dict[str, Any]:
     return found
 
 
+def convert(bench: Bench) -> dict[str, Any]:
+    """The base in float16."""
+    return _convert(bench, ["--dtype", "f16"])
+
+
+def convert_gguf(bench: Bench) -> dict[str, Any]:
+    """The base as a GGUF file of float16."""
+    return _convert(bench, ["--to", "gguf", "--type", "f16", "--format", "chatml"])
+
+
+def _convert(bench: Bench, options: list[str]) -> dict[str, Any]:
+    out = bench.scratch / "converted"
+    found = bench.measure(["convert", str(bench.base), *options], [bench.base], out)
+    shutil.rmtree(out)
+    return found
+
+
 def repair(bench: Bench) -> dict[str, Any]:
     """A folder with pickled shards into one with safetensors."""
     pickled, out = bench.scratch / "pickled", bench.scratch / "mended"
@@ -266,6 +283,8 @@ PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "delta-make": delta_make,
     "delta-apply": delta_apply,
     "average": average,
+    "convert": convert,
+    "convert-gguf": convert_gguf,
     "repair": repair,
     "merge": merge,
     "quantize-nf4": quantize_nf4,
