@@ -66,6 +66,8 @@ def write_model(folder: Path, like: Path | None) -> None:
         "num_attention_heads": heads,
         "intermediate_size": inner,
         "vocab_size": vocabulary,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
         "dtype": "bfloat16",
     }
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
