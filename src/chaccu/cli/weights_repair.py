@@ -67,18 +67,12 @@ def repair_command(
 
 
 def _find_folder(model: str, write: bool) -> Path:
-    from chaccu.errors import UsageError, WeightsError
-    from chaccu.hub import MODEL_FILES, find_model_folder
+    from chaccu.errors import UsageError
+    from chaccu.weights.model_files import find_model
 
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
-    if write:
+    if write and not Path(model).expanduser().is_dir():
         raise UsageError(f"there is no folder {model}; what the hub has is not mended in its cache.", remedy="--out DIR")
-    found = find_model_folder(model, error=WeightsError, files=(*MODEL_FILES, "*.model"))
-    if any(found.glob("*.safetensors")):
-        return found
-    return find_model_folder(model, error=WeightsError, files=(*MODEL_FILES, "*.model", "pytorch_model*.bin"))
+    return find_model(model, pickled=True)
 
 
 def _print_json(draft: Draft, left: Sequence[Finding], out: Path | None) -> None:

@@ -24,21 +24,11 @@ from chaccu.artifact import (
 from chaccu.conversation import TextTokenizer, read_template
 from chaccu.weights.checkpoint import MAX_SHARD_BYTES, Checkpoint, Progress, require_finite, write_checkpoint
 from chaccu.weights.gguf_tensors import narrow
+from chaccu.weights.model_files import MODEL_FILES
 from chaccu.weights.safetensors_file import TensorSpec
-from chaccu.weights.token_identity import copy_tokenizer, find_format, settle_template, trained_manifest
+from chaccu.weights.token_identity import find_format, put_template, settle_template, trained_manifest
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
-# Beside the tokenizer's files: the config, and what older programs read of a tokenizer.
-_FILES = (
-    "config.json",
-    "generation_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "LICENSE",
-)
 
 
 def recast_model(
@@ -75,8 +65,8 @@ def recast_model(
 
     with atomic_folder(out) as folder:
         written = write_checkpoint(folder, specs, read, max_shard_bytes=max_shard_bytes, progress=progress)
-        copy_files(source, folder, _FILES)
-        copy_tokenizer(source, folder, template)
+        copy_files(source, folder, (*MODEL_FILES, "LICENSE"))
+        put_template(folder, template)
         if target is not None:
             _name_dtype(folder / "config.json", target)
         return write_manifest(

@@ -9,12 +9,10 @@ is written at the end; one that was left behind is a fault of its own.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
@@ -31,12 +29,21 @@ from chaccu.artifact import (
     require_free_space,
     sha256_file,
     storage_errors,
+    sync_folder,
     write_json,
     write_manifest,
 )
 from chaccu.conversation import TextTokenizer
 from chaccu.errors import ArtifactError, UsageError
-from chaccu.weights.checkpoint import INDEX_NAME, MAX_SHARD_BYTES, SINGLE_NAME, Progress, require_finite, write_checkpoint
+from chaccu.weights.checkpoint import (
+    INDEX_NAME,
+    MAX_SHARD_BYTES,
+    SINGLE_NAME,
+    Progress,
+    read_index,
+    require_finite,
+    write_checkpoint,
+)
 from chaccu.weights.pickled_shards import PICKLED_INDEX_NAME
 from chaccu.weights.repair.draft import JSON_FILES, TEMPLATE, TOKENIZER, Draft, Finding
 from chaccu.weights.repair.weights_faults import REPLACED, STAGED, build_index, needs_index
@@ -69,7 +76,7 @@ def mend_folder(draft: Draft, *, backup: bool = True, progress: Progress | None 
             if name in JSON_FILES:
                 _keep_original(folder / name, backup)
             (folder / name).unlink(missing_ok=True)
-        _sync(folder)
+        sync_folder(folder)
         shutil.rmtree(folder / STAGED, ignore_errors=True)
     if (parent := _read_parent(folder)) is not None:
         changed = {*draft.contents, *draft.removed, *draft.stale, *written, INDEX_NAME}
@@ -265,10 +272,11 @@ def _replace_weights(draft: Draft, backup: bool, progress: Progress | None) -> d
     names = _free_names(list(written), old)
     for name, new in names.items():
         (folder / STAGED / name).replace(folder / new)
-    _sync(folder)
+    sync_folder(folder)
+    index = read_index(folder / STAGED)
     places = (
-        {name: names[place] for name, place in _read_places(folder / STAGED).items()}
-        if len(names) > 1
+        {name: names[place] for name, place in index.items()}
+        if index is not None
         else {spec.name: names[next(iter(names))] for spec in _plan(draft)}
     )
     _keep_original(folder / INDEX_NAME, backup)
@@ -286,16 +294,3 @@ def _free_names(names: list[str], old: list[str]) -> dict[str, str]:
     if old == [SINGLE_NAME] or not {*names} & {*old}:
         return {name: name for name in names}
     return {name: name.replace("model-", "model-mended-", 1) for name in names}
-
-
-def _read_places(folder: Path) -> dict[str, str]:
-    value: dict[str, Any] = msgspec.json.decode((folder / INDEX_NAME).read_bytes())
-    return dict(value["weight_map"])
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
